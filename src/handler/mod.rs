@@ -1,0 +1,63 @@
+//! What runs a task, and what came of it.
+//!
+//! A [`Handler`] belongs to one worker thread. It is given a [`Task`], runs it to its end (or until the worker
+//! gives up its tasks) and says how it went; what that means for the task is decided elsewhere (`retry`).
+
+use crossbeam_channel::Receiver;
+
+/// Never sent: a channel of it only ever closes, which tells every listener at once.
+pub enum Never {}
+
+/// One delivery of a task, as a handler sees it.
+#[derive(Debug)]
+pub struct Task<'a> {
+    /// The message id; empty where the producer gave none.
+    pub id: &'a str,
+    /// 1 for the first attempt.
+    pub attempt: u32,
+    /// The queue the worker consumes from.
+    pub queue: &'a str,
+    /// The broker has delivered this message before.
+    pub redelivered: bool,
+    /// Empty where the producer gave none.
+    pub content_type: &'a str,
+    /// The user's headers as text, without taskq's own; values that have no text form are left out.
+    pub headers: &'a [(String, String)],
+    /// Any bytes.
+    pub body: &'a [u8],
+}
+
+/// How one attempt at a task ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The task is finished and can be acknowledged.
+    Done,
+    /// The attempt failed; another one may succeed.
+    Failed(Failure),
+    /// The handler said that no further attempt can succeed.
+    Dead(Failure),
+    /// The worker gave the task up because it was told to stop: this is no attempt, the task goes back.
+    GivenUp,
+    /// No task can run here (the command is missing or not executable): the worker has to stop, the task goes
+    /// back. The text says what is wrong, for the person who reads it.
+    CannotRun(String),
+}
+
+/// Why an attempt failed, for the headers of the retried or dead task.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Failure {
+    /// One short phrase: `exit status 3`, `killed by signal 9`, `timed out after 30s`, `RETRY disk full`.
+    pub exit: String,
+    /// The end of what the handler wrote to stderr, at most 2 KiB, as it was (not escaped).
+    pub stderr: Vec<u8>,
+}
+
+/// Runs tasks on one worker thread.
+pub trait Handler {
+    /// Runs one task to its end. When `abort` closes (it never carries a message) the handler stops what it is
+    /// doing at once and returns [`Outcome::GivenUp`].
+    fn run(&mut self, task: &Task<'_>, abort: &Receiver<Never>) -> Outcome;
+
+    /// Ends whatever the handler keeps between tasks, within its own grace period or until `abort` closes.
+    fn close(&mut self, abort: &Receiver<Never>);
+}

@@ -1,0 +1,2 @@
+//! taskq: a task queue for the shell on top of RabbitMQ.
+fn main() {}
