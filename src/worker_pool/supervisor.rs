@@ -125,7 +125,8 @@ impl Supervisor {
 
     /// Opens a channel for each thread that waits for one.
     fn serve_waiting(&mut self) {
-        while let (Link::Up(session), Some(request)) = (&mut self.link, self.waiting.pop()) {
+        while let Link::Up(session) = &mut self.link {
+            let Some(request) = self.waiting.pop() else { break };
             match session.open_channel() {
                 Ok(channel) => {
                     // A thread that drains meanwhile no longer listens.
