@@ -129,7 +129,7 @@ mod tests {
         }
         assert_eq!(of(ExitStatus::from_raw(9)), Outcome::Failed(failure("killed by signal 9")));
         // Dumped core; a real-time signal.
-        assert_eq!(of(ExitStatus::from_raw(0x80 | 11)), Outcome::Failed(failure("killed by signal 11")));
+        assert_eq!(of(ExitStatus::from_raw(0x80 + 11)), Outcome::Failed(failure("killed by signal 11")));
         assert_eq!(of(ExitStatus::from_raw(40)), Outcome::Failed(failure("killed by signal 40")));
     }
 

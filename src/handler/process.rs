@@ -267,7 +267,10 @@ impl<O: Consumer> Process<O> {
                 limits.shorten(LAST_OUTPUT);
             }
             if limits.passed() {
-                log::warn!("nobody takes the output of handlers: the rest of it is lost for one task");
+                // Not if it is the worker's stderr that is stuck: the message would be as well.
+                if self.err.is_idle() {
+                    log::warn!("nobody takes the output of handlers: the rest of it is lost for one task");
+                }
                 break;
             }
         }

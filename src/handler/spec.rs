@@ -75,7 +75,8 @@ impl Spec {
         let path = find(&self.0.options.program, env::var_os("PATH").as_deref())?;
         match interpreter(&path) {
             Some(interpreter) if !interpreter.exists() => {
-                Err(format!("{} needs {}, which does not exist", path.display(), interpreter.display()))
+                let interpreter = interpreter.to_string_lossy();
+                Err(format!("{} needs {interpreter:?}, which does not exist", path.display()))
             }
             _ => Ok(()),
         }
@@ -177,7 +178,9 @@ fn executable(path: &Path) -> Result<(), String> {
 fn interpreter(path: &Path) -> Option<PathBuf> {
     let mut start = Vec::new();
     File::open(path).ok()?.take(SHEBANG_MAX).read_to_end(&mut start).ok()?;
-    let line = start.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?.trim_ascii();
-    let name = line.split(u8::is_ascii_whitespace).next()?;
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let line = start.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    // A carriage return is part of the name: the classic script that "does not exist".
+    let name = line.split(is_blank).find(|word| !word.is_empty())?;
     Some(PathBuf::from(OsString::from_vec(name.to_vec())))
 }

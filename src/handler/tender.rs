@@ -1,12 +1,15 @@
-//! Looks after a persistent process between two tasks: passes on what it writes to stderr as it comes.
+//! Looks after a persistent process between two tasks: passes on what it writes to stderr as it comes,
+//! and reaps it when it ends.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::exit::describe;
 use super::process::{Limits, Process, Slot};
 use super::protocol::Replies;
 use super::wake::Ringer;
@@ -40,10 +43,17 @@ impl Seat {
         let until_rung = Limits { deadline: None, abort: None };
         while !wanted.load(Ordering::Acquire) {
             let Some(process) = &mut self.process else { return };
-            if let Err(error) = process.wait(&mut self.slot, &mut &[][..], &until_rung) {
-                log::warn!("cannot wait for a handler: {error}");
-                self.process = None;
+            let ended = match process.wait(&mut self.slot, &mut &[][..], &until_rung) {
+                Ok(seen) if !seen.exited => continue,
+                // Whoever wants the seat does not have to wait until a stuck stdout takes the last words.
+                Ok(_) => process.finish(&mut self.slot, until_rung.by(Instant::now())),
+                Err(error) => Err(error),
+            };
+            match ended {
+                Ok(status) => log::warn!("a handler ended between two tasks: {}", describe(status)),
+                Err(error) => log::warn!("a handler was killed, as it cannot be waited for: {error}"),
             }
+            self.process = None;
         }
     }
 }

@@ -17,8 +17,8 @@ fn with_timeout(script: &str, grace: Duration) -> Options {
 }
 
 /// Some shells say on stderr that they were terminated.
-fn assert_timed_out(outcome: Outcome) {
-    assert!(matches!(&outcome, Outcome::Failed(why) if why.exit == "timed out after 200ms"), "{outcome:?}");
+fn assert_timed_out(outcome: &Outcome) {
+    assert!(matches!(outcome, Outcome::Failed(why) if why.exit == "timed out after 200ms"), "{outcome:?}");
 }
 
 fn outcome_of(options: Options) -> Outcome {
@@ -92,7 +92,8 @@ fn what_cannot_be_executed_is_nobodys_attempt() {
         ("no-such-command".to_owned(), "command not found"),
         ("/no/such/command".into(), "command not found"),
         (file("plain", "#!/bin/sh\n", 0o644), "is not executable"),
-        (file("orphan", "#!/no/such/sh -e\n", 0o755), "needs /no/such/sh, which does not exist"),
+        (file("orphan", "#!/no/such/sh -e\n", 0o755), "needs \"/no/such/sh\", which does not exist"),
+        (file("dos", "#! /bin/sh\r\nexit 0\r\n", 0o755), "needs \"/bin/sh\\r\", which does not exist"),
         (folder.to_str().unwrap().into(), "is a directory"),
         (String::new(), "the command is empty"),
     ];
@@ -213,7 +214,7 @@ fn a_reader_that_does_not_read_cannot_stop_the_deadlines() {
     // Blocked in the middle of its output: the time-out ends it.
     let spec = Spec::new(with_timeout("yes", LONG), output.clone());
     let outcome = within(Duration::from_secs(10), || run(&mut spec.command().unwrap(), b""));
-    assert_timed_out(outcome);
+    assert_timed_out(&outcome);
     // Ended in time, its output not taken: the outcome is known, and the abort ends the wait for the reader.
     let spec = Spec::new(sh("echo $$; exit 0"), output);
     let (keep, abort) = never();
@@ -252,7 +253,7 @@ fn a_timeout_ends_the_whole_group() {
     let script = "sh -c 'trap \"\" TERM; echo $$; exec >/dev/null 2>&1; sleep 60; sleep 60' & wait";
     let (spec, out, _) = captured(with_timeout(script, SHORT));
     let outcome = within(Duration::from_secs(5), || run(&mut spec.command().unwrap(), b""));
-    assert_timed_out(outcome);
+    assert_timed_out(&outcome);
     wait_until_gone(out.pid());
 }
 
@@ -263,7 +264,7 @@ fn the_rest_of_the_group_has_the_grace_too() {
                   3>&1 & wait";
     let (spec, out, _) = captured(with_timeout(script, LONG));
     let outcome = within(Duration::from_secs(10), || run(&mut spec.command().unwrap(), b""));
-    assert_timed_out(outcome);
+    assert_timed_out(&outcome);
     assert!(out.text().ends_with("clean\n"));
     wait_until_gone(out.pid());
 }
@@ -272,8 +273,8 @@ fn the_rest_of_the_group_has_the_grace_too() {
 fn ignoring_term_or_being_stopped_does_not_help() {
     let mut handler =
         captured(with_timeout("trap '' TERM; while :; do sleep 0.02; done", SHORT)).0.command().unwrap();
-    let outcome = within(Duration::from_secs(5), || run(&mut handler, &[b'x'; MIB]));
-    assert_timed_out(outcome);
+    let outcome = within(Duration::from_secs(5), || run(&mut handler, &vec![b'x'; MIB]));
+    assert_timed_out(&outcome);
     let mut handler = captured(with_timeout("echo why >&2; kill -STOP $$", LONG)).0.command().unwrap();
     let outcome = within(Duration::from_secs(5), || run(&mut handler, b""));
     assert_eq!(outcome, failed("timed out after 200ms", "why\n"));
@@ -281,10 +282,7 @@ fn ignoring_term_or_being_stopped_does_not_help() {
 
 #[test]
 fn a_timed_out_task_failed_even_if_it_ends_well() {
-    let mut handler = captured(with_timeout("trap 'exit 0' TERM; while :; do sleep 0.02; done", LONG)).0;
-    let outcome = run(&mut handler.command().unwrap(), b"");
-    assert_timed_out(outcome);
-    handler.kill_all();
+    assert_timed_out(&outcome_of(with_timeout("trap 'exit 0' TERM; while :; do sleep 0.02; done", LONG)));
 }
 
 #[test]
