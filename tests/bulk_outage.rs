@@ -137,8 +137,7 @@ fn interrupting_it_saves_and_counts_what_was_read() {
     send.write(lines(0..500));
     send.prints_lines(500);
     proxy.stall();
-    send.write(lines(500..600));
-    std::thread::sleep(Duration::from_millis(300));
+    send.write_and_see_it_read(&lines(500..600));
     send.signal(Signal::SIGINT);
     let sent = send.end_within(SLACK).exits_with_one_of(&[130, 75]);
     proxy.resume();

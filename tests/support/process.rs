@@ -168,12 +168,25 @@ impl Process {
 
     pub(crate) fn try_write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         let stdin = self.stdin.as_mut().unwrap();
-        stdin.write_all(bytes)?;
-        stdin.flush()
+        stdin.write_all(bytes)
     }
 
     pub(crate) fn close_stdin(&mut self) {
         self.stdin = None;
+    }
+
+    /// Writes at most a pipe's atomic amount when everything before it has been read, and waits until it is read.
+    pub(crate) fn write_and_see_it_read(&mut self, bytes: &str) {
+        assert!(bytes.len() <= 4096, "a pipe hands over only so much in one piece");
+        let before = self.bytes_read();
+        self.write(bytes);
+        poll::until("the input read", || (self.bytes_read() >= before + bytes.len()).then_some(()));
+    }
+
+    /// What it has read from pipes and files so far; sockets do not count.
+    fn bytes_read(&self) -> usize {
+        let io = std::fs::read_to_string(format!("/proc/{}/io", self.pid())).unwrap();
+        io.lines().next().unwrap().strip_prefix("rchar: ").unwrap().parse().unwrap()
     }
 
     pub(crate) fn stderr(&self) -> String {

@@ -1,10 +1,10 @@
 //! One test's surroundings: a broker, a queue and a directory of its own, and a dump of everything when it fails.
 
 use super::node::{Exclusive, Node};
-use super::process::{Invocation, Transcript};
+use super::process::{Invocation, Process, Transcript};
 use super::{Broker, Proxy};
 use std::cell::RefCell;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ impl Sandbox {
     /// Sends taskq to the broker by way of a proxy.
     pub(crate) fn through_proxy(&mut self) -> Proxy {
         let proxy = Proxy::to(self.node.port());
-        self.url = self.node.url_at(proxy.port());
+        self.url = Node::url_at(proxy.port());
         proxy
     }
 
@@ -79,6 +79,14 @@ impl Sandbox {
         Invocation::new(env!("CARGO_BIN_EXE_taskq"), args)
             .env("TASKQ_URL", &self.url)
             .env("TASKQ_QUEUE", &self.queue)
+    }
+
+    /// A worker that has said that it waits for messages.
+    pub(crate) fn worker<S: AsRef<OsStr>>(&self, options: impl IntoIterator<Item = S>) -> Process {
+        let options = options.into_iter().map(|option| option.as_ref().to_owned());
+        let worker = self.taskq(std::iter::once(OsString::from("work")).chain(options)).start();
+        worker.says(" [*] Waiting for messages. To exit press CTRL+C\n");
+        worker
     }
 
     /// Any other program.
