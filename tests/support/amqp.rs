@@ -107,7 +107,13 @@ pub(crate) fn channel_close(channel: u16, code: u16, text: &str) -> Vec<u8> {
 pub(crate) fn answer(channel: u16, to: Method) -> Option<Vec<u8>> {
     let arguments: Vec<u8> = match to {
         // Tune: 2047 channels, frames of 128 KiB, a heartbeat every 60 s.
-        START_OK => return Some(method(0, (10, 30), &[&2047_u16.to_be_bytes(), &0x2_0000_u32.to_be_bytes(), &[0, 60]])),
+        START_OK => {
+            return Some(method(
+                0,
+                (10, 30),
+                &[&2047_u16.to_be_bytes(), &0x2_0000_u32.to_be_bytes(), &[0, 60]],
+            ));
+        }
         OPEN => short(""),
         CHANNEL_OPEN => long(""),
         DECLARE => [short("queue"), vec![0; 8]].concat(),
@@ -123,11 +129,8 @@ const TAG: &str = "tag";
 
 /// Basic.Deliver and a content header that announces a body of that size; `body` is what really follows.
 pub(crate) fn deliver(channel: u16, tag: u64, announced: u64, body: &[u8]) -> Vec<u8> {
-    let mut bytes = method(
-        channel,
-        (60, 60),
-        &[&short(TAG), &tag.to_be_bytes(), &[0], &short(""), &short("queue")],
-    );
+    let mut bytes =
+        method(channel, (60, 60), &[&short(TAG), &tag.to_be_bytes(), &[0], &short(""), &short("queue")]);
     let header = [&60_u16.to_be_bytes()[..], &[0; 2], &announced.to_be_bytes(), &[0; 2]].concat();
     bytes.extend(frame(FRAME_HEADER, channel, &header));
     if !body.is_empty() {

@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock};
-use tempfile::TempDir;
 
 /// How many nodes beside the shared one are in use at the same time: a node that boots takes a core for 3 s.
 const EXCLUSIVE_NODES: usize = 2;
@@ -23,8 +23,6 @@ pub(crate) struct Node {
     /// Keeps the node until its stdin closes; none for a node that somebody else keeps. A process that ends closes
     /// its pipes however it ends, so no node outlives the tests.
     keeper: Option<Child>,
-    /// Removed with everything in it.
-    _home: Option<TempDir>,
 }
 
 impl Node {
@@ -32,7 +30,7 @@ impl Node {
     pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<Node> = OnceLock::new();
         SHARED.get_or_init(|| match std::env::var_os("TASKQ_NODE_DIR") {
-            Some(dir) => Self::at(PathBuf::from(dir), None, None),
+            Some(dir) => Self::at(PathBuf::from(dir), None),
             None => Self::serve(&[]),
         })
     }
@@ -60,9 +58,12 @@ impl Node {
         leased
     }
 
-    fn serve(settings: &[&str]) -> Self {
-        let home = TempDir::new().unwrap();
-        let dir = home.path().join("node");
+    /// A new node, outside the count of exclusive ones.
+    pub(crate) fn serve(settings: &[&str]) -> Self {
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        // Removed by the script, whose path must be short and without spaces.
+        let dir = std::env::temp_dir().join(format!("taskq-tests.{}.{number}", std::process::id()));
         let mut command = script();
         command.arg("serve").arg(&dir);
         for setting in settings {
@@ -72,12 +73,12 @@ impl Node {
         let mut answer = String::new();
         BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut answer).unwrap();
         assert!(answer.starts_with("ready "), "no RabbitMQ node: scripts/rabbitmq-node said {answer:?}");
-        Self::at(dir, Some(keeper), Some(home))
+        Self::at(dir, Some(keeper))
     }
 
-    fn at(dir: PathBuf, keeper: Option<Child>, home: Option<TempDir>) -> Self {
+    fn at(dir: PathBuf, keeper: Option<Child>) -> Self {
         let port = setting(&dir, "PORT").parse().unwrap();
-        Self { dir, port, keeper, _home: home }
+        Self { dir, port, keeper }
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -116,8 +117,8 @@ impl Node {
     }
 
     /// rabbitmqctl, which takes some two seconds.
-    pub(crate) fn ctl(&self, args: &[&str]) {
-        self.run("ctl", args);
+    pub(crate) fn ctl(&self, args: &[&str]) -> String {
+        self.run("ctl", args)
     }
 
     fn script(&self, command: &str) -> Command {
@@ -126,9 +127,11 @@ impl Node {
         script
     }
 
-    fn run(&self, command: &str, args: &[&str]) {
+    /// What it printed.
+    fn run(&self, command: &str, args: &[&str]) -> String {
         let output = self.script(command).args(args).stdin(Stdio::null()).output().unwrap();
         assert!(output.status.success(), "rabbitmq-node {command} {args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     pub(crate) fn log_tail(&self) -> String {

@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What a failing test prints of one stream at most.
 const SHOWN: usize = 8 * 1024;
@@ -66,7 +66,8 @@ impl Transcript {
             let text = stream.text();
             let cut = text.len().saturating_sub(SHOWN);
             let tail: String = text.chars().rev().take(SHOWN).collect::<Vec<_>>().into_iter().rev().collect();
-            let omitted = if cut > 0 { format!(" (the last of {} bytes)", text.len()) } else { String::new() };
+            let omitted =
+                if cut > 0 { format!(" (the last of {} bytes)", text.len()) } else { String::new() };
             let _ = writeln!(shown, "--- {name}{omitted}\n{tail}");
         }
         let _ = match *self.status.lock().unwrap() {
@@ -114,11 +115,6 @@ impl Invocation {
         self
     }
 
-    pub(crate) fn current_dir(mut self, dir: &std::path::Path) -> Self {
-        self.command.current_dir(dir);
-        self
-    }
-
     /// Starts it with a pipe to its stdin.
     pub(crate) fn start(mut self) -> Process {
         self.command.stdin(Stdio::piped());
@@ -145,8 +141,7 @@ impl Invocation {
         let (stdout, stderr) = (Arc::<Stream>::default(), Arc::<Stream>::default());
         let readers =
             vec![stdout.collect(child.stdout.take().unwrap()), stderr.collect(child.stderr.take().unwrap())];
-        let transcript =
-            Transcript { command: self.shown, stdout, stderr, status: Mutex::new(None) };
+        let transcript = Transcript { command: self.shown, stdout, stderr, status: Mutex::new(None) };
         let transcript = Arc::new(transcript);
         super::sandbox::remember(&transcript);
         Process { stdin: child.stdin.take(), child, readers, transcript }
@@ -204,8 +199,10 @@ impl Process {
 
     /// Waits until `text` came `times` times on stderr.
     pub(crate) fn says_times(&self, text: &str, times: usize) -> &Self {
-        let came =
-            self.transcript.stderr.wait(|bytes| String::from_utf8_lossy(bytes).matches(text).count() >= times);
+        let came = self
+            .transcript
+            .stderr
+            .wait(|bytes| String::from_utf8_lossy(bytes).matches(text).count() >= times);
         assert!(came, "{text:?} did not come {times} times on stderr");
         self
     }
@@ -220,12 +217,6 @@ impl Process {
             counted >= lines
         });
         assert!(came, "fewer than {lines} lines on stdout");
-        self
-    }
-
-    /// Waits until that many bytes came on stdout.
-    pub(crate) fn prints_bytes(&self, count: usize) -> &Self {
-        assert!(self.transcript.stdout.wait(|bytes| bytes.len() >= count), "fewer than {count} bytes on stdout");
         self
     }
 
@@ -245,9 +236,14 @@ impl Process {
 
     /// The largest resident size so far, in KiB.
     pub(crate) fn peak_memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        self.try_peak_memory().unwrap()
+    }
+
+    /// The same, where the process may have ended.
+    pub(crate) fn try_peak_memory(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+        line.split_whitespace().nth(1)?.parse().ok()
     }
 
     /// Waits for its end.
@@ -257,11 +253,9 @@ impl Process {
 
     /// Waits for its end, with a deadline of the caller's own: a bound that the contract promises, plus slack.
     pub(crate) fn end_within(mut self, deadline: Duration) -> Finished {
-        let started = Instant::now();
         let status = poll::within(deadline, &format!("the end of {}", self.transcript.command), || {
             self.child.try_wait().unwrap()
         });
-        let took = started.elapsed();
         *self.transcript.status.lock().unwrap() = Some(status);
         for reader in self.readers.drain(..) {
             reader.join().unwrap();
@@ -271,7 +265,6 @@ impl Process {
             code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
             stdout: self.transcript.stdout.bytes(),
             stderr: self.transcript.stderr.text(),
-            took,
         }
     }
 }
@@ -288,8 +281,6 @@ pub(crate) struct Finished {
     pub(crate) code: i32,
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: String,
-    /// How long the end was waited for.
-    pub(crate) took: Duration,
 }
 
 impl Finished {

@@ -51,6 +51,12 @@ impl Sandbox {
         Self::with(Lease::Shared(Node::shared()))
     }
 
+    /// On a node of the caller's that several tests share.
+    #[cfg(feature = "tls")]
+    pub(crate) fn on(node: &'static Node) -> Self {
+        Self::with(Lease::Shared(node))
+    }
+
     /// On a node that no other test uses meanwhile, which may be killed, frozen and alarmed.
     pub(crate) fn exclusive() -> Self {
         Self::with(Lease::Own(Node::exclusive()))

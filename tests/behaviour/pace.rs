@@ -37,5 +37,8 @@ fn a_line_is_published_when_it_is_read_and_confirmed_without_a_stall() {
     send.close_stdin();
     send.end().exits(0);
     let (taskq, plain) = (median(taskq), median(plain));
-    assert!(taskq < plain * ALLOWED_RATIO, "{taskq:?} a line, {plain:?} for a publish of the tests' own client");
+    assert!(
+        taskq < plain * ALLOWED_RATIO,
+        "{taskq:?} a line, {plain:?} for a publish of the tests' own client"
+    );
 }
