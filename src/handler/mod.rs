@@ -3,9 +3,14 @@
 //! A [`Handler`] belongs to one worker thread. It is given a [`Task`], runs it to its end (or until the worker
 //! gives up its tasks) and says how it went; what that means for the task is decided elsewhere (`retry`).
 
+mod dots;
+
 use crossbeam_channel::Receiver;
 
+pub use dots::Dots;
+
 /// Never sent: a channel of it only ever closes, which tells every listener at once.
+#[derive(Debug, PartialEq, Eq)]
 pub enum Never {}
 
 /// One delivery of a task, as a handler sees it.
