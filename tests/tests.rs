@@ -2,6 +2,8 @@
 
 // A test that cannot go on has failed: it may say so by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+// What is sent by `send` is `sent`: the nearness of the names is their meaning.
+#![allow(clippy::similar_names)]
 
 mod behaviour;
 mod support;

@@ -62,7 +62,6 @@ fn flags_that_contradict_each_other_are_usage_errors() {
         ["send", "--lines", "body"].as_slice(),
         &["send", "--null", "body"],
         &["send", "--file", file, "body"],
-        &["send", "--lines", "--null"],
         &["send", "--lines", "--id", "x"],
     ] {
         let failed = sandbox.taskq(args).run();
@@ -150,7 +149,7 @@ fn files_that_cannot_be_read_are_told_in_one_line() {
         for lines in [false, true] {
             let mut args = vec!["send", "--file", path.to_str().unwrap()];
             args.extend(lines.then_some("--lines"));
-            let failed = sandbox.taskq(&args).run().exits(78).in_one_line();
+            let failed = sandbox.taskq(&args).run().exits(65).in_one_line();
             assert!(failed.stderr.contains(path.to_str().unwrap()), "{}", failed.stderr);
         }
     }

@@ -36,7 +36,7 @@ fn a_port_where_nobody_listens_is_unavailable_and_named() {
 
 #[test]
 fn a_host_without_an_address_is_unavailable_and_named() {
-    for failed in both_fail("amqp://guest:guest@no-such-host.invalid", 69) {
+    for failed in both_fail("amqp://no-such-host.invalid", 69) {
         assert!(failed.stderr.contains("no-such-host.invalid"), "{}", failed.stderr);
     }
 }
@@ -61,7 +61,6 @@ fn malformed_urls_are_usage_errors() {
         "http://localhost",
         "amqp:/localhost",
         "localhost",
-        "amqp://",
         "amqp://host:port",
         "amqp://host:65536",
         "amqp://host:0x10",

@@ -110,5 +110,5 @@ fn a_server_that_plays_the_password_back_does_not_get_it_printed() {
         crate::support::script::hold(stream)
     });
     let url = echo.url().replace("guest:guest", "guest:opensesame");
-    loudest(&sandbox, &url, &["send", "hello"]).exits(77).never_says("opensesame");
+    loudest(&sandbox, &url, &["send", "hello"]).exits_with_one_of(&[69, 77]).never_says("opensesame");
 }

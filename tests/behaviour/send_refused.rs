@@ -1,7 +1,7 @@
 //! `taskq send` exits 0 only when the broker has the task and a queue holds it.
 
-use crate::support::Sandbox;
 use crate::support::broker::{arguments, durable, number, text};
+use crate::support::{Finished, Sandbox};
 use std::os::unix::fs::PermissionsExt;
 
 #[test]
@@ -21,22 +21,34 @@ fn without_a_declaration_an_existing_queue_is_used() {
     assert_eq!(broker.bodies(&sandbox.queue), ["hello"]);
 }
 
-#[test]
-fn a_task_that_no_queue_takes_is_not_sent() {
-    let sandbox = Sandbox::new();
+/// A bulk send that has one task confirmed when its queue is deleted, and is given another one.
+fn delete_the_queue_under(sandbox: &Sandbox, options: &[&str]) -> Finished {
     let broker = sandbox.broker();
-    let unsent = sandbox.path("unsent");
-    let args = ["send", "--lines", "--print-ids", "--retry-for", "2s", "--unsent", unsent.to_str().unwrap()];
-    let mut send = sandbox.taskq(args).start();
+    broker.declare(&sandbox.queue);
+    let mut send = sandbox.taskq(["send", "--lines", "--print-ids"].iter().chain(options)).start();
     send.write("before\n");
     send.prints_lines(1);
     broker.delete(&sandbox.queue);
     send.write("after\n");
     send.close_stdin();
-    let sent = send.end();
-    assert_ne!(sent.code, 0, "the second task was routed nowhere");
+    send.end()
+}
+
+#[test]
+fn a_task_that_no_queue_takes_is_not_sent() {
+    let sandbox = Sandbox::new();
+    let unsent = sandbox.path("unsent");
+    let options = ["--no-declare", "--retry-for", "1s", "--unsent", unsent.to_str().unwrap()];
+    let failed = delete_the_queue_under(&sandbox, &options).exits_with_one_of(&[75, 78]);
     assert_eq!(std::fs::read_to_string(unsent).unwrap(), "after\n");
-    assert_eq!(sent.stdout_lines().len(), 1, "an id was printed for what was not sent");
+    assert_eq!(failed.stdout_lines().len(), 1, "an id was printed for what was not sent");
+}
+
+#[test]
+fn a_task_that_came_back_is_sent_again_to_a_queue_declared_anew() {
+    let sandbox = Sandbox::new();
+    delete_the_queue_under(&sandbox, &[]).exits(0);
+    assert_eq!(sandbox.broker().bodies(&sandbox.queue), ["after"]);
 }
 
 /// A queue that takes `count` messages and refuses the rest.

@@ -104,8 +104,8 @@ fn a_frozen_broker_does_not_hold_up_a_stop() {
     });
     sandbox.node().freeze();
     // One gives up its tasks, the other one gets a second signal at once.
-    idle.signal(SIGTERM).signal(SIGINT);
-    busy.signal(SIGINT).signal(SIGTERM);
+    idle.signal(SIGTERM).says("SIGTERM").signal(SIGINT);
+    busy.signal(SIGINT).says("SIGINT").signal(SIGTERM);
     idle.end_within(BOUND).exits_with_one_of(&[130, 143]);
     busy.end_within(BOUND).exits_with_one_of(&[130, 143]);
     sandbox.node().thaw();
