@@ -11,7 +11,7 @@ use super::channel::Channel;
 use super::fault::{Fault, Kind};
 use super::message::Properties;
 use super::session::{Purpose, Session, SessionOptions};
-use super::topology::{QueueSpec, ensure_queue};
+use super::topology::{QueueSpec, declare_unseen, ensure_queue};
 use crate::error::Result;
 
 /// What the broker made of one publish.
@@ -52,6 +52,7 @@ pub struct Publisher {
     confirms: Receiver<Confirm>,
     returns: Receiver<Return>,
     blocked: bool,
+    queue_is_certain: bool,
     next_tag: u64,
     /// Tag of each outstanding publish and the message id it carries.
     outstanding: BTreeMap<u64, String>,
@@ -61,26 +62,49 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Connects, makes sure that the queue is there, and turns on confirms.
+    /// Connects, declares the queue, and turns on confirms. The answer to the declaration is not waited for: if the
+    /// broker refuses it, it closes the channel before it takes any publish, [`Publisher::wait`] tells, and
+    /// [`Publisher::recover`] looks closely. That saves two round trips of a `taskq send`.
     ///
     /// # Errors
-    /// As [`Session::open`] and [`ensure_queue`].
+    /// As [`Session::open`]; where nothing is to be declared also as [`ensure_queue`].
     pub fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Self> {
         let mut session = Session::open(options, Purpose::Publish)?;
-        let channel = ensure_queue(&mut session, queue).map_err(Fault::into_error)?;
-        Self::on(session, channel).map_err(Fault::into_error)
+        if queue.declare {
+            let channel = declare_unseen(&mut session, queue).map_err(Fault::into_error)?;
+            Self::on(session, channel, false).map_err(Fault::into_error)
+        } else {
+            Self::carefully(session, queue)
+        }
     }
 
-    fn on(session: Session, channel: Channel) -> std::result::Result<Self, Fault> {
+    /// After its channel was closed: makes sure that the queue is there and fit, and opens another channel on the
+    /// same connection. What was outstanding is unknown.
+    ///
+    /// # Errors
+    /// As [`ensure_queue`].
+    pub fn recover(self, queue: &QueueSpec) -> Result<Self> {
+        let Self { channel, session, .. } = self;
+        drop(channel);
+        Self::carefully(session, queue)
+    }
+
+    fn carefully(mut session: Session, queue: &QueueSpec) -> Result<Self> {
+        let channel = ensure_queue(&mut session, queue).map_err(Fault::into_error)?;
+        Self::on(session, channel, true).map_err(Fault::into_error)
+    }
+
+    fn on(session: Session, channel: Channel, queue_is_certain: bool) -> std::result::Result<Self, Fault> {
         let returns = channel.call("a local setting", amiquip::Channel::listen_for_returns)?;
         let confirms = channel.call("a local setting", amiquip::Channel::listen_for_publisher_confirms)?;
-        channel.call("confirm.select", amiquip::Channel::enable_publisher_confirms)?;
+        channel.call("confirm.select", amiquip::Channel::enable_publisher_confirms_nowait)?;
         Ok(Self {
             channel,
             session,
             confirms,
             returns,
             blocked: false,
+            queue_is_certain,
             next_tag: 1,
             outstanding: BTreeMap::new(),
             returned: Vec::new(),
@@ -104,6 +128,13 @@ impl Publisher {
     #[must_use]
     pub fn is_blocked(&self) -> bool {
         self.blocked
+    }
+
+    /// Whether the queue was seen to be there and fit. Otherwise a closed channel may mean that it is not, and
+    /// [`Publisher::recover`] finds out.
+    #[must_use]
+    pub fn queue_is_certain(&self) -> bool {
+        self.queue_is_certain
     }
 
     /// Publishes one message and returns its tag. `Ok` means queued: the settlement comes later. A large body may

@@ -27,6 +27,10 @@ pub struct QueueSpec {
 }
 
 impl QueueSpec {
+    fn options(&self) -> QueueDeclareOptions {
+        QueueDeclareOptions { durable: true, arguments: self.arguments(), ..QueueDeclareOptions::default() }
+    }
+
     fn arguments(&self) -> FieldTable {
         let mut arguments = FieldTable::new();
         if self.kind == QueueType::Quorum {
@@ -69,10 +73,8 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Channel, 
         return look(session, &spec.name).map(|(channel, _)| channel);
     }
     let channel = session.open_channel()?;
-    let options =
-        QueueDeclareOptions { durable: true, arguments: spec.arguments(), ..QueueDeclareOptions::default() };
-    let declared =
-        channel.call("queue.declare", |amqp| amqp.queue_declare(spec.name.as_str(), options).map(drop));
+    let declared = channel
+        .call("queue.declare", |amqp| amqp.queue_declare(spec.name.as_str(), spec.options()).map(drop));
     let fault = match declared {
         Ok(()) => return Ok(channel),
         Err(fault) => fault,
@@ -101,6 +103,19 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Channel, 
             Ok(channel)
         }
     }
+}
+
+/// Declares the queue without waiting for the answer: a refusal closes the channel, before anything sent after it is
+/// looked at.
+///
+/// # Errors
+/// The loss of the connection.
+pub(super) fn declare_unseen(session: &mut Session, spec: &QueueSpec) -> Result<Channel, Fault> {
+    let channel = session.open_channel()?;
+    channel.call("queue.declare", |amqp| {
+        amqp.queue_declare_nowait(spec.name.as_str(), spec.options()).map(drop)
+    })?;
+    Ok(channel)
 }
 
 /// How many messages are ready in the queue.

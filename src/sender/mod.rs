@@ -77,6 +77,7 @@ pub fn send(
         link: open(job),
         backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
         connected_once: false,
+        was_lost: false,
         body_limit: u64::MAX,
         stopping: None,
     };
@@ -103,6 +104,7 @@ struct Sending<'a> {
     backoff: Backoff,
     /// The first connection is tried once only: a wrong address should not look like a hang.
     connected_once: bool,
+    was_lost: bool,
     /// The broker's limit for bodies, once it has told.
     body_limit: u64,
     /// A signal came: nothing more is read, and this is when waiting ends.
@@ -224,7 +226,7 @@ impl Sending<'_> {
     fn connected(&mut self, opened: Result<Publisher>) -> Step {
         match opened {
             Ok(publisher) => {
-                if self.connected_once {
+                if std::mem::take(&mut self.was_lost) {
                     log::info!("connected to {} again", publisher.label());
                 }
                 log::debug!("{} is {}", publisher.label(), publisher.server());
@@ -246,19 +248,37 @@ impl Sending<'_> {
         self.window.requeue_in_flight();
         match fault.kind {
             Kind::TooLarge(limit) => {
-                // The broker names its limit and not the message, so every body over it is taken out.
-                self.body_limit = limit.unwrap_or_else(|| self.window.largest().saturating_sub(1));
+                // The broker names its limit and not the message, so every body over it is taken out. Should none
+                // be, the largest must have been it.
+                let largest = self.window.largest();
+                self.body_limit = limit.filter(|limit| *limit < largest).unwrap_or(largest.saturating_sub(1));
                 self.refuse_too_large();
-                self.link = open(self.job);
+                self.recover();
             }
+            Kind::NotFound => self.recover(),
+            Kind::Refused | Kind::Configuration if !self.queue_is_certain() => self.recover(),
             Kind::Refused | Kind::Configuration => return Step::GiveUp(fault.clone().into_error()),
             _ => self.rest(&fault.to_string()),
         }
         Step::Again
     }
 
+    fn queue_is_certain(&self) -> bool {
+        matches!(&self.link, Link::Up(publisher) if publisher.queue_is_certain())
+    }
+
+    /// Looks at the queue and goes on with another channel of the same connection.
+    fn recover(&mut self) {
+        let resting = Link::Resting { until: Instant::now() };
+        if let Link::Up(publisher) = std::mem::replace(&mut self.link, resting) {
+            let queue = self.job.queue.clone();
+            self.link = opening(move || publisher.recover(&queue));
+        }
+    }
+
     fn rest(&mut self, why: &str) {
         let pause = self.backoff.pause();
+        self.was_lost = true;
         log::warn!("the connection for sending is down: {why}; trying again");
         self.link = Link::Resting { until: Instant::now() + pause };
     }
@@ -406,11 +426,17 @@ enum Step {
 }
 
 fn open(job: &Job) -> Link {
-    let (sender, receiver) = crossbeam_channel::bounded(1);
     let (session, queue) = (job.session.clone(), job.queue.clone());
+    opening(move || Publisher::open(&session, &queue))
+}
+
+/// Runs `open` on a thread of its own.
+fn opening(open: impl FnOnce() -> Result<Publisher> + Send + 'static) -> Link {
+    let (sender, receiver) = crossbeam_channel::bounded(1);
     let spawned = thread::Builder::new().name("connect".into()).spawn({
         let sender: ChannelSender<Result<Publisher>> = sender.clone();
-        move || drop(sender.send(Publisher::open(&session, &queue)))
+        // Nobody listens any more when the sending has ended meanwhile.
+        move || drop(sender.send(open()))
     });
     if let Err(error) = spawned {
         let _ = sender.send(Err(Error::internal(format!("cannot start a thread: {error}"))));

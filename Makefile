@@ -1,0 +1,104 @@
+# `make` builds; `make help` lists everything. `demo`, `test` and what they need work on a fresh machine.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+# Each of these targets has the machine for itself: demos and tests measure time.
+.NOTPARALLEL:
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+NODE := scripts/rabbitmq-node
+TASKQ := target/release/taskq
+SCRIPTS := scripts/install-deps scripts/rabbitmq-node $(wildcard scripts/demos/*) .ci/run
+BROKER := .nodes/broker
+DEMOS := demo demo-round-robin demo-ack demo-durability demo-fair demo-forgotten-ack demo-redeclare
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+##@ Building
+
+.PHONY: deps
+deps: ## Install RabbitMQ and what the build needs (Debian, Ubuntu)
+	@scripts/install-deps
+
+.PHONY: test-deps
+test-deps: ## Install these and what the tests need
+	@scripts/install-deps test
+
+.PHONY: build
+build: ## Build target/debug/taskq
+	$(CARGO) build --locked
+
+.PHONY: release
+release: ## Build target/release/taskq
+	$(CARGO) build --locked --release
+
+# Into any prefix, so that packages can be made from it; `cargo install` would not take DESTDIR.
+.PHONY: install
+install: release ## Install taskq into $(DESTDIR)$(PREFIX)/bin
+	install -D -m 755 $(TASKQ) $(DESTDIR)$(PREFIX)/bin/taskq
+
+.PHONY: clean
+clean: ## Remove everything built
+	$(CARGO) clean
+
+##@ Seeing it work
+
+.PHONY: $(DEMOS) demos
+demo: ## Tasks of different length on four threads
+demo-round-robin: ## Two workers share the tasks
+demo-ack: ## A worker is killed in the middle of a task: another one finishes it
+demo-durability: ## The broker is killed with tasks waiting: they are still there
+demo-fair: ## One task at a time against a large prefetch: how long each takes
+demo-forgotten-ack: ## What unacknowledged messages look like
+demo-redeclare: ## A queue of that name exists with other properties
+
+# Each beside a broker of its own, which is gone when the demo ends.
+$(DEMOS): deps release
+	@$(NODE) with -- scripts/demos/$(if $(filter demo,$@),work,$(patsubst demo-%,%,$@))
+
+# It needs a client that is not taskq.
+demo-redeclare: test-deps
+
+demos: $(DEMOS) ## All of them
+
+.PHONY: broker
+broker: deps ## Run a RabbitMQ on port 5672 until Ctrl-C, for playing in other terminals
+	@$(NODE) with --port 5672 --dir $(BROKER) -- sh -c ' \
+		echo "RabbitMQ listens on 127.0.0.1:5672, where taskq looks by default; Ctrl-C ends it."; exec sleep infinity'
+
+.PHONY: queues
+queues: ## List the queues of `make broker`
+	@$(NODE) queues $(BROKER)
+
+##@ Checking
+
+.PHONY: check lint
+check: lint ## The same as lint
+lint: ## Formatting, clippy for every set of features, shellcheck; warnings denied
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
+	$(CARGO) clippy --locked --all-targets --no-default-features -- -D warnings
+	@if command -v shellcheck >/dev/null; then shellcheck -x $(SCRIPTS); \
+		else echo "shellcheck is not here, the scripts are unchecked: make test-deps"; fi
+
+.PHONY: doc
+doc: ## Build the documentation of the code, warnings denied
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+
+.PHONY: unit
+unit: ## The tests that need no broker
+	$(CARGO) test --locked --bins
+
+# The node that the tests share; those that kill or freeze a broker start their own.
+.PHONY: test
+test: test-deps ## All tests, against real brokers, with and without TLS support
+	$(NODE) with -- $(CARGO) test --locked
+	$(NODE) with -- $(CARGO) test --locked --no-default-features
