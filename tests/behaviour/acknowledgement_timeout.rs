@@ -11,7 +11,7 @@ fn it_is_explained_and_the_worker_goes_on_with_a_new_channel() {
     let worker = sandbox.worker(["--threads", "2"]);
     sandbox.taskq(["send", "too long ........"]).run().exits(0);
     worker.says("Received a message: too long");
-    worker.says("acknowledgement timeout").says("consumer_timeout");
+    worker.says("acknowledgement").says("consumer_timeout");
     worker.says("Done");
     let broker = sandbox.broker();
     broker.wait_consumers(&sandbox.queue, 2);

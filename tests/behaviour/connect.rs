@@ -36,8 +36,9 @@ fn a_port_where_nobody_listens_is_unavailable_and_named() {
 
 #[test]
 fn a_host_without_an_address_is_unavailable_and_named() {
-    for failed in both_fail("amqp://no-such-host.invalid", 69) {
-        assert!(failed.stderr.contains("no-such-host.invalid"), "{}", failed.stderr);
+    let sandbox = Sandbox::new();
+    for command in both(&sandbox, "amqp://no-such-host.invalid") {
+        command.run().exits(69).says("no-such-host.invalid").never_says("panicked");
     }
 }
 
@@ -70,7 +71,6 @@ fn malformed_urls_are_usage_errors() {
         "amqp://[::1",
         "amqp://host?heartbeat=soon",
         "amqp://host?colour=red",
-        "amqp://a b@host",
         "",
     ] {
         let sandbox = Sandbox::new();

@@ -53,16 +53,16 @@ fn hundreds_of_cancelled_consumers_do_not_cost_the_connection() {
 
 #[test]
 fn hundreds_of_consumers_cancelled_by_the_broker_do_not_cost_the_connection() {
-    const ROUNDS: usize = 15;
+    const ROUNDS: usize = 5;
     let mut sandbox = Sandbox::new();
     let proxy = sandbox.through_proxy();
-    let worker = sandbox.worker(["--threads", "16"]);
+    let worker = sandbox.worker(["--threads", "64"]);
     let broker = sandbox.broker();
     for _ in 0..ROUNDS {
-        broker.wait_consumers(&sandbox.queue, 16);
+        broker.wait_consumers(&sandbox.queue, 64);
         broker.delete(&sandbox.queue);
     }
-    broker.wait_consumers(&sandbox.queue, 16);
+    broker.wait_consumers(&sandbox.queue, 64);
     assert_eq!(proxy.accepted(), 1, "the connection was lost");
     worker.signal(SIGTERM);
     worker.end().exits(0);
