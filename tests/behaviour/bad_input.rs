@@ -176,11 +176,7 @@ fn an_unsent_file_that_is_there_already_is_not_overwritten_with_nothing() {
 fn a_closed_stdin_is_no_input() {
     let sandbox = Sandbox::new();
     let script = r#""$1" send --lines <&-"#;
-    let closed = sandbox
-        .program("sh", ["-c", script, "sh", env!("CARGO_BIN_EXE_taskq")])
-        .env("TASKQ_URL", sandbox.url())
-        .env("TASKQ_QUEUE", &sandbox.queue)
-        .run();
+    let closed = sandbox.program("sh", ["-c", script, "sh", env!("CARGO_BIN_EXE_taskq")]).run();
     assert!(!closed.stderr.contains("panicked"), "{}", closed.stderr);
     assert!([0, 2, 78].contains(&closed.code), "exit code {}", closed.code);
 }
@@ -189,11 +185,7 @@ fn a_closed_stdin_is_no_input() {
 fn a_full_disk_behind_stdout_is_an_error_of_its_own() {
     let sandbox = Sandbox::new();
     let script = r#""$1" send --print-ids hello >/dev/full"#;
-    let full = sandbox
-        .program("sh", ["-c", script, "sh", env!("CARGO_BIN_EXE_taskq")])
-        .env("TASKQ_URL", sandbox.url())
-        .env("TASKQ_QUEUE", &sandbox.queue)
-        .run();
+    let full = sandbox.program("sh", ["-c", script, "sh", env!("CARGO_BIN_EXE_taskq")]).run();
     assert!(!full.stderr.contains("panicked"), "{}", full.stderr);
     assert_eq!(sandbox.broker().bodies(&sandbox.queue), ["hello"], "the task itself was sent");
     assert_ne!(full.code, 0, "an id that was asked for is missing");

@@ -63,7 +63,7 @@ fn lines_are_bytes_and_need_not_be_text() {
 fn ids_are_printed_in_the_order_of_the_lines() {
     const COUNT: usize = 5000;
     let sandbox = Sandbox::new();
-    let input: String = (0..COUNT).map(|n| format!("{n}\n")).collect();
+    let input = (0..COUNT).map(|n| n.to_string() + "\n").collect::<String>();
     let sent = sandbox.taskq(["send", "--lines", "--print-ids"]).feed(input).exits(0);
     let messages = sandbox.broker().drain(&sandbox.queue);
     assert_eq!(messages.len(), COUNT);
@@ -85,10 +85,7 @@ fn a_bulk_send_says_how_many_it_sent() {
 fn a_reader_of_the_ids_that_goes_away_costs_no_task() {
     let sandbox = Sandbox::new();
     let script = r#""$1" send --lines --print-ids | head -n 1"#;
-    let pipe = sandbox
-        .program("sh", ["-c", script, "sh", env!("CARGO_BIN_EXE_taskq")])
-        .env("TASKQ_URL", sandbox.url())
-        .env("TASKQ_QUEUE", &sandbox.queue);
+    let pipe = sandbox.program("sh", ["-c", script, "sh", env!("CARGO_BIN_EXE_taskq")]);
     let piped = pipe.feed("x\n".repeat(3000)).exits(0);
     assert!(!piped.stderr.contains("panicked"));
     assert_eq!(piped.stdout_lines().len(), 1);
@@ -124,8 +121,9 @@ fn a_line_over_the_protocols_maximum_is_named_and_the_others_are_sent() {
     let sandbox = Sandbox::new();
     let mut send = sandbox.taskq(["send", "--lines"]).start();
     send.write("before\n");
+    let chunk = vec![b'x'; CHUNK];
     for _ in 0..129 {
-        send.write([b'x'; CHUNK]);
+        send.write(&chunk);
     }
     send.write("\nafter\n");
     send.close_stdin();

@@ -16,7 +16,7 @@ fn bulk(sandbox: &Sandbox, retry_for: &str, unsent: &Path) -> Process {
 }
 
 fn lines(range: std::ops::Range<usize>) -> String {
-    range.map(|n| format!("task {n}\n")).collect()
+    range.fold(String::new(), |lines, n| lines + "task " + &n.to_string() + "\n")
 }
 
 /// Every task of `0..count` is in the queue or in the file of those not sent, and what was reported fits.

@@ -59,7 +59,7 @@ fn a_web_server_is_no_broker() {
         stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
         // Far more than an answer, to see whether it is kept.
         for _ in 0..2000 {
-            stream.write_all(&[b'x'; 64 * 1024])?;
+            stream.write_all(&vec![b'x'; 64 * 1024])?;
         }
         hold(stream)
     });
@@ -156,7 +156,7 @@ fn a_frame_that_announces_gigabytes_is_no_broker() {
         both_end(69, move |stream| {
             stream.write_all(&amqp::frame_announcing(kind, 0, u32::MAX))?;
             for _ in 0..5000 {
-                stream.write_all(&[0; 64 * 1024])?;
+                stream.write_all(&vec![0; 64 * 1024])?;
             }
             hold(stream)
         });
@@ -210,7 +210,7 @@ fn send_ends_when_a_frame_announces_gigabytes() {
         send_ends(step, |stream, channel| {
             stream.write_all(&amqp::frame_announcing(1, channel, u32::MAX))?;
             loop {
-                stream.write_all(&[0; 64 * 1024])?;
+                stream.write_all(&vec![0; 64 * 1024])?;
             }
         });
     }
@@ -254,7 +254,7 @@ fn a_worker_survives_a_frame_that_announces_gigabytes() {
     worker_survives(|stream, channel| {
         stream.write_all(&amqp::frame_announcing(1, channel, u32::MAX))?;
         loop {
-            stream.write_all(&[0; 64 * 1024])?;
+            stream.write_all(&vec![0; 64 * 1024])?;
         }
     });
 }

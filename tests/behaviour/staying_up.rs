@@ -81,9 +81,13 @@ fn many_cuts_under_load_lose_no_task() {
     let proxy = sandbox.through_proxy();
     let worker = sandbox.worker(["--threads", "4"]);
     let broker = sandbox.broker();
-    for part in 0..8 {
-        let tasks: String = (0..COUNT / 8).map(|n| format!("task <{}>\n", part * COUNT / 8 + n)).collect();
-        sandbox.taskq(["send", "--lines"]).env("TASKQ_URL", sandbox.node().url()).feed(tasks).exits(0);
+    let tasks: Vec<String> = (0..COUNT).map(|n| format!("task <{n}>\n")).collect();
+    for part in tasks.chunks(COUNT / 8) {
+        sandbox
+            .taskq(["send", "--lines"])
+            .env("TASKQ_URL", sandbox.node().url())
+            .feed(part.concat())
+            .exits(0);
         proxy.cut();
     }
     until("every task worked", || {

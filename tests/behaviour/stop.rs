@@ -137,11 +137,7 @@ fn a_hang_up_is_a_reason_to_stop() {
 #[test]
 fn a_hang_up_that_nohup_ignores_stays_ignored() {
     let sandbox = Sandbox::new();
-    let mut worker = sandbox
-        .program("nohup", [env!("CARGO_BIN_EXE_taskq"), "work"])
-        .env("TASKQ_URL", sandbox.url())
-        .env("TASKQ_QUEUE", &sandbox.queue)
-        .start();
+    let mut worker = sandbox.program("nohup", [env!("CARGO_BIN_EXE_taskq"), "work"]).start();
     worker.says(" [*] Waiting for messages");
     worker.signal(SIGHUP);
     // It still takes a task after the signal, and the next one stops it.
@@ -164,11 +160,7 @@ fn a_worker_without_a_reader_for_its_messages_still_works_and_stops() {
     }
     // `head` goes away after the first line, and with it the pipe that stderr is.
     let script = r#"("$1" work --until-empty 2>&1 >&3; echo "exit $?" >&3) 3>&1 | head -n 1"#;
-    let piped = sandbox
-        .program("sh", ["-c", script, "sh", env!("CARGO_BIN_EXE_taskq")])
-        .env("TASKQ_URL", sandbox.url())
-        .env("TASKQ_QUEUE", &sandbox.queue)
-        .run();
+    let piped = sandbox.program("sh", ["-c", script, "sh", env!("CARGO_BIN_EXE_taskq")]).run();
     assert!(!piped.stderr.contains("panicked"), "{}", piped.stderr);
     until("an end without a lost task", || (broker.consumers(&sandbox.queue) == 0).then_some(()));
 }

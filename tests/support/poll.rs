@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// How long a test waits for anything. Far above what a slow machine needs: it is there to end a hang.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_mins(1);
 
 /// The pause between two looks.
 const PAUSE: Duration = Duration::from_millis(20);

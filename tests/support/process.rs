@@ -96,16 +96,13 @@ impl Invocation {
             }
         }
         let name = program.rsplit('/').next().unwrap_or(program);
-        let shown = args.iter().fold(name.to_owned(), |line, arg| {
-            let arg: String = format!("{arg:?}").chars().take(200).collect();
-            line + " " + &arg
-        });
+        let shown = args.iter().fold(name.to_owned(), |line, arg| line + " " + &quoted(arg));
         Self { command, shown }
     }
 
     pub(crate) fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         let value = value.as_ref();
-        self.shown = format!("{name}={value:?} {}", self.shown);
+        self.shown = format!("{name}={} {}", quoted(value), self.shown);
         self.command.env(name, value);
         self
     }
@@ -146,6 +143,12 @@ impl Invocation {
         super::sandbox::remember(&transcript);
         Process { stdin: child.stdin.take(), child, readers, transcript }
     }
+}
+
+/// An argument as a failing test shows it.
+fn quoted(arg: &OsStr) -> String {
+    arg.to_string_lossy().escape_debug().take(200).fold(String::from("'"), |shown, c| shown + &c.to_string())
+        + "'"
 }
 
 /// A running child process; killed when dropped.
@@ -212,7 +215,7 @@ impl Process {
         // Counted from where the last look ended: a lockstep of a thousand looks stays cheap.
         let (mut seen, mut counted) = (0, 0);
         let came = self.transcript.stdout.wait(|bytes| {
-            counted += bytes[seen..].iter().filter(|byte| **byte == b'\n').count();
+            counted += bytes[seen..].split(|byte| *byte == b'\n').count() - 1;
             seen = bytes.len();
             counted >= lines
         });

@@ -112,7 +112,7 @@ impl Drop for Proxy {
 }
 
 fn forward(mut from: TcpStream, mut to: TcpStream, state: &State) {
-    let mut chunk = [0; 64 * 1024];
+    let mut chunk = vec![0; 64 * 1024];
     while let Ok(n @ 1..) = from.read(&mut chunk) {
         let mode = state.mode.lock().unwrap();
         drop(state.changed.wait_while(mode, |mode| *mode == Mode::Stall).unwrap());

@@ -95,13 +95,13 @@ impl Sandbox {
         worker
     }
 
-    /// Any other program.
+    /// Any other program, with the same environment.
     pub(crate) fn program<S: AsRef<OsStr>>(
         &self,
         name: &str,
         args: impl IntoIterator<Item = S>,
     ) -> Invocation {
-        Invocation::new(name, args)
+        Invocation::new(name, args).env("TASKQ_URL", &self.url).env("TASKQ_QUEUE", &self.queue)
     }
 
     /// A new connection of the tests' own client, straight to the node.
