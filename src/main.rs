@@ -10,6 +10,7 @@ mod duration;
 mod error;
 mod handler;
 mod output;
+mod retry;
 mod sender;
 mod shutdown;
 mod worker_pool;

@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 
 use super::environment;
-use crate::broker::{MAX_NAME_BYTES, QueueSpec, QueueType};
+use crate::broker::{MAX_NAME_BYTES, QueueSpec, QueueType, Role};
 use crate::error::{Error, Result};
 
 /// The queue of RabbitMQ's tutorial.
@@ -44,7 +44,7 @@ impl QueueArgs {
             KindArg::Classic => QueueType::Classic,
             KindArg::Quorum => QueueType::Quorum,
         };
-        Ok(QueueSpec { name, kind, declare: !self.no_declare })
+        Ok(QueueSpec { name, role: Role::Tasks, kind, declare: !self.no_declare })
     }
 }
 
