@@ -85,6 +85,7 @@ impl Node {
         self.port
     }
 
+    #[cfg(feature = "tls")]
     /// A second port that no other node has, for a listener of one's own.
     pub(crate) fn spare_port(&self) -> u16 {
         setting(&self.dir, "SPARE_PORT").parse().unwrap()
