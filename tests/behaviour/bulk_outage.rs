@@ -40,7 +40,7 @@ fn none_is_missing(sandbox: &Sandbox, finished: &Finished, unsent: &Path, count:
 
 #[test]
 fn a_broker_killed_and_restarted_in_the_middle_costs_no_task() {
-    const COUNT: usize = 60_000;
+    const COUNT: usize = 12_000;
     let sandbox = Sandbox::exclusive();
     let unsent = sandbox.path("unsent");
     let mut send = bulk(&sandbox, "60s", &unsent);
@@ -63,7 +63,7 @@ fn a_broker_killed_and_restarted_in_the_middle_costs_no_task() {
 
 #[test]
 fn connections_cut_again_and_again_cost_no_task() {
-    const COUNT: usize = 40_000;
+    const COUNT: usize = 10_000;
     let mut sandbox = Sandbox::new();
     let proxy = sandbox.through_proxy();
     let unsent = sandbox.path("unsent");
