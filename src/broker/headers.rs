@@ -3,6 +3,7 @@
 use amiquip::{AmqpValue, FieldTable};
 
 use super::message::MAX_HEADER_BYTES;
+use crate::output;
 
 const ATTEMPT: &str = "x-taskq-attempt";
 const DELIVERIES: &str = "x-taskq-deliveries";
@@ -54,6 +55,30 @@ impl Default for Record {
 }
 
 impl Record {
+    /// The record of the copy that is made after a failed attempt. `deliveries` starts anew: this one was answered.
+    #[must_use]
+    pub fn after_failure(
+        &self,
+        attempt: u32,
+        exit: &str,
+        stderr: &[u8],
+        now: u64,
+        host: &str,
+        queue: &str,
+    ) -> Self {
+        let error = output::escape_lines(stderr);
+        Self {
+            attempt,
+            deliveries: 0,
+            exit: Some(output::escape(exit)),
+            error: Some(error).filter(|error| !error.is_empty()),
+            first_failed_at: Some(self.first_failed_at.unwrap_or(now)),
+            failed_at: Some(now),
+            host: Some(host.to_owned()),
+            queue: Some(queue.to_owned()),
+        }
+    }
+
     pub(super) fn read(table: &FieldTable) -> Self {
         let count = |name: &str| {
             let count = table.get(name).and_then(integer).filter(|count| *count <= MAX_COUNT);

@@ -22,7 +22,7 @@ pub use fault::{Fault, Kind, Scope};
 pub use headers::Record;
 pub use message::{MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
 pub use publisher::{Publisher, Settlement, Wake};
-pub use session::{Purpose, Session, SessionOptions};
+pub use session::{Purpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;
 pub use topology::{MAX_DELAY, QueueSpec, QueueType, Role, count_ready, ensure_queue};
 pub use url::{BrokerUrl, redact};

@@ -21,10 +21,8 @@ mod wake;
 
 use crossbeam_channel::Receiver;
 
-pub use command::Command;
 pub use dots::Dots;
-pub use exit::{ExitMap, ExitRule, Verdict};
-pub use persistent::Persistent;
+pub use exit::ExitRule;
 pub use relay::Output;
 pub use spec::{Options, Spec};
 

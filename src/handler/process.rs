@@ -109,6 +109,8 @@ pub(super) struct Process<O: Consumer> {
     watched: Watched,
     groups: Arc<Groups>,
     reaped: bool,
+    /// A wait has told of the exit; the bell does not ring for it again.
+    exit_seen: bool,
     /// Bytes from both pipes so far.
     read: u64,
     stdin: Option<ChildStdin>,
@@ -130,8 +132,20 @@ impl<O: Consumer> Process<O> {
         let watched = slot.reaper.watch(leader, slot.ringer(), Arc::clone(&slot.groups));
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let groups = Arc::clone(&slot.groups);
-        let process =
-            Self { child, leader, watched, groups, reaped: false, read: 0, stdin, stdout, stderr, out, err };
+        let process = Self {
+            child,
+            leader,
+            watched,
+            groups,
+            reaped: false,
+            exit_seen: false,
+            read: 0,
+            stdin,
+            stdout,
+            stderr,
+            out,
+            err,
+        };
         if let Some(stdin) = &process.stdin {
             // Of our end only: the two ends of a pipe do not share their flags.
             fcntl(stdin, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
@@ -168,6 +182,8 @@ impl<O: Consumer> Process<O> {
 
     /// Waits until something happens, and moves the bytes that can be moved.
     pub(super) fn wait(&mut self, slot: &mut Slot, input: &mut &[u8], limits: &Limits) -> io::Result<Seen> {
+        self.out.refresh();
+        self.err.refresh();
         let (out_room, err_room) = (self.out.room(), self.err.room());
         let sources = [
             Some((slot.bell.as_fd(), PollFlags::POLLIN)),
@@ -176,11 +192,12 @@ impl<O: Consumer> Process<O> {
             self.stdout.as_ref().filter(|_| out_room > 0).map(|fd| (fd.as_fd(), PollFlags::POLLIN)),
             self.stderr.as_ref().filter(|_| err_room > 0).map(|fd| (fd.as_fd(), PollFlags::POLLIN)),
         ];
-        let [rung, aborted, writable, out, err] = poll_some(sources, limits.deadline)?;
+        // The bell may have been silenced since.
+        let at_once = self.exited() && !self.exit_seen;
+        let deadline = if at_once { Some(Instant::now()) } else { limits.deadline };
+        let [rung, aborted, writable, out, err] = poll_some(sources, deadline)?;
         if !rung.is_empty() {
             slot.bell.silence();
-            self.out.refresh();
-            self.err.refresh();
         }
         if !writable.is_empty() {
             self.feed(input);
@@ -191,15 +208,18 @@ impl<O: Consumer> Process<O> {
         if !err.is_empty() {
             self.read += pull(&mut self.stderr, &mut self.err, &mut slot.buffer[..err_room], err);
         }
-        Ok(Seen { exited: self.exited(), aborted: !aborted.is_empty(), late: limits.passed() })
+        self.exit_seen = self.exited();
+        Ok(Seen { exited: self.exit_seen, aborted: !aborted.is_empty(), late: limits.passed() })
     }
 
     /// Moves what can be moved without waiting: what the process has written is not left in its pipes.
     pub(super) fn catch_up(&mut self, slot: &mut Slot) -> io::Result<()> {
-        let enough = self.read + LEFT_IN_PIPES;
+        let (enough, exit_seen) = (self.read + LEFT_IN_PIPES, self.exit_seen);
         while self.read < enough && self.anything_to_read()? {
             self.wait(slot, &mut &[][..], &Limits { deadline: Some(Instant::now()), abort: None })?;
         }
+        // This was not looking for the exit.
+        self.exit_seen = exit_seen;
         Ok(())
     }
 
@@ -252,12 +272,14 @@ impl<O: Consumer> Process<O> {
                 let enough = *enough.get_or_insert(self.read + LEFT_IN_PIPES);
                 self.drop_quiet_pipes(self.read >= enough)?;
             }
-            for end in [
-                self.stdout.is_none().then_some(&mut self.out as &mut dyn Consumer),
-                self.stderr.is_none().then_some(&mut self.err as &mut dyn Consumer),
-            ] {
-                end.into_iter().for_each(Consumer::end);
+            if self.stdout.is_none() {
+                self.out.end();
             }
+            if self.stderr.is_none() {
+                self.err.end();
+            }
+            self.out.refresh();
+            self.err.refresh();
             let piped = self.stdout.is_some() || self.stderr.is_some();
             if !piped && self.out.is_idle() && self.err.is_idle() {
                 break;

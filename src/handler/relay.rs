@@ -7,6 +7,8 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
 use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::thread;
 use std::time::Duration;
 
@@ -35,8 +37,9 @@ struct Sink(Sender<Chunk>);
 
 struct Chunk {
     bytes: Vec<u8>,
-    /// Gets the emptied buffer back, then the bell is rung.
+    /// Gets the emptied buffer back; then the bell is rung, if somebody waits for that.
     back: Sender<Vec<u8>>,
+    wanted: Arc<AtomicBool>,
     ringer: Ringer,
 }
 
@@ -75,7 +78,7 @@ impl Sink {
         let (sender, chunks) = unbounded::<Chunk>();
         thread::Builder::new().name(format!("relay-{name}")).spawn(move || {
             let mut lost = false;
-            for Chunk { mut bytes, back, ringer } in chunks {
+            for Chunk { mut bytes, back, wanted, ringer } in chunks {
                 if !lost && let Err(error) = write(&mut to, &bytes) {
                     // Nobody reads any more: handlers need not care. Anything else (a full disk) may pass.
                     lost = error.kind() == ErrorKind::BrokenPipe;
@@ -83,7 +86,11 @@ impl Sink {
                 }
                 bytes.clear();
                 let _ = back.send(bytes);
-                ringer.ring();
+                // With the fence in `refresh`: either the buffer is found there or the wish here.
+                fence(Ordering::SeqCst);
+                if wanted.load(Ordering::Relaxed) {
+                    ringer.ring();
+                }
             }
         })?;
         Ok(Self(sender))
@@ -111,7 +118,7 @@ pub(super) trait Consumer {
     fn take(&mut self, bytes: &[u8]);
     /// Nothing comes after this.
     fn end(&mut self);
-    /// The bell was rung: there may be room again.
+    /// Before each wait: there may be room again. What only a ring of the bell can change is asked for.
     fn refresh(&mut self) {}
     /// Everything that can be passed on has been.
     fn is_idle(&self) -> bool {
@@ -124,6 +131,8 @@ pub(super) struct Relay {
     sink: Sink,
     ringer: Ringer,
     back: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
+    /// Nothing goes on here until the buffer is back. Most tasks are over before anybody has to be woken for that.
+    wanted: Arc<AtomicBool>,
     /// The other buffer; none while it is under way.
     spare: Option<Vec<u8>>,
     filling: Vec<u8>,
@@ -143,6 +152,7 @@ impl Relay {
             sink,
             ringer,
             back: bounded(1),
+            wanted: Arc::default(),
             spare: Some(Vec::new()),
             filling: Vec::new(),
             lines: 0,
@@ -162,6 +172,13 @@ impl Relay {
         self.tail.clear();
     }
 
+    fn take_back(&mut self) {
+        if let Ok(spare) = self.back.1.try_recv() {
+            self.spare = Some(spare);
+            self.hand_over();
+        }
+    }
+
     fn hand_over(&mut self) {
         let whole = self.ended || self.filling.len() >= LINE_MAX && self.lines == 0;
         let length = if whole { self.filling.len() } else { self.lines };
@@ -173,7 +190,9 @@ impl Relay {
             self.filling.extend_from_slice(&bytes[length..]);
             bytes.truncate(length);
             self.lines = 0;
-            let chunk = Chunk { bytes, back: self.back.0.clone(), ringer: self.ringer.clone() };
+            let (back, wanted, ringer) = (self.back.0.clone(), Arc::clone(&self.wanted), self.ringer.clone());
+            wanted.store(false, Ordering::Relaxed);
+            let chunk = Chunk { bytes, back, wanted, ringer };
             // The thread lives as long as `self.sink`.
             let _ = self.sink.0.send(chunk);
         }
@@ -209,9 +228,14 @@ impl Consumer for Relay {
     }
 
     fn refresh(&mut self) {
-        if let Ok(spare) = self.back.1.try_recv() {
-            self.spare = Some(spare);
-            self.hand_over();
+        loop {
+            self.take_back();
+            let waits = self.spare.is_none() && (self.ended || self.lines > 0 || self.room() == 0);
+            if !waits || self.wanted.swap(true, Ordering::Relaxed) {
+                return;
+            }
+            // Only now the bell will be rung: look once more.
+            fence(Ordering::SeqCst);
         }
     }
 
