@@ -27,7 +27,13 @@ log=$scratch/timeline
 declare -A workers=()
 
 cleanup() {
+    local status=$?
     trap '' INT TERM HUP
+    # Gone with the node in a moment. Above 128 the demo was interrupted.
+    if ((status > 0 && status < 128)); then
+        printf '\nThe end of the log of the broker:\n'
+        tail -n 15 "$TASKQ_NODE_DIR/log/rabbitmq.log" | cut -c 1-200
+    fi >&2
     # The shell would report each of them.
     { kill -KILL "${workers[@]}" && wait "${workers[@]}"; } 2>/dev/null || true
     rm -rf "$scratch"
