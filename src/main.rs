@@ -1,2 +1,24 @@
 //! taskq: a task queue for the shell on top of RabbitMQ.
-fn main() {}
+//!
+//! Data flows one way: the command line becomes options (`cmd`), options open a session (`broker`), a session yields
+//! deliveries, a delivery is run (`handler`) and its outcome decides what the broker is told (`worker_pool`).
+
+mod backoff;
+mod broker;
+mod cmd;
+mod duration;
+mod error;
+mod handler;
+mod output;
+mod retry;
+mod sender;
+mod shutdown;
+mod worker_pool;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    output::install_panic_message();
+    let exit = cmd::run();
+    ExitCode::from(exit.code())
+}

@@ -1,0 +1,75 @@
+//! One AMQP channel, owned by the thread that uses it.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use amiquip::ConsumerMessage;
+use crossbeam_channel::Receiver;
+
+use super::fault::Fault;
+use super::session::CLOSE_TIMEOUT;
+use super::watchdog::KillSwitch;
+
+/// A channel whose every call has a deadline. It is `Send` but not `Sync`: acknowledgements go back on the
+/// channel that delivered because nobody else has it.
+pub struct Channel {
+    /// `None` only while it is being closed.
+    amqp: Option<amiquip::Channel>,
+    /// Clones of the receivers of all consumers this channel had. amiquip's I/O thread ends the whole connection
+    /// when it finds a consumer's receiver gone, which a cancel or close can make it look for at any time
+    /// (AMIQUIP.md, H1). Declared after the channel, so dropped after it.
+    keepalive: RefCell<Vec<Receiver<ConsumerMessage>>>,
+    kill: KillSwitch,
+    rpc_timeout: Duration,
+}
+
+impl Channel {
+    pub(super) fn new(amqp: amiquip::Channel, kill: KillSwitch, rpc_timeout: Duration) -> Self {
+        Self { amqp: Some(amqp), keepalive: RefCell::new(Vec::new()), kill, rpc_timeout }
+    }
+
+    /// Calls amiquip under the channel's deadline; `what` names the call for the error.
+    pub(super) fn call<'a, T>(
+        &'a self,
+        what: &'static str,
+        call: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
+    ) -> Result<T, Fault> {
+        self.call_within(self.rpc_timeout, what, call)
+    }
+
+    /// As [`Channel::call`], with a deadline of its own.
+    pub(super) fn call_within<'a, T>(
+        &'a self,
+        timeout: Duration,
+        what: &'static str,
+        call: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
+    ) -> Result<T, Fault> {
+        let amqp = self.amqp.as_ref().ok_or_else(|| Fault::lost("the channel is closed"))?;
+        let _guard = self.kill.guard(timeout, what);
+        call(amqp).map_err(|error| Fault::from(error).because(self.kill.fired()))
+    }
+
+    pub(super) fn keep_alive(&self, receiver: Receiver<ConsumerMessage>) {
+        self.keepalive.borrow_mut().push(receiver);
+    }
+
+    /// Closes the channel. When it returns `Ok`, the broker has processed everything sent on it before,
+    /// acknowledgements included.
+    ///
+    /// # Errors
+    /// Whatever had closed it before, or the loss of the connection.
+    pub fn close(mut self) -> Result<(), Fault> {
+        let Some(amqp) = self.amqp.take() else { return Ok(()) };
+        let _guard = self.kill.guard(CLOSE_TIMEOUT, "a channel close");
+        amqp.close().map_err(|error| Fault::from(error).because(self.kill.fired()))
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        if let Some(amqp) = self.amqp.take() {
+            let _guard = self.kill.guard(CLOSE_TIMEOUT, "a channel close");
+            drop(amqp);
+        }
+    }
+}

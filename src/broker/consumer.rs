@@ -1,0 +1,156 @@
+//! One channel's deliveries: wait for the next, settle it, end cleanly.
+
+use std::time::Instant;
+
+use amiquip::{ConsumerMessage, ConsumerOptions};
+use crossbeam_channel::{Receiver, TryRecvError, never, select};
+
+use super::channel::Channel;
+use super::fault::{Fault, Kind, Scope};
+use super::message::Properties;
+use crate::handler::Never;
+
+/// One message as it was delivered. It can be settled only by the [`Consumer`] it came from, which lives no
+/// longer than its channel: an acknowledgement never crosses channels or connections.
+pub struct Delivery<'c> {
+    amqp: amiquip::Delivery,
+    properties: Properties,
+    consumer: std::marker::PhantomData<&'c Channel>,
+}
+
+impl Delivery<'_> {
+    /// Any bytes.
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
+        &self.amqp.body
+    }
+
+    /// The broker has delivered this message before (a hint, not a count).
+    #[must_use]
+    pub fn redelivered(&self) -> bool {
+        self.amqp.redelivered
+    }
+
+    /// Everything else that came with it.
+    #[must_use]
+    pub fn properties(&self) -> &Properties {
+        &self.properties
+    }
+}
+
+/// What a wait for a delivery ended with.
+#[allow(clippy::large_enum_variant)] // Moved once, and nearly always a delivery.
+pub enum Next<'c> {
+    /// A task.
+    Delivery(Delivery<'c>),
+    /// The stop channel closed.
+    Stopped,
+    /// The deadline passed.
+    TimedOut,
+    /// No further delivery will come.
+    Ended(Fault),
+}
+
+/// A consumer on a channel of its own, with manual acknowledgement.
+pub struct Consumer<'c> {
+    amqp: amiquip::Consumer<'c>,
+    channel: &'c Channel,
+}
+
+impl<'c> Consumer<'c> {
+    /// Limits the channel to `prefetch` unacknowledged deliveries and starts consuming.
+    ///
+    /// # Errors
+    /// The queue is missing, access is refused, or the channel or connection is gone.
+    pub fn start(channel: &'c Channel, queue: &str, prefetch: u16) -> Result<Self, Fault> {
+        // Per channel (not `global`), and before the consumer exists: afterwards it would not apply to it.
+        channel.call("basic.qos", |amqp| amqp.qos(0, prefetch, false))?;
+        let amqp =
+            channel.call("basic.consume", |amqp| amqp.basic_consume(queue, ConsumerOptions::default()))?;
+        channel.keep_alive(amqp.receiver().clone());
+        Ok(Self { amqp, channel })
+    }
+
+    /// Waits for the next delivery, until `stop` closes or the deadline passes. Without a deadline the wait is
+    /// bounded by the connection's heartbeats.
+    #[must_use]
+    pub fn next(&self, stop: &Receiver<Never>, deadline: Option<Instant>) -> Next<'c> {
+        let timer = deadline.map_or_else(never, crossbeam_channel::at);
+        select! {
+            recv(self.amqp.receiver()) -> message => match message {
+                Ok(message) => into_next(message),
+                // amiquip's I/O thread has died; only the connection knows why.
+                Err(_) => Next::Ended(Fault::lost("the connection is gone")),
+            },
+            recv(stop) -> _ => Next::Stopped,
+            recv(timer) -> _ => Next::TimedOut,
+        }
+    }
+
+    /// A delivery that has arrived but was not waited for.
+    #[must_use]
+    pub fn leftover(&self) -> Option<Delivery<'c>> {
+        loop {
+            match self.amqp.receiver().try_recv() {
+                Ok(message) => match into_next(message) {
+                    Next::Delivery(delivery) => return Some(delivery),
+                    Next::Stopped | Next::TimedOut | Next::Ended(_) => {}
+                },
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return None,
+            }
+        }
+    }
+
+    /// Takes no further deliveries. When it returns, everything that was delivered has arrived here; what was
+    /// not settled yet still can be. May be called again.
+    ///
+    /// # Errors
+    /// The channel or connection is gone.
+    pub fn cancel(&self) -> Result<(), Fault> {
+        self.channel.call("basic.cancel", |_| self.amqp.cancel())
+    }
+
+    /// Acknowledges a finished task. `Ok` means queued here: see [`Channel::close`] for certainty.
+    ///
+    /// # Errors
+    /// The channel or connection is gone, and the broker will deliver the task again.
+    pub fn ack(&self, delivery: Delivery<'c>) -> Result<(), Fault> {
+        self.channel.call("basic.ack", |_| self.amqp.ack(delivery.amqp))
+    }
+
+    /// Gives a task back to the queue. Reject, not nack: quorum queues count the former.
+    ///
+    /// # Errors
+    /// The channel or connection is gone, and the broker will deliver the task again anyway.
+    pub fn requeue(&self, delivery: Delivery<'c>) -> Result<(), Fault> {
+        self.channel.call("basic.reject", |_| self.amqp.reject(delivery.amqp, true))
+    }
+}
+
+impl Drop for Consumer<'_> {
+    fn drop(&mut self) {
+        // amiquip's own drop would cancel as well, without a deadline; after this one it does nothing.
+        let _ = self.cancel();
+    }
+}
+
+fn into_next<'c>(message: ConsumerMessage) -> Next<'c> {
+    match message {
+        ConsumerMessage::Delivery(mut delivery) => {
+            let properties = Properties::from(std::mem::take(&mut delivery.properties));
+            Next::Delivery(Delivery { amqp: delivery, properties, consumer: std::marker::PhantomData })
+        }
+        ConsumerMessage::ServerCancelled => Next::Ended(Fault::new(
+            Scope::Channel,
+            Kind::ConsumerCancelled,
+            "the broker cancelled the consumer: the queue was deleted, or moved to another node",
+        )),
+        ConsumerMessage::ServerClosedChannel(error) | ConsumerMessage::ServerClosedConnection(error) => {
+            Next::Ended(error.into())
+        }
+        ConsumerMessage::ClientCancelled | ConsumerMessage::ClientClosedChannel => {
+            Next::Ended(Fault::channel(Kind::Lost, "the consumer was closed"))
+        }
+        ConsumerMessage::ClientClosedConnection => Next::Ended(Fault::lost("the connection was closed")),
+    }
+}

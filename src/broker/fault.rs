@@ -1,0 +1,215 @@
+//! What amiquip's errors and the broker's closing words mean for us: what has to be opened again, and whether
+//! trying again can help.
+
+use std::fmt;
+
+use crate::error::{Error, Exit};
+use crate::output;
+
+/// How much of what was open is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The whole connection.
+    Connection,
+    /// One channel; its connection lives.
+    Channel,
+}
+
+/// What kind of trouble it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Unreachable, cut, silent: the same again may succeed later.
+    Lost,
+    /// The broker (or TLS) refused us; trying again rarely helps.
+    Refused,
+    /// The queue is not as we need it; trying again does not help.
+    Configuration,
+    /// The queue does not exist.
+    NotFound,
+    /// The broker waited too long for an acknowledgement (`consumer_timeout`).
+    AckTimeout,
+    /// The broker cancelled the consumer: its queue was deleted, or moved to another node.
+    ConsumerCancelled,
+    /// A message larger than the broker allows; its limit in bytes where it told.
+    TooLarge(Option<u64>),
+}
+
+/// Something that ended, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// What ended.
+    pub scope: Scope,
+    /// What it means.
+    pub kind: Kind,
+    text: String,
+}
+
+impl Fault {
+    pub(super) fn new(scope: Scope, kind: Kind, text: impl AsRef<str>) -> Self {
+        Self { scope, kind, text: output::escape(text.as_ref()) }
+    }
+
+    pub(super) fn connection(kind: Kind, text: impl AsRef<str>) -> Self {
+        Self::new(Scope::Connection, kind, text)
+    }
+
+    pub(super) fn channel(kind: Kind, text: impl AsRef<str>) -> Self {
+        Self::new(Scope::Channel, kind, text)
+    }
+
+    pub(super) fn lost(text: impl AsRef<str>) -> Self {
+        Self::connection(Kind::Lost, text)
+    }
+
+    /// A message came back because its queue is gone.
+    #[must_use]
+    pub fn unroutable(queue: &str) -> Self {
+        Self::channel(Kind::NotFound, format!("the queue {queue} is gone, and tasks came back"))
+    }
+
+    /// The same trouble with a better explanation, where one is known.
+    #[must_use]
+    pub(super) fn because(mut self, text: Option<String>) -> Self {
+        if let Some(text) = text {
+            self.text = output::escape(&text);
+        }
+        self
+    }
+
+    /// The same trouble with what it hindered before it.
+    #[must_use]
+    pub(super) fn because_also(mut self, text: &str) -> Self {
+        self.text = format!("{} ({})", output::escape(text), self.text);
+        self
+    }
+
+    /// As the error that ends a command.
+    #[must_use]
+    pub fn into_error(self) -> Error {
+        let exit = match self.kind {
+            Kind::Lost | Kind::AckTimeout | Kind::ConsumerCancelled => Exit::Unavailable,
+            Kind::Refused => Exit::Refused,
+            Kind::Configuration | Kind::NotFound => Exit::Configuration,
+            Kind::TooLarge(_) => Exit::BadData,
+        };
+        Error::new(exit, self.text)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// amiquip's errors hold URLs (never passed to it) and the broker's words, no credentials.
+impl From<amiquip::Error> for Fault {
+    fn from(error: amiquip::Error) -> Self {
+        use amiquip::Error as Amqp;
+        match error {
+            Amqp::ServerClosedConnection { code, message } => closed_connection(code, &message),
+            Amqp::ServerClosedChannel { code, message, .. } => closed_channel(code, &message),
+            Amqp::InvalidCredentials => Self::connection(Kind::Refused, "user name or password refused"),
+            Amqp::UnsupportedAuthMechanism { available, requested } => Self::connection(
+                Kind::Refused,
+                format!("the broker does not offer {requested} authentication (it offers {available})"),
+            ),
+            Amqp::UnexpectedSocketClose => Self::lost("the broker closed the connection without a word"),
+            Amqp::IoErrorReadingSocket { source } | Amqp::IoErrorWritingSocket { source } => {
+                Self::lost(source.to_string())
+            }
+            Amqp::MissedServerHeartbeats => Self::lost("the broker has gone silent (missed heartbeats)"),
+            Amqp::EventLoopDropped | Amqp::EventLoopClientDropped | Amqp::ClientClosedConnection => {
+                Self::lost("the connection is gone")
+            }
+            Amqp::IoThreadPanic => Self::lost("the connection broke down"),
+            Amqp::ClientClosedChannel => Self::channel(Kind::Lost, "the channel is closed"),
+            other => Self::lost(other.to_string()),
+        }
+    }
+}
+
+fn closed_connection(code: u16, message: &str) -> Fault {
+    match code {
+        320 => Fault::lost(format!("the broker closed the connection: {message}")),
+        403 | 530 => Fault::connection(Kind::Refused, format!("the broker refused access: {message}")),
+        _ => Fault::lost(format!("the broker closed the connection ({code}): {message}")),
+    }
+}
+
+fn closed_channel(code: u16, message: &str) -> Fault {
+    match code {
+        403 | 530 => Fault::channel(Kind::Refused, format!("the broker refused access: {message}")),
+        404 => Fault::channel(Kind::NotFound, format!("not found: {message}")),
+        405 => Fault::channel(
+            Kind::Configuration,
+            format!("the queue belongs to another connection alone (exclusive): {message}"),
+        ),
+        406 if message.contains("acknowledgement") && message.contains("timed out") => {
+            Fault::channel(Kind::AckTimeout, message)
+        }
+        406 if message.contains("message size") => {
+            Fault::channel(Kind::TooLarge(configured_max_size(message)), message)
+        }
+        406 if message.contains("inequivalent arg") || message.contains("invalid arg") => {
+            Fault::channel(Kind::Configuration, message)
+        }
+        _ => Fault::channel(Kind::Lost, format!("the broker closed the channel ({code}): {message}")),
+    }
+}
+
+/// From "message size 12 is larger than configured max size 10" (RabbitMQ 3.8 and later).
+fn configured_max_size(message: &str) -> Option<u64> {
+    let (_, tail) = message.split_once("max size ")?;
+    let digits = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
+    tail[..digits].parse().ok()
+}
+
+/// The property that differs, from "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'x' in vhost '/':
+/// received 'true' but current is 'false'".
+#[must_use]
+pub(super) fn differing_property(message: &str) -> Option<&str> {
+    message.split_once("inequivalent arg '")?.1.split_once('\'').map(|(name, _)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channel_fault(code: u16, message: &str) -> Fault {
+        amiquip::Error::ServerClosedChannel { channel_id: 1, code, message: message.to_owned() }.into()
+    }
+
+    #[test]
+    fn what_the_broker_says_is_understood() {
+        let timeout = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: \
+                       1800000 ms. This timeout value can be configured";
+        assert_eq!(channel_fault(406, timeout).kind, Kind::AckTimeout);
+        let size = "PRECONDITION_FAILED - message size 4096 is larger than configured max size 1024";
+        assert_eq!(channel_fault(406, size).kind, Kind::TooLarge(Some(1024)));
+        let tag = "PRECONDITION_FAILED - unknown delivery tag 7";
+        assert_eq!(channel_fault(406, tag).kind, Kind::Lost);
+        assert_eq!(channel_fault(403, "ACCESS_REFUSED").kind, Kind::Refused);
+        assert_eq!(channel_fault(404, "NOT_FOUND").kind, Kind::NotFound);
+        assert_eq!(channel_fault(405, "RESOURCE_LOCKED").into_error().exit, Exit::Configuration);
+        let closed =
+            amiquip::Error::ServerClosedConnection { code: 320, message: "CONNECTION_FORCED".into() };
+        assert_eq!(Fault::from(closed).kind, Kind::Lost);
+        let vhost = amiquip::Error::ServerClosedConnection { code: 530, message: "NOT_ALLOWED".into() };
+        assert_eq!(Fault::from(vhost).into_error().exit, Exit::Refused);
+    }
+
+    #[test]
+    fn the_differing_property_is_found() {
+        let text = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'hello' in vhost '/': received 'true' \
+                    but current is 'false'";
+        assert_eq!(differing_property(text), Some("durable"));
+        assert_eq!(differing_property("PRECONDITION_FAILED"), None);
+        assert_eq!(channel_fault(406, text).kind, Kind::Configuration);
+    }
+
+    #[test]
+    fn what_a_broker_says_cannot_drive_a_terminal() {
+        assert!(!channel_fault(404, "\x1b[2J").to_string().contains('\x1b'));
+    }
+}

@@ -1,0 +1,28 @@
+//! Everything that talks to RabbitMQ. Nothing outside this folder knows amiquip, and in here its hazards are
+//! contained: it has no deadlines of its own (`watchdog`), trusts whatever the peer sends (`frames`), and ends a
+//! whole connection over a consumer dropped at the wrong moment (`channel`).
+
+mod channel;
+mod consumer;
+mod fault;
+mod frames;
+mod headers;
+mod message;
+mod publisher;
+mod session;
+mod socket;
+mod tls;
+mod topology;
+mod url;
+mod watchdog;
+
+pub use channel::Channel;
+pub use consumer::{Consumer, Delivery, Next};
+pub use fault::{Fault, Kind, Scope};
+pub use headers::Record;
+pub use message::{MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
+pub use publisher::{Publisher, Settlement, Wake};
+pub use session::{Purpose, Session, SessionOptions};
+pub use tls::TlsFiles;
+pub use topology::{MAX_DELAY, QueueSpec, QueueType, Role, count_ready, ensure_queue};
+pub use url::{BrokerUrl, redact};

@@ -1,0 +1,267 @@
+//! Confirmed, mandatory publishing with many publishes in flight: what is published here is done when the broker
+//! confirmed it, and not before.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use amiquip::{Confirm, ConfirmPayload, ConnectionBlockedNotification, Publish, Return};
+use crossbeam_channel::{Receiver, never, select};
+
+use super::channel::Channel;
+use super::fault::{Fault, Kind};
+use super::message::Properties;
+use super::session::{Purpose, Session, SessionOptions};
+use super::topology::{QueueSpec, declare_unseen, ensure_queue};
+use crate::error::Result;
+
+/// What the broker made of one publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settlement {
+    /// On disk, in a queue.
+    Confirmed,
+    /// No queue took it: there is none of that name.
+    Unroutable,
+    /// The broker refused it: the queue is full, or it had an error of its own.
+    Nacked,
+}
+
+/// Why a wait ended.
+pub enum Wake<I, S> {
+    /// Some publishes were settled; see [`Publisher::take_settled`].
+    Settled,
+    /// Something arrived on the input channel; `None` when it closed.
+    Input(Option<I>),
+    /// Something arrived on the interrupt channel.
+    Interrupted(S),
+    /// The broker stopped reading from this connection, and why it says so.
+    Blocked(String),
+    /// It reads again.
+    Unblocked,
+    /// The connection or the channel is gone: everything outstanding is unknown.
+    Lost(Fault),
+    /// The deadline passed.
+    TimedOut,
+}
+
+/// A connection and a channel in confirm mode. Messages go through the default exchange to the queue that their
+/// routing key names. Dropping it cuts no corners: close it with [`Publisher::close`].
+pub struct Publisher {
+    // Before the session: the channel has to go first.
+    channel: Channel,
+    session: Session,
+    confirms: Receiver<Confirm>,
+    returns: Receiver<Return>,
+    blocked: bool,
+    queue_is_certain: bool,
+    next_tag: u64,
+    /// Tag of each outstanding publish and the message id it carries.
+    outstanding: BTreeMap<u64, String>,
+    /// Ids of returned messages whose confirm has not come yet. A return carries no tag.
+    returned: Vec<String>,
+    settled: Vec<(u64, Settlement)>,
+}
+
+impl Publisher {
+    /// Connects, declares the queue, and turns on confirms. The answer to the declaration is not waited for: if the
+    /// broker refuses it, it closes the channel before it takes any publish, [`Publisher::wait`] tells, and
+    /// [`Publisher::recover`] looks closely. That saves two round trips of a `taskq send`.
+    ///
+    /// # Errors
+    /// As [`Session::open`]; where nothing is to be declared also as [`ensure_queue`].
+    pub fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Self> {
+        let mut session = Session::open(options, Purpose::Publish)?;
+        if queue.declare {
+            let channel = declare_unseen(&mut session, queue).map_err(Fault::into_error)?;
+            Self::on(session, channel, false).map_err(Fault::into_error)
+        } else {
+            Self::carefully(session, queue)
+        }
+    }
+
+    /// After its channel was closed: makes sure that the queue is there and fit, and opens another channel on the
+    /// same connection. What was outstanding is unknown.
+    ///
+    /// # Errors
+    /// As [`ensure_queue`].
+    pub fn recover(self, queue: &QueueSpec) -> Result<Self> {
+        let Self { channel, session, .. } = self;
+        drop(channel);
+        Self::carefully(session, queue)
+    }
+
+    fn carefully(mut session: Session, queue: &QueueSpec) -> Result<Self> {
+        let channel = ensure_queue(&mut session, queue).map_err(Fault::into_error)?;
+        Self::on(session, channel, true).map_err(Fault::into_error)
+    }
+
+    fn on(session: Session, channel: Channel, queue_is_certain: bool) -> std::result::Result<Self, Fault> {
+        let returns = channel.call("a local setting", amiquip::Channel::listen_for_returns)?;
+        let confirms = channel.call("a local setting", amiquip::Channel::listen_for_publisher_confirms)?;
+        channel.call("confirm.select", amiquip::Channel::enable_publisher_confirms_nowait)?;
+        Ok(Self {
+            channel,
+            session,
+            confirms,
+            returns,
+            blocked: false,
+            queue_is_certain,
+            next_tag: 1,
+            outstanding: BTreeMap::new(),
+            returned: Vec::new(),
+            settled: Vec::new(),
+        })
+    }
+
+    /// The broker, for messages.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        self.session.label()
+    }
+
+    /// Product and version of the broker.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        self.session.server()
+    }
+
+    /// Whether the broker has said that it does not read from this connection.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Whether the queue was seen to be there and fit. Otherwise a closed channel may mean that it is not, and
+    /// [`Publisher::recover`] finds out.
+    #[must_use]
+    pub fn queue_is_certain(&self) -> bool {
+        self.queue_is_certain
+    }
+
+    /// Publishes one message and returns its tag. `Ok` means queued: the settlement comes later. A large body may
+    /// block for as long as the broker takes to read it, at most `timeout`.
+    ///
+    /// # Errors
+    /// The channel or the connection is gone.
+    pub fn publish(
+        &mut self,
+        queue: &str,
+        body: &[u8],
+        properties: &Properties,
+        timeout: Duration,
+    ) -> std::result::Result<u64, Fault> {
+        let publish = Publish {
+            body,
+            routing_key: queue.to_owned(),
+            mandatory: true,
+            immediate: false,
+            properties: properties.amqp().clone(),
+        };
+        self.channel.call_within(timeout, "a publish", |amqp| amqp.basic_publish("", publish))?;
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        self.outstanding.insert(tag, properties.id().to_owned());
+        Ok(tag)
+    }
+
+    /// Waits until something happens, whichever comes first. `input` and `interrupt` belong to the caller.
+    pub fn wait<I, S: Default>(
+        &mut self,
+        input: Option<&Receiver<I>>,
+        interrupt: &Receiver<S>,
+        deadline: Option<Instant>,
+    ) -> Wake<I, S> {
+        let no_input = never();
+        let timer = deadline.map_or_else(never, crossbeam_channel::at);
+        select! {
+            recv(self.confirms) -> confirm => match confirm {
+                Ok(confirm) => {
+                    self.settle(&confirm);
+                    while let Ok(confirm) = self.confirms.try_recv() {
+                        self.settle(&confirm);
+                    }
+                    Wake::Settled
+                }
+                Err(_) => Wake::Lost(self.why_lost()),
+            },
+            recv(self.session.blocked()) -> notification => match notification {
+                Ok(ConnectionBlockedNotification::Blocked(reason)) => {
+                    self.blocked = true;
+                    Wake::Blocked(crate::output::escape(&reason))
+                }
+                Ok(ConnectionBlockedNotification::Unblocked) => {
+                    self.blocked = false;
+                    Wake::Unblocked
+                }
+                Err(_) => Wake::Lost(self.why_lost()),
+            },
+            recv(interrupt) -> sent => Wake::Interrupted(sent.unwrap_or_default()),
+            recv(input.unwrap_or(&no_input)) -> item => Wake::Input(item.ok()),
+            recv(timer) -> _ => Wake::TimedOut,
+        }
+    }
+
+    /// The settlements that came since the last call, by tag.
+    pub fn take_settled(&mut self) -> Vec<(u64, Settlement)> {
+        std::mem::take(&mut self.settled)
+    }
+
+    /// Says goodbye. A blocked broker does not read goodbyes, so there it is cut instead (AMIQUIP.md, H3).
+    pub fn close(self) {
+        if self.blocked {
+            self.session.cut("the broker had blocked the connection");
+        } else {
+            // Nothing is outstanding that matters, so the connection's own goodbye is enough: the channel's would
+            // be one more round trip.
+            let Self { channel, session, .. } = self;
+            drop(session);
+            drop(channel);
+        }
+    }
+
+    /// Ends the connection at once, for when what is outstanding was given up.
+    pub fn cut(self) {
+        self.session.cut("taskq gave up");
+    }
+
+    /// Confirms come out of order, and `multiple` settles everything up to its tag.
+    fn settle(&mut self, confirm: &Confirm) {
+        let (payload, settlement) = match confirm {
+            Confirm::Ack(payload) => (payload, Settlement::Confirmed),
+            Confirm::Nack(payload) => (payload, Settlement::Nacked),
+        };
+        // A message's return is queued before its confirm.
+        self.returned.extend(
+            self.returns
+                .try_iter()
+                .map(|returned| returned.properties.message_id().clone().unwrap_or_default()),
+        );
+        for tag in self.covered(payload) {
+            let Some(id) = self.outstanding.remove(&tag) else { continue };
+            let returned = self.returned.iter().position(|returned| *returned == id);
+            let settlement = match returned {
+                Some(at) => {
+                    self.returned.swap_remove(at);
+                    Settlement::Unroutable
+                }
+                None => settlement.clone(),
+            };
+            self.settled.push((tag, settlement));
+        }
+    }
+
+    fn covered(&self, payload: &ConfirmPayload) -> Vec<u64> {
+        if payload.multiple {
+            self.outstanding.range(..=payload.delivery_tag).map(|(tag, _)| *tag).collect()
+        } else {
+            vec![payload.delivery_tag]
+        }
+    }
+
+    /// The confirms end without a word when the channel or the connection does; any call tells which and why.
+    fn why_lost(&self) -> Fault {
+        match self.channel.call("basic.qos", |amqp| amqp.qos(0, 0, false)) {
+            Err(fault) => fault,
+            Ok(()) => Fault::channel(Kind::Lost, "the confirms ended"),
+        }
+    }
+}

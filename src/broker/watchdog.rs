@@ -1,0 +1,183 @@
+//! A deadline on every call into amiquip, which has none of its own: when it passes, the connection's socket is
+//! shut down, and whatever was stuck in the call returns with an error.
+
+use std::collections::BTreeMap;
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+
+/// Cuts one connection's TCP stream, from any thread.
+#[derive(Debug, Clone)]
+pub(super) struct KillSwitch(Arc<Target>);
+
+#[derive(Debug)]
+struct Target {
+    stream: TcpStream,
+    why: Mutex<Option<String>>,
+}
+
+impl KillSwitch {
+    /// `stream` is a clone (`try_clone`) of the connection's own.
+    pub(super) fn new(stream: TcpStream) -> Self {
+        Self(Arc::new(Target { stream, why: Mutex::new(None) }))
+    }
+
+    /// Shuts the socket down; the first reason given is kept.
+    pub(super) fn fire(&self, why: &str) {
+        lock(&self.0.why).get_or_insert_with(|| why.to_owned());
+        // An error means that it is gone already.
+        let _ = self.0.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Why it was fired, if it was.
+    pub(super) fn fired(&self) -> Option<String> {
+        lock(&self.0.why).clone()
+    }
+
+    /// Fires when the returned guard still exists after `timeout`. `what` names the call for the reason:
+    /// "no answer to {what} within ...".
+    pub(super) fn guard(&self, timeout: Duration, what: &'static str) -> Guard {
+        let watchdog = watchdog();
+        let due = Instant::now() + timeout;
+        let mut watches = lock(&watchdog.watches);
+        watches.serial += 1;
+        let key = (due, watches.serial);
+        watches.armed.insert(key, Armed { kill: self.clone(), timeout, what });
+        // Deadlines are mostly alike, so a new one is rarely the next to pass and the thread can sleep on.
+        if watches.wakes_at.is_none_or(|at| due < at) {
+            watchdog.changed.notify_one();
+        }
+        Guard { key }
+    }
+}
+
+/// Disarms its deadline when dropped.
+#[derive(Debug)]
+#[must_use = "the deadline holds only as long as the guard lives"]
+pub(super) struct Guard {
+    key: (Instant, u64),
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        lock(&watchdog().watches).armed.remove(&self.key);
+    }
+}
+
+struct Armed {
+    kill: KillSwitch,
+    timeout: Duration,
+    what: &'static str,
+}
+
+struct Watches {
+    armed: BTreeMap<(Instant, u64), Armed>,
+    serial: u64,
+    /// When the thread looks next; `None` while it waits to be told.
+    wakes_at: Option<Instant>,
+}
+
+struct Watchdog {
+    watches: Mutex<Watches>,
+    changed: Condvar,
+}
+
+fn watchdog() -> &'static Watchdog {
+    static WATCHDOG: OnceLock<Watchdog> = OnceLock::new();
+    WATCHDOG.get_or_init(|| Watchdog {
+        watches: Mutex::new(Watches { armed: BTreeMap::new(), serial: 0, wakes_at: None }),
+        changed: Condvar::new(),
+    })
+}
+
+/// Starts the watchdog's thread, once in the life of the process. Nothing may be guarded before.
+///
+/// # Errors
+/// Internal, when the thread cannot be started.
+pub(super) fn start() -> Result<()> {
+    static STARTED: Mutex<bool> = Mutex::new(false);
+    let mut started = lock(&STARTED);
+    if !*started {
+        thread::Builder::new()
+            .name("watchdog".into())
+            .spawn(watch)
+            .map_err(|error| Error::internal(format!("cannot start a thread: {error}")))?;
+        *started = true;
+    }
+    Ok(())
+}
+
+fn watch() {
+    let watchdog = watchdog();
+    let mut watches = lock(&watchdog.watches);
+    loop {
+        let now = Instant::now();
+        while let Some(entry) = watches.armed.first_entry().filter(|entry| entry.key().0 <= now) {
+            let armed = entry.remove();
+            armed.kill.fire(&format!(
+                "no answer to {} within {}",
+                armed.what,
+                crate::duration::show(armed.timeout)
+            ));
+        }
+        watches.wakes_at = watches.armed.first_key_value().map(|(key, _)| key.0);
+        watches = match watches.wakes_at {
+            Some(at) => watchdog
+                .changed
+                .wait_timeout(watches, at.saturating_duration_since(now))
+                .map_or_else(|poisoned| poisoned.into_inner().0, |(watches, _)| watches),
+            None => watchdog.changed.wait(watches).unwrap_or_else(PoisonError::into_inner),
+        };
+    }
+}
+
+/// Nothing here panics while holding a lock, and the data would be sound if something did.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn a_guard_that_outlives_its_deadline_cuts_the_socket() {
+        start().unwrap();
+        let (mut near, _far) = pair();
+        let kill = KillSwitch::new(near.try_clone().unwrap());
+        let long = kill.guard(Duration::from_hours(1), "something slow");
+        let short = kill.guard(Duration::from_millis(20), "a channel close");
+        // Blocks until the watchdog shuts the socket down.
+        assert_eq!(near.read(&mut [0]).unwrap(), 0);
+        assert_eq!(kill.fired().unwrap(), "no answer to a channel close within 20ms");
+        drop((long, short));
+    }
+
+    #[test]
+    fn a_dropped_guard_does_nothing() {
+        start().unwrap();
+        let (near, mut far) = pair();
+        let kill = KillSwitch::new(near.try_clone().unwrap());
+        drop(kill.guard(Duration::from_millis(1), "a call that returned"));
+        let (other, _keep) = pair();
+        let other = KillSwitch::new(other);
+        let guard = other.guard(Duration::from_millis(30), "another call");
+        far.set_read_timeout(Some(Duration::from_millis(60))).unwrap();
+        assert!(far.read(&mut [0]).is_err(), "the socket was cut");
+        assert!(kill.fired().is_none());
+        drop(guard);
+    }
+}

@@ -1,0 +1,115 @@
+//! The flags that say which broker and how, common to all commands.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{environment, positive_duration};
+use crate::broker::{BrokerUrl, SessionOptions, TlsFiles};
+use crate::error::{Error, Result};
+
+/// Where nothing else is given.
+const DEFAULT_URL: &str = "amqp://guest:guest@localhost:5672";
+/// The credential that systemd's `LoadCredential=taskq-url:...` provides.
+const CREDENTIAL: &str = "taskq-url";
+/// A URL is not longer; something else was named by mistake.
+const MAX_URL_FILE_BYTES: u64 = 64 * 1024;
+
+/// Which broker, and how.
+#[derive(Args)]
+#[command(next_help_heading = "Connection")]
+pub(super) struct ConnectionArgs {
+    /// Broker URL, amqp[s]://user:password@host:port/vhost; several (repeated, or separated by commas) are tried in
+    /// turn [env: TASKQ_URL] [default: amqp://guest:guest@localhost:5672]
+    #[arg(short, long, value_name = "URL", conflicts_with = "url_file")]
+    url: Vec<String>,
+    /// Read the URL from this file, which keeps the password out of the process list
+    #[arg(long, value_name = "PATH")]
+    url_file: Option<PathBuf>,
+    /// Give up connecting after this long, names, TCP, TLS and AMQP together [default: 10s]
+    #[arg(long, value_name = "DUR", value_parser = positive_duration)]
+    connect_timeout: Option<Duration>,
+    /// Notice a dead broker within twice this long; whole seconds [default: 10s]
+    #[arg(long, value_name = "DUR", value_parser = heartbeat)]
+    heartbeat: Option<Duration>,
+    /// Trust the certificate authorities in this PEM file (amqps)
+    #[arg(long, value_name = "PATH")]
+    tls_ca: Option<PathBuf>,
+    /// Identify with the certificate in this PEM file (amqps)
+    #[arg(long, value_name = "PATH", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert, PEM in PKCS#8 form
+    #[arg(long, value_name = "PATH", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+}
+
+impl ConnectionArgs {
+    pub(super) fn into_options(self) -> Result<SessionOptions> {
+        let urls = self.urls()?;
+        for url in &urls {
+            if url.tls && !cfg!(feature = "tls") {
+                return Err(Error::configuration(format!(
+                    "{url} needs TLS, and this taskq was built without it"
+                )));
+            }
+            if !url.tls && !url.is_loopback() {
+                log::warn!(
+                    "the password for {url} crosses the network in clear; use amqps:// if the broker offers it"
+                );
+            }
+        }
+        Ok(SessionOptions {
+            urls,
+            tls: TlsFiles { ca: self.tls_ca, certificate: self.tls_cert, key: self.tls_key },
+            connect_timeout: self.connect_timeout,
+            heartbeat: self.heartbeat,
+        })
+    }
+
+    /// The flags, else the environment, else the service manager's credential, else the default.
+    fn urls(&self) -> Result<Vec<BrokerUrl>> {
+        if !self.url.is_empty() {
+            let lists: Result<Vec<_>> = self.url.iter().map(|list| BrokerUrl::parse_list(list)).collect();
+            return Ok(lists?.into_iter().flatten().collect());
+        }
+        if let Some(path) = &self.url_file {
+            return from_file(path);
+        }
+        if let Some(list) = environment("TASKQ_URL")? {
+            return BrokerUrl::parse_list(&list).map_err(|error| error.context("TASKQ_URL"));
+        }
+        if let Some(directory) = std::env::var_os("CREDENTIALS_DIRECTORY") {
+            let path = PathBuf::from(directory).join(CREDENTIAL);
+            if path.exists() {
+                return from_file(&path);
+            }
+        }
+        BrokerUrl::parse_list(DEFAULT_URL)
+    }
+}
+
+fn from_file(path: &PathBuf) -> Result<Vec<BrokerUrl>> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_URL_FILE_BYTES).read_to_string(&mut text))
+        .map_err(|error| {
+            Error::configuration(format!("cannot read the URL file {}: {error}", path.display()))
+        })?;
+    // One URL a line reads as well as commas.
+    let list = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(",");
+    BrokerUrl::parse_list(&list).map_err(|error| error.context(&path.display().to_string()))
+}
+
+/// For clap: AMQP counts heartbeats in whole seconds, 16 bits of them.
+fn heartbeat(text: &str) -> std::result::Result<Duration, String> {
+    let duration = positive_duration(text)?;
+    if duration.subsec_nanos() != 0 {
+        return Err("heartbeats are counted in whole seconds".to_owned());
+    }
+    if duration.as_secs() > u64::from(u16::MAX) {
+        return Err("heartbeats are 65535s apart at most".to_owned());
+    }
+    Ok(duration)
+}

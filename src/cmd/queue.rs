@@ -1,0 +1,63 @@
+//! The flags that name the queue and say what it should be.
+
+use clap::{Args, ValueEnum};
+
+use super::environment;
+use crate::broker::{MAX_NAME_BYTES, QueueSpec, QueueType, Role};
+use crate::error::{Error, Result};
+
+/// The queue of RabbitMQ's tutorial.
+const DEFAULT_QUEUE: &str = "task_queue";
+
+/// Which queue.
+#[derive(Args)]
+pub(super) struct QueueArgs {
+    /// The queue's name [env: TASKQ_QUEUE] [default: task_queue]
+    #[arg(short, long, value_name = "NAME")]
+    queue: Option<String>,
+    /// What to declare the queue as; one that exists is used as it is
+    #[arg(long, value_name = "TYPE", value_enum, default_value = "classic")]
+    queue_type: KindArg,
+    /// Declare nothing: use the queue as it is, without the permission to configure it
+    #[arg(long)]
+    no_declare: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KindArg {
+    Classic,
+    Quorum,
+}
+
+impl QueueArgs {
+    pub(super) fn into_spec(self) -> Result<QueueSpec> {
+        let name = match self.queue {
+            Some(name) => name,
+            None => environment("TASKQ_QUEUE")?.unwrap_or_else(|| DEFAULT_QUEUE.to_owned()),
+        };
+        // An empty name would make the broker invent one.
+        if name.is_empty() {
+            return Err(Error::usage("the queue's name is empty"));
+        }
+        check_name("the queue's name", &name)?;
+        let kind = match self.queue_type {
+            KindArg::Classic => QueueType::Classic,
+            KindArg::Quorum => QueueType::Quorum,
+        };
+        Ok(QueueSpec { name, role: Role::Tasks, kind, declare: !self.no_declare })
+    }
+}
+
+/// Names are AMQP short strings; a longer one would cost the connection.
+pub(super) fn check_name(what: &str, name: &str) -> Result<()> {
+    if name.len() > MAX_NAME_BYTES {
+        return Err(Error::bad_data(format!(
+            "{what} has {} bytes; AMQP allows {MAX_NAME_BYTES}",
+            name.len()
+        )));
+    }
+    if name.contains('\0') {
+        return Err(Error::bad_data(format!("{what} holds a NUL")));
+    }
+    Ok(())
+}

@@ -1,0 +1,338 @@
+//! `taskq send`: enqueue tasks, and say so only when the broker has confirmed them.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{IsTerminal, Read};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::connection::ConnectionArgs;
+use super::positive_duration;
+use super::queue::{QueueArgs, check_name};
+use crate::broker::{MAX_HEADER_BYTES, Properties};
+use crate::error::{Error, Exit, Result};
+use crate::output;
+use crate::sender::{self, Item, Job, MAX_BODY_BYTES, Parcel, Report, Source, Summary, UnsentFile};
+use crate::shutdown;
+
+/// How often the progress line is redrawn, in tasks: redrawing costs more than publishing.
+const PROGRESS_STEP: u64 = 100;
+/// Failures told one by one; the rest is counted.
+const TOLD_FAILURES: u64 = 20;
+
+/// Enqueue one task, or one for each line
+///
+/// The words of BODY, joined by spaces, are the task's body; `hello` when there are none. The exit code is 0 only if
+/// the broker has confirmed every task and routed it to the queue.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The task's body; words are joined by spaces [default: hello]
+    #[arg(value_name = "BODY")]
+    body: Vec<OsString>,
+    /// Take the body, or with --lines the lines, from this file; `-` is stdin
+    #[arg(short, long, value_name = "PATH", conflicts_with = "body")]
+    file: Option<PathBuf>,
+    /// One task for each line of stdin, or of --file
+    #[arg(short, long, conflicts_with = "body")]
+    lines: bool,
+    /// As --lines, but separated by NUL bytes
+    #[arg(short = '0', long, conflicts_with = "body")]
+    null: bool,
+    /// The task's id, for handlers that must not do a thing twice [default: a new UUID]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["lines", "null"])]
+    id: Option<String>,
+    /// A header for the handler; may be repeated
+    #[arg(long = "header", value_name = "K=V")]
+    headers: Vec<String>,
+    /// What the body is
+    #[arg(long, value_name = "TYPE", default_value = "text/plain")]
+    content_type: String,
+    /// 0 to 255; only queues declared with x-max-priority look at it
+    #[arg(long, value_name = "N")]
+    priority: Option<u8>,
+    /// Drop the task if it is still waiting after this long
+    #[arg(long, value_name = "DUR", value_parser = positive_duration)]
+    expires: Option<Duration>,
+    /// Print the id of each task on stdout, in order, once it is confirmed
+    #[arg(long)]
+    print_ids: bool,
+    /// Write the tasks that were not confirmed to this file, in the form in which they came in
+    #[arg(long, value_name = "PATH")]
+    unsent: Option<PathBuf>,
+    /// Give up when the broker goes away, or confirms nothing, for this long
+    #[arg(long, value_name = "DUR", value_parser = positive_duration, default_value = "30s")]
+    retry_for: Duration,
+    #[command(flatten)]
+    queue: QueueArgs,
+    #[command(flatten)]
+    connection: ConnectionArgs,
+}
+
+pub(super) fn run(args: Args) -> Result<Exit> {
+    let properties = properties(&args)?;
+    let bulk = args.lines || args.null;
+    let separator = if args.null { b'\0' } else { b'\n' };
+    if let Some(id) = &args.id {
+        if id.is_empty() {
+            return Err(Error::usage("--id is empty"));
+        }
+        check_name("--id", id)?;
+    }
+    let job = Job {
+        session: args.connection.into_options()?,
+        queue: args.queue.into_spec()?,
+        properties,
+        id: args.id,
+        retry_for: args.retry_for,
+    };
+    let source = if bulk {
+        Source::Records { input: open_input(args.file.as_deref())?, separator }
+    } else if let Some(path) = &args.file {
+        Source::Single(read_body(path)?)
+    } else {
+        Source::Single(join_words(args.body))
+    };
+    let unsent = match &args.unsent {
+        None => None,
+        Some(path) => Some(
+            UnsentFile::create(path, bulk.then_some(separator)).map_err(|error| cannot_save(path, &error))?,
+        ),
+    };
+
+    let signals = shutdown::listen()?;
+    let parcels = source.start()?;
+    let mut teller = Teller {
+        bulk,
+        print_ids: args.print_ids,
+        told: 0,
+        unsent,
+        save_error: None,
+        progress: progress(bulk),
+    };
+    let summary = sender::send(&job, &parcels, &signals, &mut teller);
+    teller.progress.finish_and_clear();
+    let rest = if summary.ended.is_some() { teller.save_rest(&parcels, &summary) } else { 0 };
+    if let (Some(path), Some(unsent)) = (&args.unsent, teller.unsent.take()) {
+        let finished = match teller.save_error.take() {
+            Some(error) => Err(error),
+            None => unsent.finish(),
+        };
+        finished.map_err(|error| cannot_save(path, &error))?;
+    }
+    conclude(summary, bulk, rest, args.unsent.as_deref())
+}
+
+fn conclude(summary: Summary, bulk: bool, rest: u64, unsent: Option<&Path>) -> Result<Exit> {
+    let Summary { confirmed, failed, ended, worst } = summary;
+    let unread = ended.is_some();
+    let Some(error) = ended.or(worst) else {
+        if bulk {
+            log::info!(" [x] Sent {confirmed} {}", tasks(confirmed));
+        }
+        return Ok(Exit::Success);
+    };
+    if !bulk {
+        return Err(error);
+    }
+    let mut counts = format!("{confirmed} {} confirmed, {} not", tasks(confirmed), failed + rest);
+    match unsent {
+        Some(path) => {
+            let _ = write!(counts, " (saved in {})", path.display());
+        }
+        None if unread => counts.push_str(", and the input after them was not read"),
+        None => {}
+    }
+    Err(error.context(&counts))
+}
+
+fn tasks(count: u64) -> &'static str {
+    if count == 1 { "task" } else { "tasks" }
+}
+
+/// Tells the user, and keeps what could not be sent.
+struct Teller {
+    bulk: bool,
+    print_ids: bool,
+    told: u64,
+    unsent: Option<UnsentFile>,
+    save_error: Option<std::io::Error>,
+    progress: ProgressBar,
+}
+
+impl Teller {
+    fn save(&mut self, item: &Item) {
+        // A body over the limit was skipped when it was read: the message says which line to look at.
+        if let (Some(unsent), Ok(body), None) = (&mut self.unsent, &item.body, &self.save_error) {
+            self.save_error = unsent.add(body).err();
+        }
+    }
+
+    /// With --unsent, what was read ahead or not read at all is part of what could not be sent. After a signal only
+    /// what has been read is: the input may never end.
+    fn save_rest(&mut self, parcels: &crossbeam_channel::Receiver<Parcel>, summary: &Summary) -> u64 {
+        let mut rest = 0;
+        let stopped = matches!(summary.ended, Some(Error { exit: Exit::Signal(_), .. }));
+        let only_what_is_here = stopped || self.unsent.is_none();
+        let mut take = |parcel: Parcel| {
+            for item in parcel.unwrap_or_default() {
+                rest += 1;
+                self.save(&item);
+            }
+        };
+        if only_what_is_here {
+            parcels.try_iter().for_each(&mut take);
+        } else {
+            parcels.iter().for_each(&mut take);
+        }
+        rest
+    }
+}
+
+impl Report for Teller {
+    fn confirmed(&mut self, item: &Item, id: &str) {
+        if self.bulk {
+            if item.number.is_multiple_of(PROGRESS_STEP) {
+                self.progress.inc(PROGRESS_STEP);
+            }
+        } else if let Ok(body) = &item.body {
+            log::info!(" [x] Sent {}", output::excerpt(body));
+        }
+        // Whoever read the ids may have read enough; the tasks are sent all the same.
+        if self.print_ids && output::stdout_line(id).is_err() {
+            self.print_ids = false;
+        }
+    }
+
+    fn failed(&mut self, item: &Item, why: &Error) {
+        self.save(item);
+        if !self.bulk {
+            return;
+        }
+        self.told += 1;
+        if self.told <= TOLD_FAILURES {
+            self.progress.suspend(|| log::warn!("line {}: {why}", item.number));
+        } else if self.told == TOLD_FAILURES + 1 {
+            self.progress.suspend(|| log::warn!("further failures are only counted"));
+        }
+    }
+}
+
+fn progress(bulk: bool) -> ProgressBar {
+    if !bulk || !std::io::stderr().is_terminal() || !log::log_enabled!(log::Level::Info) {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{human_pos} tasks sent, {per_sec}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn properties(args: &Args) -> Result<Properties> {
+    check_name("--content-type", &args.content_type)?;
+    let mut properties = Properties::new_task(&args.content_type);
+    if let Some(priority) = args.priority {
+        properties = properties.with_priority(priority);
+    }
+    if let Some(expires) = args.expires {
+        properties = properties.with_expiration(expires);
+    }
+    if !args.headers.is_empty() {
+        properties = properties.with_headers(&parse_headers(&args.headers)?);
+    }
+    Ok(properties)
+}
+
+fn parse_headers(headers: &[String]) -> Result<Vec<(String, String)>> {
+    let mut bytes = 0;
+    headers
+        .iter()
+        .map(|header| {
+            let (name, value) = header
+                .split_once('=')
+                .filter(|(name, _)| !name.is_empty())
+                .ok_or_else(|| Error::usage(format!("--header {}: expected NAME=VALUE", output::escape(header))))?;
+            check_name("a header's name", name)?;
+            if name.starts_with("x-taskq-") {
+                return Err(Error::usage(format!("--header {}: x-taskq- is taskq's own", output::escape(name))));
+            }
+            bytes += name.len() + value.len();
+            if bytes > MAX_HEADER_BYTES {
+                return Err(Error::bad_data(format!(
+                    "the headers have more than {MAX_HEADER_BYTES} bytes together; put large values into the body"
+                )));
+            }
+            Ok((name.to_owned(), value.to_owned()))
+        })
+        .collect()
+}
+
+/// The tutorial's rule: words joined by spaces, `hello` when there are none or the first is empty.
+fn join_words(words: Vec<OsString>) -> Vec<u8> {
+    if words.first().is_none_or(|first| first.is_empty()) {
+        return b"hello".to_vec();
+    }
+    words.into_iter().map(OsStringExt::into_vec).collect::<Vec<_>>().join(&b' ')
+}
+
+fn open_input(path: Option<&Path>) -> Result<Box<dyn Read + Send>> {
+    match path {
+        None => Ok(Box::new(std::io::stdin())),
+        Some(path) if path == Path::new("-") => Ok(Box::new(std::io::stdin())),
+        Some(path) => Ok(Box::new(File::open(path).map_err(|error| cannot_read(path, &error))?)),
+    }
+}
+
+fn read_body(path: &Path) -> Result<Vec<u8>> {
+    let mut body = Vec::new();
+    open_input(Some(path))?
+        .take(MAX_BODY_BYTES as u64 + 1)
+        .read_to_end(&mut body)
+        .map_err(|error| cannot_read(path, &error))?;
+    if body.len() > MAX_BODY_BYTES {
+        return Err(Error::bad_data(format!(
+            "{} is larger than the {MAX_BODY_BYTES} bytes a task may have",
+            path.display()
+        )));
+    }
+    Ok(body)
+}
+
+fn cannot_read(path: &Path, error: &std::io::Error) -> Error {
+    Error::bad_data(format!("cannot read {}: {error}", path.display()))
+}
+
+fn cannot_save(path: &Path, error: &std::io::Error) -> Error {
+    Error::configuration(format!("cannot save what was not confirmed in {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_become_one_body() {
+        let words = |words: &[&str]| join_words(words.iter().map(OsString::from).collect());
+        assert_eq!(words(&[]), b"hello");
+        assert_eq!(words(&[""]), b"hello");
+        assert_eq!(words(&["", "x"]), b"hello");
+        assert_eq!(words(&["a", "", "b..."]), b"a  b...");
+    }
+
+    #[test]
+    fn headers_are_taken_apart_at_the_first_equals_sign() {
+        let parsed = parse_headers(&["a=b=c".to_owned(), "d=".to_owned()]);
+        let expected = [("a", "b=c"), ("d", "")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        assert_eq!(parsed, Ok(expected.to_vec()));
+        for wrong in ["", "a", "=b", "x-taskq-attempt=7"] {
+            assert!(parse_headers(&[wrong.to_owned()]).is_err(), "{wrong}");
+        }
+        let exit = |header: String| parse_headers(&[header]).map_err(|error| error.exit);
+        assert_eq!(exit(format!("a={}", "x".repeat(MAX_HEADER_BYTES))), Err(Exit::BadData));
+        assert_eq!(exit(format!("{}=x", "a".repeat(256))), Err(Exit::BadData));
+    }
+}

@@ -1,0 +1,183 @@
+//! What reaches a person: bodies escaped so that they cannot drive a terminal, and the logger.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use log::{Level, LevelFilter, Metadata, Record};
+
+/// How much of a body is shown in a message, in characters.
+const EXCERPT_CHARS: usize = 200;
+
+/// A body as one printable line: control characters and invalid UTF-8 escaped, cut at a sensible length.
+#[must_use]
+pub fn excerpt(bytes: &[u8]) -> String {
+    // A character is four bytes at most, so this prefix decides everything that will be shown.
+    let head = &bytes[..bytes.len().min(EXCERPT_CHARS * 4 + 4)];
+    let mut out = String::new();
+    let mut shown = 0;
+    for chunk in head.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if shown == EXCERPT_CHARS {
+                let _ = write!(out, "… ({} bytes)", bytes.len());
+                return out;
+            }
+            push_escaped(&mut out, c);
+            shown += 1;
+        }
+        for byte in chunk.invalid() {
+            if shown == EXCERPT_CHARS {
+                let _ = write!(out, "… ({} bytes)", bytes.len());
+                return out;
+            }
+            let _ = write!(out, "\\x{byte:02x}");
+            shown += 1;
+        }
+    }
+    if head.len() < bytes.len() {
+        let _ = write!(out, "… ({} bytes)", bytes.len());
+    }
+    out
+}
+
+/// Text from outside (a broker's reason, a file name) as one printable line of any length.
+#[must_use]
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        push_escaped(&mut out, c);
+    }
+    out
+}
+
+fn push_escaped(out: &mut String, c: char) {
+    match c {
+        '\n' => out.push_str("\\n"),
+        '\r' => out.push_str("\\r"),
+        '\t' => out.push_str("\\t"),
+        c if c.is_control() => {
+            let _ = write!(out, "\\x{:02x}", u32::from(c));
+        }
+        c if is_invisible(c) => {
+            let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
+        }
+        c => out.push(c),
+    }
+}
+
+/// Characters that reorder or hide the text around them (bidirectional controls, zero-width characters, line and
+/// paragraph separators, tags).
+fn is_invisible(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// Writes one line to stdout and flushes it; an error is the caller's to judge (a closed pipe ends the output).
+///
+/// # Errors
+/// Whatever the write returned.
+pub fn stdout_line(line: &str) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{line}")
+}
+
+/// Makes a panic one line on stderr. One in amiquip's threads is a lost connection, which is dealt with and told as
+/// such.
+pub fn install_panic_message() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("unnamed");
+        if name.starts_with("amiquip") {
+            log::debug!("the client library panicked: {panic}");
+        } else {
+            let place = panic.location().map(ToString::to_string).unwrap_or_default();
+            let what = panic.payload_as_str().unwrap_or("panic");
+            log::error!("a fault of taskq's own in thread {name}, at {place}: {}", escape(what));
+        }
+    }));
+}
+
+/// How much taskq says, from `-v` and `--quiet`; `RUST_LOG` overrides it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verbosity {
+    /// Warnings and errors only.
+    Quiet,
+    /// What a person wants to see.
+    Normal,
+    /// And what happens underneath.
+    Verbose,
+}
+
+/// Installs the logger: plain lines on stderr.
+pub fn install_logger(verbosity: Verbosity) {
+    let level = match verbosity {
+        Verbosity::Quiet => LevelFilter::Warn,
+        Verbosity::Normal => LevelFilter::Info,
+        Verbosity::Verbose => LevelFilter::Debug,
+    };
+    let mut builder = env_logger::Builder::new();
+    builder.filter_module("taskq", level).filter_level(LevelFilter::Warn).parse_default_env();
+    builder.format(|buf, record| match record.level() {
+        Level::Error => writeln!(buf, "taskq: error: {}", record.args()),
+        Level::Warn => writeln!(buf, "taskq: warning: {}", record.args()),
+        Level::Info => writeln!(buf, "{}", record.args()),
+        Level::Debug | Level::Trace => writeln!(buf, "taskq: {}: {}", record.target(), record.args()),
+    });
+    let logger = NoSecrets(builder.build());
+    let max = logger.0.filter();
+    if log::set_boxed_logger(Box::new(logger)).is_ok() {
+        log::set_max_level(max);
+    }
+}
+
+/// amiquip logs the password of the handshake at debug level and message bodies at warn level, so nothing of it
+/// or of what lies beneath it is ever logged, whatever `RUST_LOG` says. Its errors arrive as values anyway.
+struct NoSecrets(env_logger::Logger);
+
+const SECRETIVE: [&str; 4] = ["amiquip", "amq_protocol", "mio", "mio_extras"];
+
+impl log::Log for NoSecrets {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        let root = metadata.target().split("::").next().unwrap_or_default();
+        !SECRETIVE.contains(&root) && self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.0.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.0.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn printable_text_is_left_alone() {
+        assert_eq!(excerpt("hello... it's \"größer\" C:\\x".as_bytes()), "hello... it's \"größer\" C:\\x");
+        assert_eq!(excerpt(b""), "");
+    }
+
+    #[test]
+    fn nothing_that_drives_a_terminal_survives() {
+        assert_eq!(excerpt(b"\x1b[2J\x07\r\n\tx\x7f"), "\\x1b[2J\\x07\\r\\n\\tx\\x7f");
+        assert_eq!(excerpt("\u{9b}31m\u{202e}abc\u{200b}".as_bytes()), "\\x9b31m\\u{202e}abc\\u{200b}");
+        assert_eq!(excerpt(b"a\xff\xfeb\xc3"), "a\\xff\\xfeb\\xc3");
+    }
+
+    #[test]
+    fn long_bodies_are_cut_and_their_length_told() {
+        let body = "x".repeat(EXCERPT_CHARS);
+        assert_eq!(excerpt(body.as_bytes()), body);
+        assert_eq!(excerpt(format!("{body}y").as_bytes()), format!("{body}… (201 bytes)"));
+        let wide = "ü".repeat(100_000);
+        assert_eq!(excerpt(wide.as_bytes()), format!("{}… (200000 bytes)", "ü".repeat(EXCERPT_CHARS)));
+        let raw = vec![0xff; 5000];
+        assert_eq!(excerpt(&raw), format!("{}… (5000 bytes)", "\\xff".repeat(EXCERPT_CHARS)));
+    }
+}

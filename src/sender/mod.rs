@@ -1,0 +1,453 @@
+//! Sends the tasks of a source: up to a thousand at a time unconfirmed, in order, and again after a lost
+//! connection. A task is sent when the broker has confirmed it, and not before.
+
+mod source;
+mod unsent;
+mod window;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender as ChannelSender, never, select};
+
+use crate::backoff::Backoff;
+use crate::broker::{Fault, Kind, Properties, Publisher, QueueSpec, SessionOptions, Settlement, Wake};
+use crate::duration;
+use crate::error::{Error, Exit, Result};
+
+pub use source::{Item, MAX_BODY_BYTES, Parcel, Source};
+pub use unsent::UnsentFile;
+use window::{Entry, Window};
+
+/// The pauses between attempts to reach a broker that went away; it is usually back within seconds.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// After the first signal: how long to wait for what is on its way.
+const STOP_WAIT: Duration = Duration::from_secs(3);
+/// A task that comes back unroutable although its queue was declared again and again.
+const MAX_UNROUTABLE: u32 = 3;
+
+/// What to send, and how.
+pub struct Job {
+    /// How to reach the broker.
+    pub session: SessionOptions,
+    /// Where the tasks go.
+    pub queue: QueueSpec,
+    /// Everything but the id.
+    pub properties: Properties,
+    /// The id of a single task; otherwise each gets one of its own.
+    pub id: Option<String>,
+    /// How long to go on without a single confirm.
+    pub retry_for: Duration,
+}
+
+/// Is told of every task's end, in the order of the input.
+pub trait Report {
+    /// The broker has it.
+    fn confirmed(&mut self, item: &Item, id: &str);
+    /// The broker does not have it for certain.
+    fn failed(&mut self, item: &Item, why: &Error);
+}
+
+/// How it went.
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// Tasks that the broker confirmed.
+    pub confirmed: u64,
+    /// Tasks that it did not confirm, as far as the input was read.
+    pub failed: u64,
+    /// Why sending ended before the end of the input, if it did.
+    pub ended: Option<Error>,
+    /// The gravest of the single tasks' errors.
+    pub worst: Option<Error>,
+}
+
+/// Sends everything that `parcels` yields. `signals` carries signal numbers.
+pub fn send(
+    job: &Job,
+    parcels: &Receiver<Parcel>,
+    signals: &Receiver<i32>,
+    report: &mut dyn Report,
+) -> Summary {
+    let mut sending = Sending {
+        job,
+        report,
+        summary: Summary::default(),
+        window: Window::default(),
+        link: open(job),
+        backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+        connected_once: false,
+        was_lost: false,
+        body_limit: u64::MAX,
+        stopping: None,
+    };
+    sending.run(parcels, signals);
+    sending.summary
+}
+
+/// The state of the connection.
+enum Link {
+    Up(Box<Publisher>),
+    /// Being opened on a thread of its own, so that signals are heard meanwhile.
+    Opening(Receiver<Result<Publisher>>),
+    Resting {
+        until: Instant,
+    },
+}
+
+struct Sending<'a> {
+    job: &'a Job,
+    report: &'a mut dyn Report,
+    summary: Summary,
+    window: Window,
+    link: Link,
+    backoff: Backoff,
+    /// The first connection is tried once only: a wrong address should not look like a hang.
+    connected_once: bool,
+    was_lost: bool,
+    /// The broker's limit for bodies, once it has told.
+    body_limit: u64,
+    /// A signal came: nothing more is read, and this is when waiting ends.
+    stopping: Option<(i32, Instant)>,
+}
+
+impl Sending<'_> {
+    fn run(&mut self, parcels: &Receiver<Parcel>, signals: &Receiver<i32>) {
+        let mut input = Some(parcels);
+        loop {
+            self.summarise();
+            if self.window.is_empty() && input.is_none() {
+                break;
+            }
+            if let Some(error) = self.overdue() {
+                self.give_up(error);
+                break;
+            }
+            let readable = input.filter(|_| self.stopping.is_none() && self.window.has_room());
+            match self.step(readable, signals) {
+                Step::Input(Some(Ok(items))) => self.accept(items),
+                Step::Input(Some(Err(error))) => {
+                    self.note_error(Error::bad_data(format!("cannot read the input: {error}")));
+                    input = None;
+                }
+                Step::Input(None) => input = None,
+                Step::Interrupted(signal) => {
+                    if self.stopping.is_some() {
+                        self.give_up(interrupted(signal));
+                        break;
+                    }
+                    self.stopping = Some((signal, Instant::now() + STOP_WAIT));
+                    input = None;
+                }
+                Step::GiveUp(error) => {
+                    self.give_up(error);
+                    break;
+                }
+                Step::Again => {}
+            }
+        }
+        if let (Some((signal, _)), None) = (self.stopping, &self.summary.ended) {
+            self.summary.ended = Some(interrupted(signal));
+        }
+        if let Link::Up(publisher) =
+            std::mem::replace(&mut self.link, Link::Resting { until: Instant::now() })
+        {
+            publisher.close();
+        }
+    }
+
+    /// Waits for the next thing to happen, whatever the state of the link.
+    fn step(&mut self, input: Option<&Receiver<Parcel>>, signals: &Receiver<i32>) -> Step {
+        let deadline = self.deadline();
+        match &mut self.link {
+            Link::Up(_) => self.step_connected(input, signals, deadline),
+            Link::Opening(opened) => {
+                let no_input = never();
+                select! {
+                    recv(opened) -> opened => {
+                        let lost = || Error::internal("the connecting thread is gone");
+                        self.connected(opened.unwrap_or_else(|_| Err(lost())))
+                    }
+                    recv(input.unwrap_or(&no_input)) -> parcel => Step::Input(parcel.ok()),
+                    recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
+                    recv(crossbeam_channel::at(deadline)) -> _ => Step::Again,
+                }
+            }
+            Link::Resting { until } => {
+                let (until, no_input) = (*until, never());
+                select! {
+                    recv(input.unwrap_or(&no_input)) -> parcel => Step::Input(parcel.ok()),
+                    recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
+                    recv(crossbeam_channel::at(until.min(deadline))) -> _ => {
+                        if Instant::now() >= until {
+                            self.link = open(self.job);
+                        }
+                        Step::Again
+                    }
+                }
+            }
+        }
+    }
+
+    fn step_connected(
+        &mut self,
+        input: Option<&Receiver<Parcel>>,
+        signals: &Receiver<i32>,
+        deadline: Instant,
+    ) -> Step {
+        if let Err(fault) = self.publish_queued() {
+            return self.lost(&fault);
+        }
+        let Link::Up(publisher) = &mut self.link else { return Step::Again };
+        match publisher.wait(input, signals, Some(deadline)) {
+            Wake::Settled => {
+                let settled = publisher.take_settled();
+                self.settle(settled)
+            }
+            Wake::Input(parcel) => Step::Input(parcel),
+            Wake::Interrupted(signal) => Step::Interrupted(signal),
+            Wake::Blocked(reason) => {
+                log::warn!(
+                    "{} has blocked publishing ({reason}); waiting up to {} for it to go on",
+                    publisher.label(),
+                    duration::show(self.job.retry_for)
+                );
+                Step::Again
+            }
+            Wake::Unblocked => {
+                log::info!("{} accepts publishes again", publisher.label());
+                Step::Again
+            }
+            Wake::Lost(fault) => self.lost(&fault),
+            Wake::TimedOut => Step::Again,
+        }
+    }
+
+    fn connected(&mut self, opened: Result<Publisher>) -> Step {
+        match opened {
+            Ok(publisher) => {
+                if std::mem::take(&mut self.was_lost) {
+                    log::info!("connected to {} again", publisher.label());
+                }
+                log::debug!("{} is {}", publisher.label(), publisher.server());
+                self.connected_once = true;
+                self.backoff.reset();
+                self.link = Link::Up(Box::new(publisher));
+                Step::Again
+            }
+            Err(error) if self.connected_once && error.exit == Exit::Unavailable => {
+                self.rest(&error.to_string());
+                Step::Again
+            }
+            Err(error) => Step::GiveUp(error),
+        }
+    }
+
+    /// Everything in flight is unknown now and will be published again.
+    fn lost(&mut self, fault: &Fault) -> Step {
+        self.window.requeue_in_flight();
+        match fault.kind {
+            Kind::TooLarge(limit) => {
+                // The broker names its limit and not the message, so every body over it is taken out. Should none
+                // be, the largest must have been it.
+                let largest = self.window.largest();
+                self.body_limit = limit.filter(|limit| *limit < largest).unwrap_or(largest.saturating_sub(1));
+                self.refuse_too_large();
+                self.recover();
+            }
+            Kind::NotFound => self.recover(),
+            Kind::Refused | Kind::Configuration if !self.queue_is_certain() => self.recover(),
+            Kind::Refused | Kind::Configuration => return Step::GiveUp(fault.clone().into_error()),
+            _ => self.rest(&fault.to_string()),
+        }
+        Step::Again
+    }
+
+    fn queue_is_certain(&self) -> bool {
+        matches!(&self.link, Link::Up(publisher) if publisher.queue_is_certain())
+    }
+
+    /// Looks at the queue and goes on with another channel of the same connection.
+    fn recover(&mut self) {
+        let resting = Link::Resting { until: Instant::now() };
+        if let Link::Up(publisher) = std::mem::replace(&mut self.link, resting) {
+            let queue = self.job.queue.clone();
+            self.link = opening(move || publisher.recover(&queue));
+        }
+    }
+
+    fn rest(&mut self, why: &str) {
+        let pause = self.backoff.pause();
+        self.was_lost = true;
+        log::warn!("the connection for sending is down: {why}; trying again");
+        self.link = Link::Resting { until: Instant::now() + pause };
+    }
+
+    fn accept(&mut self, items: Vec<Item>) {
+        for item in items {
+            let id = match &self.job.id {
+                Some(id) => id.clone(),
+                None => uuid::Uuid::now_v7().to_string(),
+            };
+            self.window.push(item, id);
+        }
+        self.refuse_too_large();
+    }
+
+    fn refuse_too_large(&mut self) {
+        let limit = self.body_limit.min(MAX_BODY_BYTES as u64);
+        let whose = if limit < MAX_BODY_BYTES as u64 { "the broker" } else { "taskq" };
+        self.window.fail_where(|entry| match &entry.item.body {
+            Ok(body) if body.len() as u64 <= limit => None,
+            Ok(body) => Some(too_large(body.len() as u64, limit, whose)),
+            Err(length) => Some(too_large(*length, limit, whose)),
+        });
+    }
+
+    fn publish_queued(&mut self) -> std::result::Result<(), Fault> {
+        let Link::Up(publisher) = &mut self.link else { return Ok(()) };
+        while let Some((sequence, entry)) = self.window.next_queued() {
+            let Ok(body) = &entry.item.body else { break };
+            let properties = self.job.properties.clone().with_id(&entry.id);
+            let tag = publisher.publish(&self.job.queue.name, body, &properties, self.job.retry_for)?;
+            self.window.in_flight(sequence, tag);
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, settled: Vec<(u64, Settlement)>) -> Step {
+        let mut declare_again = false;
+        for (tag, settlement) in settled {
+            match settlement {
+                Settlement::Confirmed => self.window.confirm(tag),
+                Settlement::Nacked => {
+                    let why = "the broker refused it: the queue is full, or the broker has an error of its own; safe \
+                               to try again";
+                    self.window.fail(tag, Error::try_again(why));
+                }
+                Settlement::Unroutable => {
+                    declare_again = true;
+                    if self.window.requeue(tag) >= MAX_UNROUTABLE {
+                        let why = format!("there is no queue {} to take it", self.job.queue.name);
+                        self.window.fail_queued(&Error::try_again(why));
+                    }
+                }
+            }
+        }
+        if declare_again && !self.window.is_settled() {
+            return self.lost(&Fault::unroutable(&self.job.queue.name));
+        }
+        Step::Again
+    }
+
+    /// Hands on what is decided, from the front, so that the order is that of the input.
+    fn summarise(&mut self) {
+        while let Some((entry, outcome)) = self.window.pop_settled() {
+            match outcome {
+                Ok(()) => {
+                    self.summary.confirmed += 1;
+                    self.report.confirmed(&entry.item, &entry.id);
+                }
+                Err(error) => self.failed(&entry, error),
+            }
+        }
+    }
+
+    fn failed(&mut self, entry: &Entry, error: Error) {
+        self.summary.failed += 1;
+        self.report.failed(&entry.item, &error);
+        self.note_error(error);
+    }
+
+    fn note_error(&mut self, error: Error) {
+        // A refusal that a later try may overcome outweighs data that never can be sent.
+        let graver = self.summary.worst.as_ref().is_none_or(|worst| worst.exit == Exit::BadData);
+        if graver {
+            self.summary.worst = Some(error);
+        }
+    }
+
+    /// When waiting ends, however things stand.
+    fn deadline(&self) -> Instant {
+        let stalled = self.window.waiting_since().map(|since| since + self.job.retry_for);
+        let stopping = self.stopping.map(|(_, until)| until);
+        // Without anything outstanding there is nothing to be late; the hour only bounds the wait.
+        [stalled, stopping]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or_else(|| Instant::now() + Duration::from_hours(1))
+    }
+
+    fn overdue(&self) -> Option<Error> {
+        let now = Instant::now();
+        if let Some((signal, until)) = self.stopping {
+            return (now >= until).then(|| interrupted(signal));
+        }
+        let since = self.window.waiting_since()?;
+        if now < since + self.job.retry_for {
+            return None;
+        }
+        let waited = duration::show(self.job.retry_for);
+        Some(match &self.link {
+            Link::Up(publisher) if publisher.is_blocked() => Error::try_again(format!(
+                "{} has blocked publishing (a memory or disk alarm) and did not go on within {waited}; safe to try \
+                 again later, or wait longer with --retry-for",
+                publisher.label()
+            )),
+            Link::Up(publisher) => Error::try_again(format!(
+                "{} confirmed nothing within {waited}; safe to try again, or wait longer with --retry-for",
+                publisher.label()
+            )),
+            Link::Opening(_) | Link::Resting { .. } => Error::unavailable(format!(
+                "the broker went away and did not come back within {waited} (--retry-for)"
+            )),
+        })
+    }
+
+    /// Everything that is not confirmed by now has failed.
+    fn give_up(&mut self, error: Error) {
+        self.window.fail_open(&error);
+        self.summarise();
+        self.summary.ended = Some(error);
+        if let Link::Up(publisher) =
+            std::mem::replace(&mut self.link, Link::Resting { until: Instant::now() })
+        {
+            publisher.cut();
+        }
+    }
+}
+
+enum Step {
+    Input(Option<Parcel>),
+    Interrupted(i32),
+    GiveUp(Error),
+    Again,
+}
+
+fn open(job: &Job) -> Link {
+    let (session, queue) = (job.session.clone(), job.queue.clone());
+    opening(move || Publisher::open(&session, &queue))
+}
+
+/// Runs `open` on a thread of its own.
+fn opening(open: impl FnOnce() -> Result<Publisher> + Send + 'static) -> Link {
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    let spawned = thread::Builder::new().name("connect".into()).spawn({
+        let sender: ChannelSender<Result<Publisher>> = sender.clone();
+        // Nobody listens any more when the sending has ended meanwhile.
+        move || drop(sender.send(open()))
+    });
+    if let Err(error) = spawned {
+        let _ = sender.send(Err(Error::internal(format!("cannot start a thread: {error}"))));
+    }
+    Link::Opening(receiver)
+}
+
+fn interrupted(signal: i32) -> Error {
+    Error::new(Exit::Signal(signal), format!("stopped by {}", crate::shutdown::name(signal)))
+}
+
+fn too_large(length: u64, limit: u64, whose: &str) -> Error {
+    Error::bad_data(format!("the body of {length} bytes is over the limit of {whose}, {limit} bytes"))
+}

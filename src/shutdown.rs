@@ -1,0 +1,84 @@
+//! Signals become messages on a channel. What they mean is up to the command that listens.
+
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::error::{Error, Result};
+
+/// More than anyone sends before the process ends; further ones say nothing new.
+const PENDING_SIGNALS: usize = 16;
+
+/// Catches SIGINT, SIGTERM and SIGHUP from now on and returns where their numbers arrive.
+///
+/// A SIGHUP that was ignored when taskq was started (`nohup`) stays ignored. `ctrlc` is asked for SIGINT only: with
+/// its `termination` feature it catches all three, but neither tells which it was, which the exit code needs, nor
+/// leaves an ignored one alone.
+///
+/// # Errors
+/// Internal, when the system refuses.
+pub fn listen() -> Result<Receiver<i32>> {
+    let failed = |error: &dyn std::fmt::Display| Error::internal(format!("cannot catch signals: {error}"));
+    let (sender, receiver) = crossbeam_channel::bounded(PENDING_SIGNALS);
+    let interrupts = sender.clone();
+    ctrlc::set_handler(move || report(&interrupts, SIGINT)).map_err(|error| failed(&error))?;
+    let mut caught = vec![SIGTERM];
+    if !hangup_is_ignored() {
+        caught.push(SIGHUP);
+    }
+    let mut signals = Signals::new(caught).map_err(|error| failed(&error))?;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                report(&sender, signal);
+            }
+        })
+        .map_err(|error| failed(&error))?;
+    Ok(receiver)
+}
+
+fn report(sender: &Sender<i32>, signal: i32) {
+    // Full: the process has been told often enough.
+    let _ = sender.try_send(signal);
+}
+
+/// How signals are called in messages.
+#[must_use]
+pub fn name(signal: i32) -> &'static str {
+    match signal {
+        SIGINT => "SIGINT",
+        SIGTERM => "SIGTERM",
+        SIGHUP => "SIGHUP",
+        _ => "a signal",
+    }
+}
+
+/// Asked of the kernel through `/proc`: the system call would need unsafe code. Where there is no `/proc`, SIGHUP
+/// is left as it is, which keeps `nohup` working.
+fn hangup_is_ignored() -> bool {
+    std::fs::read_to_string("/proc/self/status").map_or(true, |status| ignores(&status, SIGHUP))
+}
+
+/// Reads the `SigIgn` mask of `/proc/PID/status`.
+fn ignores(status: &str, signal: i32) -> bool {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_none_or(|mask| mask & (1 << (signal - 1)) != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mask_of_ignored_signals_is_read() {
+        assert!(ignores("Name:\tx\nSigIgn:\t0000000000001001\n", SIGHUP));
+        assert!(!ignores("SigIgn:\t0000000000001000\n", SIGHUP));
+        assert!(ignores("nothing of the kind", SIGHUP));
+    }
+}

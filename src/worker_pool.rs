@@ -1,0 +1,432 @@
+//! The worker: a pool of threads, each with a channel of its own, that works through one queue until it is told to
+//! stop.
+//!
+//! This thread hears the signals and keeps the deadlines; it never calls the broker, so nothing the broker does can
+//! keep it from ending the process. The supervisor owns the connection, the slots run the tasks.
+
+mod ledger;
+mod slot;
+mod supervisor;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, never, select};
+
+use crate::broker::{QueueSpec, SessionOptions};
+use crate::duration;
+use crate::error::{Error, Exit, Result};
+use crate::handler::{Handler, Never};
+use crate::shutdown;
+use ledger::Ledger;
+use slot::Slot;
+use supervisor::{Closing, Supervisor};
+
+/// After tasks were given up: how long their threads have to end before the process does without them.
+const ABORT_WAIT: Duration = Duration::from_secs(5);
+
+/// What to work on, and how.
+pub struct Options {
+    /// How to reach the broker.
+    pub session: SessionOptions,
+    /// What to consume.
+    pub queue: QueueSpec,
+    /// Worker threads, at least 1.
+    pub threads: u16,
+    /// Unacknowledged deliveries for each thread, at least 1.
+    pub prefetch: u16,
+    /// Exit once nothing is ready and nothing runs here.
+    pub until_empty: bool,
+    /// Exit after exactly so many tasks.
+    pub max_tasks: Option<u64>,
+    /// Exit after so long without a delivery.
+    pub idle_timeout: Option<Duration>,
+    /// How long a drain waits for running tasks.
+    pub grace: Duration,
+}
+
+/// Makes a handler for each worker thread.
+pub type HandlerFactory = dyn Fn() -> Box<dyn Handler> + Send + Sync;
+
+/// What the other threads tell this one.
+enum Event {
+    /// The worker cannot go on.
+    Fatal(Error),
+    /// With `--until-empty`: the queue is.
+    Empty,
+}
+
+/// What all threads of the pool see.
+struct Shared {
+    options: Options,
+    ledger: Ledger,
+    permits: Permits,
+    busy: AtomicUsize,
+    taken: AtomicU64,
+    finished: AtomicU64,
+    connected: AtomicBool,
+    /// The pool ends because the queue is empty: what was delivered meanwhile is run, not given back.
+    finishing: AtomicBool,
+    last_activity: Mutex<Instant>,
+}
+
+impl Shared {
+    /// A delivery has arrived; it counts as running until the guard is dropped.
+    fn begin(&self) -> Busy<'_> {
+        self.busy.fetch_add(1, Ordering::SeqCst);
+        self.taken.fetch_add(1, Ordering::SeqCst);
+        self.touch();
+        Busy(self)
+    }
+
+    fn busy(&self) -> usize {
+        self.busy.load(Ordering::SeqCst)
+    }
+
+    fn taken(&self) -> u64 {
+        self.taken.load(Ordering::SeqCst)
+    }
+
+    fn finished(&self) {
+        self.finished.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn finishing(&self) -> bool {
+        self.finishing.load(Ordering::SeqCst)
+    }
+
+    fn set_connected(&self, connected: bool) {
+        self.connected.store(connected, Ordering::SeqCst);
+        self.touch();
+    }
+
+    fn touch(&self) {
+        *self.last_activity.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn last_activity(&self) -> Instant {
+        *self.last_activity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One delivery that is being worked on.
+struct Busy<'s>(&'s Shared);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.touch();
+        self.0.busy.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// How many tasks may still be taken.
+struct Permits(Option<Mutex<u64>>);
+
+impl Permits {
+    fn new(limit: Option<u64>) -> Self {
+        Self(limit.map(Mutex::new))
+    }
+
+    fn take(&self) -> Option<Permit<'_>> {
+        if let Some(left) = &self.0 {
+            let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
+            *left = left.checked_sub(1)?;
+        }
+        Some(Permit { permits: self, used: false })
+    }
+}
+
+/// The right to take one task; it goes back when it was not used.
+struct Permit<'p> {
+    permits: &'p Permits,
+    used: bool,
+}
+
+impl Permit<'_> {
+    fn used(&mut self) {
+        self.used = true;
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        if let (false, Some(left)) = (self.used, &self.permits.0) {
+            *left.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        }
+    }
+}
+
+/// Works until told to stop. `signals` carries signal numbers.
+///
+/// # Errors
+/// Whatever makes it impossible to go on.
+pub fn run(options: Options, handlers: &Arc<HandlerFactory>, signals: &Receiver<i32>) -> Result<Exit> {
+    let shared = Arc::new(Shared {
+        permits: Permits::new(options.max_tasks),
+        options,
+        ledger: Ledger::new(),
+        busy: AtomicUsize::new(0),
+        taken: AtomicU64::new(0),
+        finished: AtomicU64::new(0),
+        connected: AtomicBool::new(false),
+        finishing: AtomicBool::new(false),
+        last_activity: Mutex::new(Instant::now()),
+    });
+    loop {
+        shared.finishing.store(false, Ordering::SeqCst);
+        let mut pool = Pool::start(&shared, handlers)?;
+        let end = pool.wait(signals);
+        match end {
+            End::Drained => {}
+            End::Forced(exit) => return Ok(exit),
+        }
+        let closing = pool.join()?;
+        if let Some(error) = pool.fatal {
+            return Err(error);
+        }
+        log::debug!("{} tasks done", shared.finished.load(Ordering::SeqCst));
+        // Somebody sent more while the pool finished, or the connection was lost before that could be seen.
+        let again = pool.why == Some(Why::Empty) && closing.ready != Some(0);
+        if !again {
+            return Ok(Exit::Success);
+        }
+    }
+}
+
+/// Why the pool drains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    Signal(i32),
+    Empty,
+    Idle,
+    Fatal,
+}
+
+enum End {
+    Drained,
+    Forced(Exit),
+}
+
+/// The running threads.
+struct Pool {
+    shared: Arc<Shared>,
+    supervisor: JoinHandle<Closing>,
+    slots: Vec<JoinHandle<()>>,
+    events: Receiver<Event>,
+    /// Closes when all threads have ended.
+    ended: Receiver<Never>,
+    /// Dropped to begin the drain.
+    drain: Option<Sender<Never>>,
+    /// Dropped to give up what runs.
+    abort: Option<Sender<Never>>,
+    why: Option<Why>,
+    fatal: Option<Error>,
+}
+
+impl Pool {
+    fn start(shared: &Arc<Shared>, handlers: &Arc<HandlerFactory>) -> Result<Self> {
+        let (drain, draining) = crossbeam_channel::bounded(0);
+        let (abort, aborting) = crossbeam_channel::bounded(0);
+        let (alive, ended) = crossbeam_channel::bounded(0);
+        let (events_in, events) = crossbeam_channel::unbounded();
+        let (requests_in, requests) = crossbeam_channel::unbounded();
+        let cannot = |error: std::io::Error| Error::internal(format!("cannot start a thread: {error}"));
+
+        let mut slots = Vec::new();
+        for number in 1..=shared.options.threads {
+            let slot = Slot {
+                shared: Arc::clone(shared),
+                requests: requests_in.clone(),
+                events: events_in.clone(),
+                drain: draining.clone(),
+                abort: aborting.clone(),
+            };
+            let last_words = LastWords { events: events_in.clone(), _alive: Sender::clone(&alive) };
+            let handlers = Arc::clone(handlers);
+            let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                let _last_words = last_words;
+                slot.run(&mut *handlers());
+            });
+            slots.push(thread.map_err(cannot)?);
+        }
+        drop(requests_in);
+        let supervisor = Supervisor::new(Arc::clone(shared), requests, events_in.clone());
+        let last_words = LastWords { events: events_in, _alive: alive };
+        let supervisor = thread::Builder::new()
+            .name("supervisor".into())
+            .spawn(move || {
+                let _last_words = last_words;
+                supervisor.run()
+            })
+            .map_err(cannot)?;
+        Ok(Self {
+            shared: Arc::clone(shared),
+            supervisor,
+            slots,
+            events,
+            ended,
+            drain: Some(drain),
+            abort: Some(abort),
+            why: None,
+            fatal: None,
+        })
+    }
+
+    /// Waits for the end of all threads, begins the drain when there is a reason to, and loses patience when it is
+    /// time.
+    fn wait(&mut self, signals: &Receiver<i32>) -> End {
+        let mut grace_over: Option<Instant> = None;
+        loop {
+            let timer = match grace_over.or_else(|| self.idle_at()) {
+                Some(at) => crossbeam_channel::at(at),
+                None => never(),
+            };
+            select! {
+                recv(self.ended) -> _ => return End::Drained,
+                recv(signals) -> signal => {
+                    let signal = signal.unwrap_or_default();
+                    if let Some(Why::Signal(_)) = self.why {
+                        return self.force(signal, "a second signal");
+                    }
+                    self.begin_drain(Why::Signal(signal));
+                    grace_over = Some(Instant::now() + self.shared.options.grace);
+                }
+                recv(self.events) -> event => match event {
+                    Ok(Event::Fatal(error)) => {
+                        if self.fatal.is_none() {
+                            self.fatal = Some(error);
+                            self.begin_drain(Why::Fatal);
+                            grace_over.get_or_insert_with(|| Instant::now() + self.shared.options.grace);
+                        }
+                    }
+                    Ok(Event::Empty) => {
+                        if self.drain.is_some() {
+                            self.shared.finishing.store(true, Ordering::SeqCst);
+                            self.begin_drain(Why::Empty);
+                        }
+                    }
+                    // The last thread has gone.
+                    Err(_) => return End::Drained,
+                },
+                recv(timer) -> _ => match (grace_over, self.why) {
+                    (Some(_), Some(Why::Signal(signal))) => return self.force(signal, "the grace period is over"),
+                    (Some(_), _) => return self.force_fatal(),
+                    (None, _) => self.drain_if_idle(),
+                },
+            }
+        }
+    }
+
+    fn begin_drain(&mut self, why: Why) {
+        if let Why::Signal(signal) = why {
+            let busy = self.shared.busy();
+            let name = shutdown::name(signal);
+            if busy > 0 {
+                log::info!(
+                    "{name}: finishing {busy} running (up to {}); once more to give up",
+                    duration::show(self.shared.options.grace)
+                );
+            } else {
+                log::debug!("{name}: stopping");
+            }
+        }
+        self.why = Some(why);
+        self.drain = None;
+    }
+
+    /// Gives up what runs and ends, whatever the threads do: the broker will deliver it again.
+    fn force(&mut self, signal: i32, why: &str) -> End {
+        let busy = self.shared.busy();
+        if busy > 0 {
+            log::warn!(
+                "{why}: giving up {busy} running; the broker will deliver again what was not finished"
+            );
+        }
+        self.abandon();
+        End::Forced(Exit::Signal(signal))
+    }
+
+    fn force_fatal(&mut self) -> End {
+        self.abandon();
+        match self.fatal.take() {
+            Some(error) => {
+                log::error!("{error}");
+                End::Forced(error.exit)
+            }
+            None => End::Forced(Exit::Internal),
+        }
+    }
+
+    fn abandon(&mut self) {
+        self.drain = None;
+        self.abort = None;
+        // Closes when they have ended; a thread that is stuck in a call to the broker is left behind.
+        let _ = self.ended.recv_timeout(ABORT_WAIT);
+    }
+
+    /// When the pool will have been idle for long enough, as far as is known now.
+    fn idle_at(&self) -> Option<Instant> {
+        let idle_timeout = self.shared.options.idle_timeout?;
+        self.drain.as_ref()?;
+        let now = Instant::now();
+        // Waiting for the broker is not idling, and neither is working.
+        let waiting = self.shared.connected.load(Ordering::SeqCst) && self.shared.busy() == 0;
+        Some(if waiting { self.shared.last_activity() + idle_timeout } else { now + idle_timeout })
+    }
+
+    fn drain_if_idle(&mut self) {
+        if self.idle_at().is_some_and(|at| at <= Instant::now()) {
+            self.begin_drain(Why::Idle);
+        }
+    }
+
+    fn join(&mut self) -> Result<Closing> {
+        let fault = || Error::internal("a thread broke down; see above");
+        for slot in self.slots.drain(..) {
+            slot.join().map_err(|_| fault())?;
+        }
+        let supervisor = std::mem::replace(&mut self.supervisor, thread::spawn(|| Closing { ready: None }));
+        supervisor.join().map_err(|_| fault())
+    }
+}
+
+/// Held by each thread of the pool: tells when it breaks down, so that the worker never goes quiet, and keeps
+/// `ended` open until it ends.
+struct LastWords {
+    events: Sender<Event>,
+    _alive: Sender<Never>,
+}
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = self.events.send(Event::Fatal(Error::internal("a worker thread broke down")));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permits_are_exact_and_come_back_unused() {
+        let permits = Permits::new(Some(2));
+        let (first, second) = (permits.take(), permits.take());
+        assert!(first.is_some() && second.is_some() && permits.take().is_none());
+        drop(first);
+        let Some(mut third) = permits.take() else { panic!("it came back") };
+        third.used();
+        drop((second, third));
+        assert!(permits.take().is_some());
+    }
+
+    #[test]
+    fn without_a_limit_there_is_always_another_permit() {
+        let permits = Permits::new(None);
+        let held: Vec<_> = (0..100).map(|_| permits.take()).collect();
+        assert!(held.iter().all(Option::is_some));
+    }
+}

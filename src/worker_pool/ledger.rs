@@ -1,0 +1,224 @@
+//! Which tasks run here, and which ran here although the broker may not know it yet.
+//!
+//! The guarantee is at least once: a task whose acknowledgement was lost with its connection is delivered again. When
+//! it comes back to the process that ran it, it is acknowledged without running again; and one that is still running
+//! on another thread is waited for, not started beside it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::broker::Delivery;
+use crate::handler::Never;
+
+/// Lost acknowledgements that are remembered. A lost connection leaves at most threads x prefetch of them.
+const MAX_REMEMBERED: usize = 10_000;
+
+/// What makes two deliveries the same attempt at the same task: id, time of sending, body and attempt. An id alone
+/// would not do, since users give the same one to tomorrow's task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Fingerprint(u64, u64);
+
+/// The process's memory.
+pub(super) struct Ledger {
+    seeds: [RandomState; 2],
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Each closes its channel when it ends.
+    running: HashMap<Fingerprint, Receiver<Never>>,
+    finished: HashSet<Fingerprint>,
+    /// `finished` in the order of arrival, for forgetting the oldest.
+    order: VecDeque<Fingerprint>,
+}
+
+/// What to do with a delivery.
+pub(super) enum Claim<'l> {
+    /// Run it; it counts as running until this is dropped.
+    Run(Option<Running<'l>>),
+    /// It was finished here: acknowledge it.
+    Finished,
+    /// It runs on another thread; ask again when this channel closes.
+    Elsewhere(Receiver<Never>),
+}
+
+/// A task that runs on this thread.
+pub(super) struct Running<'l> {
+    ledger: &'l Ledger,
+    fingerprint: Fingerprint,
+    _ends: Sender<Never>,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.ledger.lock().running.remove(&self.fingerprint);
+    }
+}
+
+impl Ledger {
+    pub(super) fn new() -> Self {
+        Self { seeds: [RandomState::new(), RandomState::new()], state: Mutex::default() }
+    }
+
+    /// `None` for a task without an id: nothing tells it from another one like it.
+    pub(super) fn fingerprint(&self, delivery: &Delivery<'_>, attempt: u32) -> Option<Fingerprint> {
+        let properties = delivery.properties();
+        if properties.id().is_empty() {
+            return None;
+        }
+        let identity = (properties.id(), properties.timestamp(), attempt, delivery.body());
+        let [one, two] = &self.seeds;
+        Some(Fingerprint(one.hash_one(identity), two.hash_one(identity)))
+    }
+
+    /// Only redeliveries are looked up: what the broker delivers for the first time is new, however much it looks
+    /// like something else.
+    pub(super) fn claim(&self, fingerprint: Option<Fingerprint>, redelivered: bool) -> Claim<'_> {
+        let Some(fingerprint) = fingerprint else { return Claim::Run(None) };
+        let mut state = self.lock();
+        if redelivered {
+            if state.finished.contains(&fingerprint) {
+                return Claim::Finished;
+            }
+            if let Some(ends) = state.running.get(&fingerprint) {
+                return Claim::Elsewhere(ends.clone());
+            }
+        }
+        let (sender, receiver) = crossbeam_channel::bounded(0);
+        state.running.insert(fingerprint, receiver);
+        Claim::Run(Some(Running { ledger: self, fingerprint, _ends: sender }))
+    }
+
+    /// Remembers a finished task until [`Ledger::forget`]. To be called before its acknowledgement is sent, so that
+    /// no moment is left in which it could come back unknown.
+    pub(super) fn remember(&self, fingerprint: Fingerprint) {
+        let mut state = self.lock();
+        if state.finished.insert(fingerprint) {
+            state.order.push_back(fingerprint);
+        }
+        if state.order.len() > MAX_REMEMBERED
+            && let Some(oldest) = state.order.pop_front()
+        {
+            state.finished.remove(&oldest);
+        }
+    }
+
+    /// The broker has the acknowledgement: the task cannot come back.
+    pub(super) fn forget(&self, fingerprint: Fingerprint) {
+        let mut state = self.lock();
+        if state.finished.remove(&fingerprint) {
+            // Mostly the newest entries are proven, so the search from the back is short.
+            if let Some(at) = state.order.iter().rposition(|other| *other == fingerprint) {
+                state.order.remove(at);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The acknowledgements of one channel that the broker may not have processed. It never has more than `prefetch`
+/// deliveries out on a channel, so each new one proves that all but the last few acknowledgements arrived.
+pub(super) struct Unproven<'l> {
+    ledger: &'l Ledger,
+    prefetch: usize,
+    acknowledged: VecDeque<Fingerprint>,
+}
+
+impl<'l> Unproven<'l> {
+    pub(super) fn new(ledger: &'l Ledger, prefetch: u16) -> Self {
+        Self { ledger, prefetch: usize::from(prefetch), acknowledged: VecDeque::new() }
+    }
+
+    /// To be called before the acknowledgement is sent.
+    pub(super) fn acknowledging(&mut self, fingerprint: Option<Fingerprint>) {
+        if let Some(fingerprint) = fingerprint {
+            self.ledger.remember(fingerprint);
+            self.acknowledged.push_back(fingerprint);
+        }
+    }
+
+    /// A delivery has arrived.
+    pub(super) fn delivered(&mut self) {
+        while self.acknowledged.len() >= self.prefetch.max(1) {
+            let Some(proven) = self.acknowledged.pop_front() else { break };
+            self.ledger.forget(proven);
+        }
+    }
+
+    /// The channel was closed in good order, after everything on it.
+    pub(super) fn all_arrived(&mut self) {
+        for proven in self.acknowledged.drain(..) {
+            self.ledger.forget(proven);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Fingerprint = Fingerprint(1, 1);
+    const B: Fingerprint = Fingerprint(2, 2);
+
+    fn finished(ledger: &Ledger, fingerprint: Fingerprint) -> bool {
+        matches!(ledger.claim(Some(fingerprint), true), Claim::Finished)
+    }
+
+    #[test]
+    fn a_finished_task_is_recognised_when_it_comes_back() {
+        let ledger = Ledger::new();
+        ledger.remember(A);
+        assert!(finished(&ledger, A));
+        assert!(!finished(&ledger, B));
+        assert!(matches!(ledger.claim(Some(A), false), Claim::Run(_)), "a first delivery is a new task");
+        ledger.forget(A);
+        assert!(!finished(&ledger, A));
+    }
+
+    #[test]
+    fn a_task_that_runs_elsewhere_is_waited_for() {
+        let ledger = Ledger::new();
+        let Claim::Run(running) = ledger.claim(Some(A), false) else { panic!("should run") };
+        let Claim::Elsewhere(ends) = ledger.claim(Some(A), true) else { panic!("should wait") };
+        assert!(ends.try_recv() == Err(crossbeam_channel::TryRecvError::Empty));
+        ledger.remember(A);
+        drop(running);
+        assert!(ends.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected));
+        assert!(finished(&ledger, A));
+    }
+
+    #[test]
+    fn each_delivery_proves_earlier_acknowledgements() {
+        let ledger = Ledger::new();
+        let mut unproven = Unproven::new(&ledger, 1);
+        unproven.acknowledging(Some(A));
+        unproven.delivered();
+        assert!(!finished(&ledger, A));
+        let mut unproven = Unproven::new(&ledger, 2);
+        unproven.acknowledging(Some(A));
+        unproven.delivered();
+        assert!(finished(&ledger, A), "the delivery may have been under way");
+        unproven.acknowledging(Some(B));
+        unproven.delivered();
+        assert!(!finished(&ledger, A) && finished(&ledger, B));
+        unproven.all_arrived();
+        assert!(!finished(&ledger, B));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let ledger = Ledger::new();
+        for number in 0..2 * MAX_REMEMBERED as u64 {
+            ledger.remember(Fingerprint(number, 0));
+        }
+        let state = ledger.lock();
+        assert_eq!((state.finished.len(), state.order.len()), (MAX_REMEMBERED, MAX_REMEMBERED));
+    }
+}

@@ -1,0 +1,273 @@
+//! Owns the connection: opens it, opens it again when it is lost, and gives each worker thread a channel.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, never, select};
+
+use super::{Event, Shared};
+use crate::backoff::Backoff;
+use crate::broker::{Channel, Fault, Kind, Purpose, Scope, Session, count_ready, ensure_queue};
+use crate::duration;
+use crate::error::{Error, Exit, Result};
+
+/// The pauses between attempts to reach a broker that went away. The longest bounds how late a worker is back.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// A broker that comes back may refuse logins until its users are loaded; after this long it means it.
+const REFUSED_PATIENCE: Duration = Duration::from_mins(1);
+/// With `--until-empty`: how often an idle pool asks whether the queue is empty.
+const EMPTY_PROBE: Duration = Duration::from_millis(100);
+
+/// A worker thread asks for a channel.
+pub(super) struct Request {
+    /// Where to send it.
+    pub(super) reply: Sender<Grant>,
+    /// What became of the last one: the connection it belonged to, and how it ended.
+    pub(super) lost: Option<(u64, Fault)>,
+}
+
+/// A channel, and the number of the connection it belongs to.
+pub(super) struct Grant {
+    pub(super) channel: Channel,
+    pub(super) generation: u64,
+}
+
+/// What the pool needs to know when all worker threads have ended.
+pub(super) struct Closing {
+    /// With `--until-empty`: what is ready in the queue now that nobody consumes; `None` if that is unknown.
+    pub(super) ready: Option<u32>,
+}
+
+enum Link {
+    Up(Box<Session>),
+    Opening(Receiver<Result<Session>>),
+    Resting { until: Instant },
+}
+
+pub(super) struct Supervisor {
+    shared: Arc<Shared>,
+    requests: Receiver<Request>,
+    events: Sender<Event>,
+    waiting: Vec<Request>,
+    link: Link,
+    backoff: Backoff,
+    /// Counts connections, so that the loss of one is noticed once however many threads report it.
+    generation: u64,
+    lost_at: Option<Instant>,
+}
+
+impl Supervisor {
+    pub(super) fn new(shared: Arc<Shared>, requests: Receiver<Request>, events: Sender<Event>) -> Self {
+        let link = open(&shared);
+        Self {
+            shared,
+            requests,
+            events,
+            waiting: Vec::new(),
+            link,
+            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+            generation: 0,
+            lost_at: None,
+        }
+    }
+
+    /// Serves until the last worker thread has gone.
+    pub(super) fn run(mut self) -> Closing {
+        loop {
+            self.serve_waiting();
+            let probe = self.probe_timer();
+            match &self.link {
+                Link::Up(_) => select! {
+                    recv(self.requests) -> request => match request {
+                        Ok(request) => self.take(request),
+                        Err(_) => break,
+                    },
+                    recv(probe) -> _ => self.probe_empty(),
+                },
+                Link::Opening(opened) => select! {
+                    recv(self.requests) -> request => match request {
+                        Ok(request) => self.take(request),
+                        Err(_) => break,
+                    },
+                    recv(opened) -> opened => {
+                        let gone = || Err(Error::internal("the connecting thread is gone"));
+                        self.opened(opened.unwrap_or_else(|_| gone()));
+                    }
+                },
+                Link::Resting { until } => select! {
+                    recv(self.requests) -> request => match request {
+                        Ok(request) => self.take(request),
+                        Err(_) => break,
+                    },
+                    recv(crossbeam_channel::at(*until)) -> _ => self.link = open(&self.shared),
+                },
+            }
+        }
+        self.close()
+    }
+
+    fn take(&mut self, request: Request) {
+        if let Some((generation, fault)) = &request.lost {
+            let current = *generation == self.generation && matches!(self.link, Link::Up(_));
+            match (fault.scope, fault.kind) {
+                (_, Kind::Refused | Kind::Configuration) => self.fatal(fault.clone().into_error()),
+                (Scope::Connection, _) if current => self.connection_lost(fault),
+                (Scope::Channel, Kind::ConsumerCancelled | Kind::NotFound) if current => {
+                    self.queue_gone(fault);
+                }
+                _ => {}
+            }
+        }
+        self.waiting.push(request);
+    }
+
+    /// Opens a channel for each thread that waits for one.
+    fn serve_waiting(&mut self) {
+        while let Link::Up(session) = &mut self.link {
+            let Some(request) = self.waiting.pop() else { break };
+            match session.open_channel() {
+                Ok(channel) => {
+                    // A thread that drains meanwhile no longer listens.
+                    let _ = request.reply.send(Grant { channel, generation: self.generation });
+                }
+                Err(fault) => {
+                    self.waiting.push(request);
+                    self.connection_lost(&fault);
+                }
+            }
+        }
+    }
+
+    fn connection_lost(&mut self, seen: &Fault) {
+        self.shared.set_connected(false);
+        let resting = Link::Resting { until: Instant::now() };
+        if let Link::Up(session) = std::mem::replace(&mut self.link, resting) {
+            let label = session.label().to_owned();
+            // The connection knows the cause; its channels only know that it is gone.
+            let cause = session.close().unwrap_or_else(|| seen.clone());
+            log::warn!("lost the connection to {label}: {cause}");
+        }
+        self.lost_at.get_or_insert_with(Instant::now);
+        self.rest();
+    }
+
+    fn rest(&mut self) {
+        let pause = self.backoff.pause();
+        log::debug!("next attempt to connect in {}", duration::show(pause));
+        self.link = Link::Resting { until: Instant::now() + pause };
+    }
+
+    /// The queue was deleted under its consumers: declare it again, or say that it is missing and try later.
+    fn queue_gone(&mut self, seen: &Fault) {
+        log::warn!("{seen}");
+        let Link::Up(session) = &mut self.link else { return };
+        match ensure_queue(session, &self.shared.options.queue) {
+            Ok(_) => {}
+            Err(fault) if fault.kind == Kind::NotFound => {}
+            Err(fault) if matches!(fault.kind, Kind::Refused | Kind::Configuration) => {
+                self.fatal(fault.into_error());
+            }
+            Err(fault) => self.connection_lost(&fault),
+        }
+    }
+
+    fn opened(&mut self, opened: Result<Session>) {
+        let first = self.generation == 0;
+        match opened {
+            Ok(session) => {
+                self.generation += 1;
+                self.backoff.reset();
+                self.lost_at = None;
+                if first {
+                    log::debug!("connected to {} ({})", session.label(), session.server());
+                    log::info!(" [*] Waiting for messages. To exit press CTRL+C");
+                } else {
+                    log::info!("connected to {} again", session.label());
+                }
+                self.link = Link::Up(Box::new(session));
+                self.shared.set_connected(true);
+            }
+            Err(error) if first || !self.is_worth_retrying(&error) => {
+                self.rest();
+                self.fatal(error);
+            }
+            Err(error) => {
+                log::warn!("{error}; trying again");
+                self.rest();
+            }
+        }
+    }
+
+    fn is_worth_retrying(&self, error: &Error) -> bool {
+        match error.exit {
+            Exit::Unavailable => true,
+            Exit::Refused => self.lost_at.is_some_and(|at| at.elapsed() < REFUSED_PATIENCE),
+            _ => false,
+        }
+    }
+
+    fn fatal(&self, error: Error) {
+        // The pool is gone only when the process is about to be.
+        let _ = self.events.send(Event::Fatal(error));
+    }
+
+    fn probe_timer(&self) -> Receiver<Instant> {
+        let wanted = self.shared.options.until_empty && self.waiting.is_empty() && !self.shared.finishing();
+        if wanted { crossbeam_channel::after(EMPTY_PROBE) } else { never() }
+    }
+
+    /// Nothing runs here and nothing is ready: ask the pool to finish. What is on its way to a consumer at this
+    /// moment is still run, since finishing looks at what arrived before its consumers were cancelled.
+    fn probe_empty(&mut self) {
+        let Link::Up(session) = &mut self.link else { return };
+        if self.shared.busy() > 0 {
+            return;
+        }
+        match count_ready(session, &self.shared.options.queue.name) {
+            Ok(0) if self.shared.busy() == 0 => {
+                let _ = self.events.send(Event::Empty);
+            }
+            Ok(_) => {}
+            Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
+            // The consumers are told of it as well.
+            Err(fault) => log::debug!("cannot count what is ready: {fault}"),
+        }
+    }
+
+    fn close(self) -> Closing {
+        let Link::Up(mut session) = self.link else { return Closing { ready: None } };
+        let ready = if self.shared.finishing() {
+            count_ready(&mut session, &self.shared.options.queue.name).ok()
+        } else {
+            None
+        };
+        if let Some(fault) = session.close() {
+            log::debug!("the connection did not end in good order: {fault}");
+        }
+        Closing { ready }
+    }
+}
+
+/// Connects and makes sure of the queue, on a thread of its own: requests and their ends are heard meanwhile.
+fn open(shared: &Arc<Shared>) -> Link {
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    let spawned = thread::Builder::new().name("connect".into()).spawn({
+        let (sender, shared) = (sender.clone(), Arc::clone(shared));
+        move || {
+            let opened = Session::open(&shared.options.session, Purpose::Consume).and_then(|mut session| {
+                match ensure_queue(&mut session, &shared.options.queue) {
+                    Ok(_) => Ok(session),
+                    Err(fault) => Err(fault.into_error()),
+                }
+            });
+            // Nobody listens any more when the worker has ended meanwhile.
+            let _ = sender.send(opened);
+        }
+    });
+    if let Err(error) = spawned {
+        let _ = sender.send(Err(Error::internal(format!("cannot start a thread: {error}"))));
+    }
+    Link::Opening(receiver)
+}
