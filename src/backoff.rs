@@ -3,7 +3,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The pauses between attempts.
 #[derive(Debug, Clone)]
@@ -33,6 +33,26 @@ impl Backoff {
     }
 }
 
+/// Keeps a trouble that lasts from being told at every attempt, and from being forgotten.
+#[derive(Debug, Default)]
+pub struct Reminder {
+    last: Option<(String, Instant)>,
+}
+
+/// How often the same trouble is told.
+const REMIND_AFTER: Duration = Duration::from_mins(1);
+
+impl Reminder {
+    /// Whether `text` should be told now: it is new, or was told long ago.
+    pub fn is_due(&mut self, text: &str) -> bool {
+        let due = self.last.as_ref().is_none_or(|(last, at)| last != text || at.elapsed() >= REMIND_AFTER);
+        if due {
+            self.last = Some((text.to_owned(), Instant::now()));
+        }
+        due
+    }
+}
+
 /// Random enough to spread load; nothing secret depends on it. The standard library seeds every hasher anew.
 #[must_use]
 pub fn random() -> u64 {
@@ -58,6 +78,13 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.pause() <= Duration::from_millis(100));
+    }
+
+    #[test]
+    fn the_same_trouble_is_told_once_at_first() {
+        let mut reminder = Reminder::default();
+        let told = ["a", "a", "b", "b", "a"].map(|text| reminder.is_due(text));
+        assert_eq!(told, [true, false, true, false, true]);
     }
 
     #[test]

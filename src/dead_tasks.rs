@@ -88,7 +88,7 @@ fn browse_on(
 /// The broker's; what was not moved is still there.
 pub fn requeue(options: &SessionOptions, queue: &QueueSpec, selection: &Selection) -> Result<Requeued> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(Requeued::default()) };
-    let publisher = Publisher::open(options, queue)?;
+    let publisher = Publisher::open_carefully(options, queue)?;
     let channel = place.session.open_channel().map_err(Fault::into_error)?;
     let mut mover = Mover { publisher, under_way: HashMap::new(), done: Requeued::default() };
     let result = mover.run(&channel, &place, queue, selection);
@@ -209,7 +209,7 @@ struct Place {
 impl Place {
     /// `None` where no task ever died.
     fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Option<Self>> {
-        let mut session = Session::open(options, Purpose::Consume)?;
+        let mut session = Session::open(options, Purpose::Consume).map_err(Error::on_first_connect)?;
         let name = queue.dead().name;
         match count_ready(&mut session, &name) {
             Ok(ready) => Ok(Some(Self { session, name, ready })),

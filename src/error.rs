@@ -98,6 +98,16 @@ impl Error {
         Self::new(Exit::Configuration, message)
     }
 
+    /// What to look at when the broker could not be reached at all; of a broker that was there before it says nothing
+    /// new.
+    #[must_use]
+    pub fn on_first_connect(mut self) -> Self {
+        if self.exit == Exit::Unavailable {
+            self.message.push_str(". Is RabbitMQ running there, and is the URL right (--url, TASKQ_URL)?");
+        }
+        self
+    }
+
     /// The same exit code with words around the message: where it happened, or what it stopped.
     #[must_use]
     pub fn context(mut self, before: &str) -> Self {

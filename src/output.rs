@@ -135,7 +135,11 @@ pub fn install_logger(verbosity: Verbosity) {
         Verbosity::Verbose => LevelFilter::Debug,
     };
     let mut builder = env_logger::Builder::new();
-    builder.filter_module("taskq", level).filter_level(LevelFilter::Warn).parse_default_env();
+    if std::env::var_os(env_logger::DEFAULT_FILTER_ENV).is_some() {
+        builder.parse_default_env();
+    } else {
+        builder.filter_module("taskq", level).filter_level(LevelFilter::Warn);
+    }
     builder.format(|buf, record| match record.level() {
         Level::Error => writeln!(buf, "taskq: error: {}", record.args()),
         Level::Warn => writeln!(buf, "taskq: warning: {}", record.args()),

@@ -112,7 +112,14 @@ impl Dial<'_> {
             Ok(connection) => connection,
             Err(_) if kill.fired().is_some() => return Err(too_late()),
             Err(amiquip::Error::InvalidCredentials) => return Err(refused_or_lost(&sightings)),
-            Err(error) => return Err(explain(error.into(), &kill, &sightings)),
+            Err(error) => {
+                // TLS 1.3 refuses a missing client certificate only after the handshake.
+                #[cfg(feature = "tls")]
+                if let Some(fault) = sightings.error().and_then(|error| super::tls::alert_fault(&error)) {
+                    return Err(fault);
+                }
+                return Err(explain(error.into(), &kill, &sightings));
+            }
         };
         let blocked = connection
             .listen_for_connection_blocked()
@@ -170,7 +177,10 @@ fn refused_or_lost(sightings: &Sightings) -> Fault {
         return Fault::lost(violation.to_string());
     }
     if sightings.closed_by_peer() {
-        return Fault::connection(Kind::Refused, "user name or password refused");
+        return Fault::connection(
+            Kind::Refused,
+            "user name or password refused (check them in the URL; guest may log in from the broker's machine only)",
+        );
     }
     Fault::lost(sightings.error().unwrap_or_else(|| "the connection broke during the login".to_owned()))
 }
@@ -224,13 +234,9 @@ fn combine(failures: Vec<(String, Fault)>) -> Error {
     let told: Vec<String> = failures.into_iter().map(|(url, fault)| format!("{url}: {fault}")).collect();
     let told = told.join("; ");
     match kind {
-        Kind::Refused => Error::refused(format!(
-            "access to the broker was refused: {told}. Check the user, the password and the vhost in the URL"
-        )),
+        Kind::Refused => Error::refused(format!("access to the broker was refused: {told}")),
         Kind::Configuration => Error::configuration(format!("cannot connect: {told}")),
-        _ if single => Error::unavailable(format!(
-            "cannot reach the broker: {told}. Is RabbitMQ running there, and is the URL right (--url, TASKQ_URL)?"
-        )),
+        _ if single => Error::unavailable(format!("cannot reach the broker: {told}")),
         _ => Error::unavailable(format!("cannot reach any of the brokers: {told}")),
     }
 }

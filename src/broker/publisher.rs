@@ -86,6 +86,14 @@ impl Publisher {
         }
     }
 
+    /// As [`Publisher::open`], but looks at the queue before anything is published.
+    ///
+    /// # Errors
+    /// As [`Session::open`] and [`ensure_queue`].
+    pub fn open_carefully(options: &SessionOptions, queue: &QueueSpec) -> Result<Self> {
+        Self::carefully(Session::open(options, Purpose::Publish)?, queue)
+    }
+
     /// After its channel was closed: makes sure that the queue is there and fit, and opens another channel on the
     /// same connection. What was outstanding is unknown.
     ///
@@ -167,7 +175,7 @@ impl Publisher {
     /// # Errors
     /// As [`Session::open`], and refused where the broker says so.
     pub fn check_permission(options: &SessionOptions, queue: &QueueSpec) -> Result<()> {
-        let mut publisher = Self::open(options, queue)?;
+        let mut publisher = Self::open_carefully(options, queue)?;
         let nowhere = uuid::Uuid::now_v7().to_string();
         let deadline = Instant::now() + CHECK_TIMEOUT;
         let refused = |fault: Fault| match fault.kind {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 /// What the command line says about TLS; used for `amqps` URLs only.
 #[derive(Debug, Clone, Default)]
+#[cfg_attr(not(feature = "tls"), allow(dead_code))]
 pub struct TlsFiles {
     /// A PEM file with one or more certificates of authorities to trust, beside the system's.
     pub ca: Option<PathBuf>,
@@ -14,7 +15,7 @@ pub struct TlsFiles {
 }
 
 #[cfg(feature = "tls")]
-pub(super) use with_tls::{Connector, failure_fault};
+pub(super) use with_tls::{Connector, alert_fault, failure_fault};
 
 #[cfg(feature = "tls")]
 mod with_tls {
@@ -80,6 +81,15 @@ mod with_tls {
         Error::configuration(format!("cannot use the TLS file {}: {why}", path.display()))
     }
 
+    /// The peer's own words that it refuses, if these are.
+    pub(in crate::broker) fn alert_fault(error: &str) -> Option<Fault> {
+        let refused = error.to_ascii_lowercase().contains("alert");
+        refused.then(|| {
+            let words = "the broker refused TLS; it may require --tls-cert and --tls-key";
+            Fault::connection(Kind::Refused, format!("{words} ({error})"))
+        })
+    }
+
     /// What a failed handshake means. OpenSSL's texts are kept, with words a user can act on before them.
     pub(in crate::broker) fn failure_fault(failure: TlsFailure, host: &str) -> Fault {
         let error = match failure {
@@ -96,8 +106,8 @@ mod with_tls {
                 Kind::Refused,
                 "the broker's certificate is not trusted; name its authority with --tls-ca".to_owned(),
             )
-        } else if has("alert") {
-            (Kind::Refused, "the broker refused TLS; it may require --tls-cert and --tls-key".to_owned())
+        } else if let Some(fault) = alert_fault(&error) {
+            return fault;
         } else if has("wrong version number") || has("packet length too long") || has("http request") {
             (Kind::Lost, "no TLS is spoken on this port".to_owned())
         } else {

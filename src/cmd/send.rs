@@ -60,7 +60,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "DUR", value_parser = positive_duration)]
     expires: Option<Duration>,
     /// Deliver the task not before this long from now
-    #[arg(long, value_name = "DUR", value_parser = delay)]
+    // The shorter of the two times would end the wait in the delay queue, and the other be forgotten.
+    #[arg(long, value_name = "DUR", value_parser = delay, conflicts_with = "expires")]
     delay: Option<Duration>,
     /// Print the id of each task on stdout, in order, once it is confirmed
     #[arg(long)]
@@ -231,6 +232,10 @@ impl Report for Teller {
                 self.print_error = Some(error);
             }
         }
+    }
+
+    fn abandoned(&mut self, item: &Item) {
+        self.save(item);
     }
 
     fn failed(&mut self, item: &Item, why: &Error) {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender as ChannelSender, never, select};
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, Reminder};
 use crate::broker::{Fault, Kind, Properties, Publisher, QueueSpec, SessionOptions, Settlement, Wake};
 use crate::duration;
 use crate::error::{Error, Exit, Result};
@@ -49,6 +49,8 @@ pub trait Report {
     fn confirmed(&mut self, item: &Item, id: &str);
     /// The broker does not have it for certain.
     fn failed(&mut self, item: &Item, why: &Error);
+    /// The broker does not have it for certain, because all of the sending ended; why is in the summary.
+    fn abandoned(&mut self, item: &Item);
 }
 
 /// How it went.
@@ -80,6 +82,7 @@ pub fn send(
         backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
         connected_once: false,
         was_lost: false,
+        reminder: Reminder::default(),
         body_limit: u64::MAX,
         stopping: None,
     };
@@ -107,6 +110,7 @@ struct Sending<'a> {
     /// The first connection is tried once only: a wrong address should not look like a hang.
     connected_once: bool,
     was_lost: bool,
+    reminder: Reminder,
     /// The broker's limit for bodies, once it has told.
     body_limit: u64,
     /// A signal came: nothing more is read, and this is when waiting ends.
@@ -229,7 +233,7 @@ impl Sending<'_> {
         match opened {
             Ok(publisher) => {
                 if std::mem::take(&mut self.was_lost) {
-                    log::info!("connected to {} again", publisher.label());
+                    log::info!("connected to {}", publisher.label());
                 }
                 log::debug!("{} is {}", publisher.label(), publisher.server());
                 self.connected_once = true;
@@ -241,7 +245,7 @@ impl Sending<'_> {
                 self.rest(&error.to_string());
                 Step::Again
             }
-            Err(error) => Step::GiveUp(error),
+            Err(error) => Step::GiveUp(if self.connected_once { error } else { error.on_first_connect() }),
         }
     }
 
@@ -281,7 +285,9 @@ impl Sending<'_> {
     fn rest(&mut self, why: &str) {
         let pause = self.backoff.pause();
         self.was_lost = true;
-        log::warn!("the connection for sending is down: {why}; trying again");
+        if self.reminder.is_due(why) {
+            log::warn!("the connection for sending is down: {why}; trying again");
+        }
         self.link = Link::Resting { until: Instant::now() + pause };
     }
 
@@ -361,8 +367,12 @@ impl Sending<'_> {
 
     fn failed(&mut self, entry: &Entry, error: Error) {
         self.summary.failed += 1;
-        self.report.failed(&entry.item, &error);
-        self.note_error(error);
+        if self.summary.ended.as_ref() == Some(&error) {
+            self.report.abandoned(&entry.item);
+        } else {
+            self.report.failed(&entry.item, &error);
+            self.note_error(error);
+        }
     }
 
     fn note_error(&mut self, error: Error) {
@@ -417,8 +427,8 @@ impl Sending<'_> {
     /// Everything that is not confirmed by now has failed.
     fn give_up(&mut self, error: Error) {
         self.window.fail_open(&error);
-        self.summarise();
         self.summary.ended = Some(error);
+        self.summarise();
         if let Link::Up(publisher) =
             std::mem::replace(&mut self.link, Link::Resting { until: Instant::now() })
         {

@@ -111,7 +111,7 @@ impl Keeper {
     /// Without a connection: the first request opens one. Returns whether the worker has ended.
     fn idle(&mut self) -> bool {
         let Ok(request) = self.requests.recv() else { return true };
-        match Publisher::open(&self.shared.options.session, &self.shared.options.queue) {
+        match Publisher::open_carefully(&self.shared.options.session, &self.shared.options.queue) {
             Ok(publisher) => {
                 log::debug!("opened a connection to {} for copies", publisher.label());
                 self.publisher = Some(publisher);

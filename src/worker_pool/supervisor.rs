@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, Sender, never, select};
 
 use super::shared::Shared;
 use super::{Event, Options};
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, Reminder};
 use crate::broker::{
     Channel, Fault, Kind, Publisher, Purpose, QueueSpec, Scope, Session, count_ready, ensure_queue,
 };
@@ -59,6 +59,7 @@ pub(super) struct Supervisor {
     /// Counts connections, so that the loss of one is noticed once however many threads report it.
     generation: u64,
     lost_at: Option<Instant>,
+    reminder: Reminder,
 }
 
 impl Supervisor {
@@ -73,6 +74,7 @@ impl Supervisor {
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             generation: 0,
             lost_at: None,
+            reminder: Reminder::default(),
         }
     }
 
@@ -191,17 +193,20 @@ impl Supervisor {
                     log::debug!("connected to {} ({})", session.label(), session.server());
                     log::info!(" [*] Waiting for messages. To exit press CTRL+C");
                 } else {
-                    log::info!("connected to {} again", session.label());
+                    log::info!("connected to {}", session.label());
                 }
                 self.link = Link::Up(Box::new(session));
                 self.shared.set_connected(true);
             }
             Err(error) if first || !self.is_worth_retrying(&error) => {
                 self.rest();
-                self.fatal(error);
+                self.fatal(if first { error.on_first_connect() } else { error });
             }
             Err(error) => {
-                log::warn!("{error}; trying again");
+                let text = error.to_string();
+                if self.reminder.is_due(&text) {
+                    log::warn!("{text}; trying again");
+                }
                 self.rest();
             }
         }
