@@ -6,10 +6,12 @@
 mod backoff;
 mod broker;
 mod cmd;
+mod dead_tasks;
 mod duration;
 mod error;
 mod handler;
 mod output;
+mod retry;
 mod sender;
 mod shutdown;
 mod worker_pool;

@@ -49,6 +49,25 @@ pub fn escape(text: &str) -> String {
     out
 }
 
+/// Any bytes as printable lines: what [`excerpt`] does to one line, without cutting, and line ends are kept.
+#[must_use]
+pub fn escape_lines(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c == '\n' {
+                out.push(c);
+            } else {
+                push_escaped(&mut out, c);
+            }
+        }
+        for byte in chunk.invalid() {
+            let _ = write!(out, "\\x{byte:02x}");
+        }
+    }
+    out
+}
+
 fn push_escaped(out: &mut String, c: char) {
     match c {
         '\n' => out.push_str("\\n"),

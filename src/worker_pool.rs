@@ -4,6 +4,8 @@
 //! This thread hears the signals and keeps the deadlines; it never calls the broker, so nothing the broker does can
 //! keep it from ending the process. The supervisor owns the connection, the slots run the tasks.
 
+mod copies;
+mod judge;
 mod ledger;
 mod slot;
 mod supervisor;
@@ -19,7 +21,9 @@ use crate::broker::{QueueSpec, SessionOptions};
 use crate::duration;
 use crate::error::{Error, Exit, Result};
 use crate::handler::{Handler, Never};
+use crate::retry::Policy;
 use crate::shutdown;
+use copies::Copies;
 use ledger::Ledger;
 use slot::Slot;
 use supervisor::{Closing, Supervisor};
@@ -45,10 +49,14 @@ pub struct Options {
     pub idle_timeout: Option<Duration>,
     /// How long a drain waits for running tasks.
     pub grace: Duration,
+    /// What becomes of tasks that fail.
+    pub policy: Policy,
+    /// Make sure at the start that failed tasks can be retried and kept.
+    pub prepare_retries: bool,
 }
 
 /// Makes a handler for each worker thread.
-pub type HandlerFactory = dyn Fn() -> Box<dyn Handler> + Send + Sync;
+pub type HandlerFactory = dyn Fn() -> std::io::Result<Box<dyn Handler>> + Send + Sync;
 
 /// What the other threads tell this one.
 enum Event {
@@ -64,8 +72,11 @@ struct Shared {
     ledger: Ledger,
     permits: Permits,
     busy: AtomicUsize,
-    taken: AtomicU64,
+    /// Deliveries that were acknowledged, whatever for: the sign that things move.
+    settled: AtomicU64,
     finished: AtomicU64,
+    dead: AtomicU64,
+    host: String,
     connected: AtomicBool,
     /// The pool ends because the queue is empty: what was delivered meanwhile is run, not given back.
     finishing: AtomicBool,
@@ -76,7 +87,6 @@ impl Shared {
     /// A delivery has arrived; it counts as running until the guard is dropped.
     fn begin(&self) -> Busy<'_> {
         self.busy.fetch_add(1, Ordering::SeqCst);
-        self.taken.fetch_add(1, Ordering::SeqCst);
         self.touch();
         Busy(self)
     }
@@ -85,8 +95,12 @@ impl Shared {
         self.busy.load(Ordering::SeqCst)
     }
 
-    fn taken(&self) -> u64 {
-        self.taken.load(Ordering::SeqCst)
+    fn settle(&self) {
+        self.settled.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn settled(&self) -> u64 {
+        self.settled.load(Ordering::SeqCst)
     }
 
     fn finished(&self) {
@@ -95,6 +109,16 @@ impl Shared {
 
     fn finishing(&self) -> bool {
         self.finishing.load(Ordering::SeqCst)
+    }
+
+    fn died(&self) {
+        self.dead.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A bounded run tells whether all its tasks ended well; a worker that was stopped does not.
+    fn exit(&self) -> Exit {
+        let bounded = self.options.until_empty || self.options.max_tasks.is_some();
+        if bounded && self.dead.load(Ordering::SeqCst) > 0 { Exit::TasksDead } else { Exit::Success }
     }
 
     fn set_connected(&self, connected: bool) {
@@ -168,8 +192,10 @@ pub fn run(options: Options, handlers: &Arc<HandlerFactory>, signals: &Receiver<
         options,
         ledger: Ledger::new(),
         busy: AtomicUsize::new(0),
-        taken: AtomicU64::new(0),
+        settled: AtomicU64::new(0),
         finished: AtomicU64::new(0),
+        dead: AtomicU64::new(0),
+        host: crate::broker::host_name(),
         connected: AtomicBool::new(false),
         finishing: AtomicBool::new(false),
         last_activity: Mutex::new(Instant::now()),
@@ -190,7 +216,7 @@ pub fn run(options: Options, handlers: &Arc<HandlerFactory>, signals: &Receiver<
         // Somebody sent more while the pool finished, or the connection was lost before that could be seen.
         let again = pool.why == Some(Why::Empty) && closing.ready != Some(0);
         if !again {
-            return Ok(Exit::Success);
+            return Ok(shared.exit());
         }
     }
 }
@@ -234,12 +260,14 @@ impl Pool {
         let (requests_in, requests) = crossbeam_channel::unbounded();
         let cannot = |error: std::io::Error| Error::internal(format!("cannot start a thread: {error}"));
 
+        let copies = Copies::start(shared, Sender::clone(&alive)).map_err(cannot)?;
         let mut slots = Vec::new();
         for number in 1..=shared.options.threads {
             let slot = Slot {
                 shared: Arc::clone(shared),
                 requests: requests_in.clone(),
                 events: events_in.clone(),
+                copies: copies.clone(),
                 drain: draining.clone(),
                 abort: aborting.clone(),
             };
@@ -247,11 +275,14 @@ impl Pool {
             let handlers = Arc::clone(handlers);
             let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                 let _last_words = last_words;
-                slot.run(&mut *handlers());
+                match handlers() {
+                    Ok(mut handler) => slot.run(&mut *handler),
+                    Err(error) => slot.cannot_start(&error),
+                }
             });
             slots.push(thread.map_err(cannot)?);
         }
-        drop(requests_in);
+        drop((requests_in, copies));
         let supervisor = Supervisor::new(Arc::clone(shared), requests, events_in.clone());
         let last_words = LastWords { events: events_in, _alive: alive };
         let supervisor = thread::Builder::new()

@@ -25,6 +25,11 @@ impl Delivery<'_> {
         &self.amqp.body
     }
 
+    /// The body, for a copy: afterwards this delivery can only be settled.
+    pub fn take_body(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.amqp.body)
+    }
+
     /// The broker has delivered this message before (a hint, not a count).
     #[must_use]
     pub fn redelivered(&self) -> bool {

@@ -4,6 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 
+use super::headers::{self, Record};
+
 /// Every message of taskq's is written to disk.
 const PERSISTENT: u8 = 2;
 /// Names travel as AMQP short strings: their length is one byte.
@@ -85,45 +87,56 @@ impl Properties {
         let Some(table) = self.0.headers() else { return Vec::new() };
         table
             .iter()
-            .filter(|(name, _)| !is_reserved(name))
-            .filter_map(|(name, value)| Some((name.clone(), text(value)?)))
+            .filter(|(name, _)| !headers::is_reserved(name))
+            .filter_map(|(name, value)| Some((name.clone(), headers::text(value)?)))
             .collect()
+    }
+
+    /// What taskq has written about the task so far.
+    #[must_use]
+    pub fn record(&self) -> Record {
+        self.0.headers().as_ref().map(Record::read).unwrap_or_default()
+    }
+
+    /// How often the broker says it has delivered this message before, where it counts (quorum queues).
+    #[must_use]
+    pub fn delivery_count(&self) -> Option<u64> {
+        headers::integer(self.0.headers().as_ref()?.get("x-delivery-count")?)
+    }
+
+    /// The properties of a copy of this message: everything of the original, except what must not be copied (a
+    /// time to live that would drop the copy, carbon copies, a user the broker would check, the broker's own
+    /// records), with taskq's record replaced.
+    #[must_use]
+    pub fn copy(&self, record: &Record) -> Self {
+        let from = &self.0;
+        let mut to = AmqpProperties::default().with_delivery_mode(PERSISTENT);
+        // Properties cannot be taken out of amiquip's type, so those that stay are put into a new one.
+        macro_rules! keep {
+            ($($get:ident $set:ident),*) => {
+                $(if let Some(value) = from.$get().clone() { to = to.$set(value); })*
+            };
+        }
+        keep!(
+            content_type with_content_type,
+            content_encoding with_content_encoding,
+            priority with_priority,
+            correlation_id with_correlation_id,
+            reply_to with_reply_to,
+            message_id with_message_id,
+            timestamp with_timestamp,
+            type_ with_type_,
+            app_id with_app_id
+        );
+        let mut table = from.headers().clone().unwrap_or_default();
+        table.retain(|name, _| headers::is_copied(name));
+        record.write(&mut table);
+        Self(to.with_headers(table))
     }
 
     pub(super) fn amqp(&self) -> &AmqpProperties {
         &self.0
     }
-}
-
-/// Headers that belong to taskq or to the broker rather than to the user.
-fn is_reserved(name: &str) -> bool {
-    const BROKERS: [&str; 3] = ["x-death", "x-delivery-count", "x-acquired-count"];
-    name.starts_with("x-taskq-")
-        || name.starts_with("x-first-death-")
-        || name.starts_with("x-last-death-")
-        || BROKERS.contains(&name)
-}
-
-fn text(value: &AmqpValue) -> Option<String> {
-    Some(match value {
-        AmqpValue::LongString(text) => text.clone(),
-        AmqpValue::Boolean(value) => value.to_string(),
-        AmqpValue::ShortShortInt(value) => value.to_string(),
-        AmqpValue::ShortShortUInt(value) => value.to_string(),
-        AmqpValue::ShortInt(value) => value.to_string(),
-        AmqpValue::ShortUInt(value) => value.to_string(),
-        AmqpValue::LongInt(value) => value.to_string(),
-        AmqpValue::LongUInt(value) => value.to_string(),
-        AmqpValue::LongLongInt(value) => value.to_string(),
-        AmqpValue::Float(value) => value.to_string(),
-        AmqpValue::Double(value) => value.to_string(),
-        AmqpValue::Timestamp(value) => value.to_string(),
-        AmqpValue::DecimalValue(_)
-        | AmqpValue::FieldArray(_)
-        | AmqpValue::FieldTable(_)
-        | AmqpValue::ByteArray(_)
-        | AmqpValue::Void => return None,
-    })
 }
 
 #[cfg(test)]
@@ -138,6 +151,41 @@ mod tests {
         assert_eq!(amqp.app_id().as_deref(), Some("taskq"));
         assert!(properties.timestamp().is_some());
         assert_eq!((properties.id(), properties.content_type()), ("x", "text/plain"));
+    }
+
+    #[test]
+    fn a_copy_keeps_what_is_the_tasks_and_drops_what_was_the_deliverys() {
+        let mut table = FieldTable::new();
+        for name in [
+            "Colour",
+            "CC",
+            "BCC",
+            "x-death",
+            "x-first-death-queue",
+            "x-last-death-reason",
+            "x-delivery-count",
+        ] {
+            table.insert(name.to_owned(), AmqpValue::LongString("v".to_owned()));
+        }
+        table.insert("x-taskq-deliveries".to_owned(), AmqpValue::LongInt(3));
+        let original = Properties(
+            AmqpProperties::default()
+                .with_delivery_mode(1)
+                .with_message_id("id".to_owned())
+                .with_correlation_id("c".to_owned())
+                .with_type_("t".to_owned())
+                .with_priority(7)
+                .with_expiration("1000".to_owned())
+                .with_user_id("me".to_owned())
+                .with_headers(table),
+        );
+        let copy = original.copy(&Record { attempt: 2, ..Record::default() });
+        let amqp = copy.amqp();
+        assert_eq!(*amqp.delivery_mode(), Some(2));
+        assert_eq!((amqp.expiration(), amqp.user_id()), (&None, &None));
+        assert_eq!((copy.id(), *amqp.priority(), amqp.type_().as_deref()), ("id", Some(7), Some("t")));
+        let names: Vec<_> = amqp.headers().iter().flatten().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["Colour", "x-taskq-attempt"]);
     }
 
     #[test]

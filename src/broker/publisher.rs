@@ -1,7 +1,7 @@
 //! Confirmed, mandatory publishing with many publishes in flight: what is published here is done when the broker
 //! confirmed it, and not before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use amiquip::{Confirm, ConfirmPayload, ConnectionBlockedNotification, Publish, Return};
@@ -11,8 +11,11 @@ use super::channel::Channel;
 use super::fault::{Fault, Kind};
 use super::message::Properties;
 use super::session::{Purpose, Session, SessionOptions};
-use super::topology::{QueueSpec, declare_unseen, ensure_queue};
+use super::topology::{QueueSpec, RENEW_AFTER, declare_unseen, ensure_queue};
 use crate::error::Result;
+
+/// How long [`Publisher::check_permission`] waits for an answer.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What the broker made of one publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +56,8 @@ pub struct Publisher {
     returns: Receiver<Return>,
     blocked: bool,
     queue_is_certain: bool,
+    /// When each queue beside the main one was last made sure of.
+    prepared: HashMap<String, Instant>,
     next_tag: u64,
     /// Tag of each outstanding publish and the message id it carries.
     outstanding: BTreeMap<u64, String>,
@@ -105,6 +110,7 @@ impl Publisher {
             returns,
             blocked: false,
             queue_is_certain,
+            prepared: HashMap::new(),
             next_tag: 1,
             outstanding: BTreeMap::new(),
             returned: Vec::new(),
@@ -135,6 +141,55 @@ impl Publisher {
     #[must_use]
     pub fn queue_is_certain(&self) -> bool {
         self.queue_is_certain
+    }
+
+    /// Makes sure of a queue beside the main one, and renews its lease. Does nothing if that was done a moment ago.
+    ///
+    /// # Errors
+    /// As [`ensure_queue`].
+    pub fn prepare(&mut self, queue: &QueueSpec) -> std::result::Result<(), Fault> {
+        if self.prepared.get(&queue.name).is_none_or(|at| at.elapsed() >= RENEW_AFTER) {
+            ensure_queue(&mut self.session, queue)?;
+            self.prepared.insert(queue.name.clone(), Instant::now());
+        }
+        Ok(())
+    }
+
+    /// A message came back: no queue is certain any more.
+    pub fn forget_prepared(&mut self) {
+        self.prepared.clear();
+    }
+
+    /// Finds out whether publishing is allowed at all, by a message that no queue takes. A broker that does not
+    /// answer in time (it may be blocked by an alarm) counts as willing.
+    ///
+    /// # Errors
+    /// As [`Session::open`], and refused where the broker says so.
+    pub fn check_permission(options: &SessionOptions, queue: &QueueSpec) -> Result<()> {
+        let mut publisher = Self::open(options, queue)?;
+        let nowhere = uuid::Uuid::now_v7().to_string();
+        let deadline = Instant::now() + CHECK_TIMEOUT;
+        let refused = |fault: Fault| match fault.kind {
+            Kind::Refused => Err(fault.into_error().context("retries need the permission to publish")),
+            _ => Ok(()),
+        };
+        let properties = Properties::new_task("text/plain").with_id(&nowhere);
+        if let Err(fault) = publisher.publish(&nowhere, b"", &properties, CHECK_TIMEOUT) {
+            return refused(fault);
+        }
+        loop {
+            match publisher.wait::<(), ()>(None, &never(), Some(deadline)) {
+                Wake::Lost(fault) => return refused(fault),
+                Wake::Unblocked => {}
+                Wake::Settled
+                | Wake::TimedOut
+                | Wake::Blocked(_)
+                | Wake::Input(_)
+                | Wake::Interrupted(()) => break,
+            }
+        }
+        publisher.close();
+        Ok(())
     }
 
     /// Publishes one message and returns its tag. `Ok` means queued: the settlement comes later. A large body may

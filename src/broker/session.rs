@@ -294,13 +294,19 @@ impl Dial<'_> {
     }
 }
 
+/// This machine's name; empty where it has none that is UTF-8.
+#[must_use]
+pub fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}
+
 /// What an operator sees among the broker's connections.
 fn identity(purpose: Purpose) -> String {
-    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
     format!(
-        "taskq {} {} on {host}, process {}",
+        "taskq {} {} on {}, process {}",
         env!("CARGO_PKG_VERSION"),
         purpose.name(),
+        host_name(),
         std::process::id()
     )
 }

@@ -1,5 +1,7 @@
 //! The queue: how it is declared, and what happens when it is there already with other properties.
 
+use std::time::Duration;
+
 use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
 
 use super::channel::Channel;
@@ -15,11 +17,41 @@ pub enum QueueType {
     Quorum,
 }
 
+/// What a queue is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// Tasks wait for a worker in it.
+    Tasks,
+    /// Tasks wait in it for their time, and then go to the queue they belong to. One fixed time for all, because
+    /// only the head of a queue expires.
+    Delay {
+        /// How long, in whole milliseconds.
+        after: Duration,
+        /// Where they go then.
+        back_to: String,
+        /// The queue deletes itself some time after it was last declared: for the delays that people make up. The
+        /// few of the back-off list are permanent.
+        leased: bool,
+    },
+    /// Tasks that used up their attempts are kept in it for a person.
+    Dead,
+}
+
+/// How long a leased delay queue lives beyond its delay when nobody declares it. It is declared again before each
+/// use, at most [`RENEW_AFTER`] before.
+const LEASE: Duration = Duration::from_hours(1);
+/// How long a declaration is trusted. Well within the lease.
+pub(super) const RENEW_AFTER: Duration = Duration::from_mins(1);
+/// The longest delay: RabbitMQ's timers count 32 bits of milliseconds, the lease included.
+pub const MAX_DELAY: Duration = Duration::from_hours(24 * 49);
+
 /// One queue and how to come by it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueSpec {
     /// At most 255 bytes.
     pub name: String,
+    /// What it is for.
+    pub role: Role,
     /// What to declare.
     pub kind: QueueType,
     /// `false`: use the queue as it is, and only if it is there.
@@ -27,14 +59,58 @@ pub struct QueueSpec {
 }
 
 impl QueueSpec {
+    /// Where this queue's tasks wait for `after`.
+    #[must_use]
+    pub fn delay(&self, after: Duration, leased: bool) -> Self {
+        Self {
+            name: format!("{}.delay.{}", self.name, after.as_millis()),
+            role: Role::Delay { after, back_to: self.name.clone(), leased },
+            ..self.clone()
+        }
+    }
+
+    /// Where this queue's dead tasks are kept.
+    #[must_use]
+    pub fn dead(&self) -> Self {
+        Self { name: format!("{}.dead", self.name), role: Role::Dead, ..self.clone() }
+    }
+
+    fn with_other_lease(&self) -> Self {
+        let mut other = self.clone();
+        if let Role::Delay { leased, .. } = &mut other.role {
+            *leased = !*leased;
+        }
+        other
+    }
+
     fn options(&self) -> QueueDeclareOptions {
         QueueDeclareOptions { durable: true, arguments: self.arguments(), ..QueueDeclareOptions::default() }
     }
 
     fn arguments(&self) -> FieldTable {
         let mut arguments = FieldTable::new();
+        let mut set = |name: &str, value: AmqpValue| {
+            arguments.insert(name.to_owned(), value);
+        };
+        let text = |text: &str| AmqpValue::LongString(text.to_owned());
+        let millis = |duration: Duration| {
+            AmqpValue::LongLongInt(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
+        };
         if self.kind == QueueType::Quorum {
-            arguments.insert("x-queue-type".to_owned(), AmqpValue::LongString("quorum".to_owned()));
+            set("x-queue-type", text("quorum"));
+        }
+        if let Role::Delay { after, back_to, leased } = &self.role {
+            set("x-message-ttl", millis(*after));
+            set("x-dead-letter-exchange", text(""));
+            set("x-dead-letter-routing-key", text(back_to));
+            if self.kind == QueueType::Quorum {
+                // Otherwise a task whose target is not there at that moment would be dropped.
+                set("x-dead-letter-strategy", text("at-least-once"));
+                set("x-overflow", text("reject-publish"));
+            }
+            if *leased {
+                set("x-expires", millis(*after + LEASE));
+            }
         }
         arguments
     }
@@ -45,19 +121,29 @@ impl QueueSpec {
 enum Mismatch {
     /// It would lose tasks: refuse.
     Unsafe(&'static str),
+    /// It is leased and was declared as permanent, or the other way round: declare it as what it is.
+    OtherLease,
     /// It works all the same: use it as it is.
     Harmless,
 }
 
-fn judge_mismatch(message: &str) -> Mismatch {
-    match differing_property(message) {
-        Some("durable") => {
+fn judge_mismatch(role: &Role, message: &str) -> Mismatch {
+    match (differing_property(message), role) {
+        (Some("durable"), _) => {
             Mismatch::Unsafe("it is not durable: its tasks would not survive a restart of the broker")
         }
-        Some("auto_delete") => {
+        (Some("auto_delete"), _) => {
             Mismatch::Unsafe("it deletes itself, with its tasks, when its last consumer goes (auto-delete)")
         }
-        Some("exclusive") => Mismatch::Unsafe("it belongs to another connection alone (exclusive)"),
+        (Some("exclusive"), _) => Mismatch::Unsafe("it belongs to another connection alone (exclusive)"),
+        (Some("x-expires"), Role::Delay { .. }) => Mismatch::OtherLease,
+        (
+            Some("x-message-ttl" | "x-dead-letter-exchange" | "x-dead-letter-routing-key"),
+            Role::Delay { .. },
+        ) => Mismatch::Unsafe("its tasks would not come back, or not at their time"),
+        (Some("x-expires" | "x-message-ttl"), Role::Dead) => {
+            Mismatch::Unsafe("it drops what it keeps after a time")
+        }
         _ => Mismatch::Harmless,
     }
 }
@@ -72,11 +158,8 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Channel, 
     if !spec.declare {
         return look(session, &spec.name).map(|(channel, _)| channel);
     }
-    let channel = session.open_channel()?;
-    let declared = channel
-        .call("queue.declare", |amqp| amqp.queue_declare(spec.name.as_str(), spec.options()).map(drop));
-    let fault = match declared {
-        Ok(()) => return Ok(channel),
+    let fault = match declare(session, spec) {
+        Ok(channel) => return Ok(channel),
         Err(fault) => fault,
     };
     if fault.kind == Kind::Refused {
@@ -88,7 +171,7 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Channel, 
     if fault.kind != Kind::Configuration {
         return Err(fault);
     }
-    match judge_mismatch(&fault.to_string()) {
+    match judge_mismatch(&spec.role, &fault.to_string()) {
         Mismatch::Unsafe(why) => Err(Fault::channel(
             Kind::Configuration,
             format!(
@@ -97,12 +180,19 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Channel, 
                 spec.name
             ),
         )),
+        Mismatch::OtherLease => declare(session, &spec.with_other_lease()),
         Mismatch::Harmless => {
             let (channel, _) = look(session, &spec.name)?;
             log::info!("the queue {} exists with other settings and is used as it is ({fault})", spec.name);
             Ok(channel)
         }
     }
+}
+
+fn declare(session: &mut Session, spec: &QueueSpec) -> Result<Channel, Fault> {
+    let channel = session.open_channel()?;
+    channel.call("queue.declare", |amqp| amqp.queue_declare(spec.name.as_str(), spec.options()).map(drop))?;
+    Ok(channel)
 }
 
 /// Declares the queue without waiting for the answer: a refusal closes the channel, before anything sent after it is
@@ -124,6 +214,15 @@ pub(super) fn declare_unseen(session: &mut Session, spec: &QueueSpec) -> Result<
 /// The queue is missing, access is refused, or the connection is lost.
 pub fn count_ready(session: &mut Session, name: &str) -> Result<u32, Fault> {
     look(session, name).map(|(_, ready)| ready)
+}
+
+/// Deletes what is ready in the queue and returns how much that was.
+///
+/// # Errors
+/// The queue is missing, access is refused, or the connection is lost.
+pub fn purge(session: &mut Session, name: &str) -> Result<u32, Fault> {
+    let channel = session.open_channel()?;
+    channel.call("queue.purge", |amqp| amqp.queue_purge(name))
 }
 
 /// A passive declaration: changes nothing, fails where there is no such queue.
@@ -153,22 +252,48 @@ mod tests {
         )
     }
 
+    fn spec() -> QueueSpec {
+        QueueSpec { name: "q".to_owned(), role: Role::Tasks, kind: QueueType::Classic, declare: true }
+    }
+
     #[test]
     fn only_what_would_lose_tasks_is_refused() {
-        for property in ["durable", "auto_delete", "exclusive"] {
-            assert!(matches!(judge_mismatch(&message(property)), Mismatch::Unsafe(_)), "{property}");
+        let judge = |role: &Role, property: &str| judge_mismatch(role, &message(property));
+        let delay = spec().delay(Duration::from_secs(5), false).role;
+        for role in [&Role::Tasks, &Role::Dead, &delay] {
+            for property in ["durable", "auto_delete", "exclusive"] {
+                assert!(matches!(judge(role, property), Mismatch::Unsafe(_)), "{property}");
+            }
+            assert_eq!(judge(role, "x-queue-type"), Mismatch::Harmless);
         }
-        for property in ["x-queue-type", "x-max-priority", "x-message-ttl", "x-dead-letter-exchange"] {
-            assert_eq!(judge_mismatch(&message(property)), Mismatch::Harmless, "{property}");
+        for property in ["x-max-priority", "x-message-ttl", "x-dead-letter-exchange", "x-expires"] {
+            assert_eq!(judge(&Role::Tasks, property), Mismatch::Harmless, "{property}");
         }
-        assert_eq!(judge_mismatch("PRECONDITION_FAILED - something new"), Mismatch::Harmless);
+        assert!(matches!(judge(&Role::Dead, "x-message-ttl"), Mismatch::Unsafe(_)));
+        assert!(matches!(judge(&delay, "x-dead-letter-exchange"), Mismatch::Unsafe(_)));
+        assert_eq!(judge(&delay, "x-expires"), Mismatch::OtherLease);
+        assert_eq!(judge_mismatch(&Role::Tasks, "PRECONDITION_FAILED - something new"), Mismatch::Harmless);
     }
 
     #[test]
     fn a_classic_queue_has_no_arguments() {
-        let mut spec = QueueSpec { name: "q".to_owned(), kind: QueueType::Classic, declare: true };
-        assert!(spec.arguments().is_empty());
-        spec.kind = QueueType::Quorum;
-        assert_eq!(spec.arguments().len(), 1);
+        assert!(spec().arguments().is_empty() && spec().dead().arguments().is_empty());
+        let quorum = QueueSpec { kind: QueueType::Quorum, ..spec() };
+        assert_eq!(quorum.arguments().len(), 1);
+    }
+
+    #[test]
+    fn a_delay_queue_leads_back_after_its_time() {
+        let ladder = spec().delay(Duration::from_millis(1500), false);
+        assert_eq!(ladder.name, "q.delay.1500");
+        let arguments = ladder.arguments();
+        assert_eq!(arguments.get("x-message-ttl"), Some(&AmqpValue::LongLongInt(1500)));
+        assert_eq!(arguments.get("x-dead-letter-routing-key"), Some(&AmqpValue::LongString("q".to_owned())));
+        assert_eq!(arguments.get("x-expires"), None);
+        let leased = ladder.with_other_lease();
+        assert_eq!(leased.arguments().get("x-expires"), Some(&AmqpValue::LongLongInt(3_601_500)));
+        let longest = spec().delay(MAX_DELAY, true).arguments();
+        let Some(AmqpValue::LongLongInt(expires)) = longest.get("x-expires") else { panic!("no lease") };
+        assert!(*expires <= i64::from(u32::MAX));
     }
 }

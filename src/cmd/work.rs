@@ -1,23 +1,33 @@
 //! `taskq work`: run tasks until told to stop.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::connection::ConnectionArgs;
 use super::positive_duration;
-use super::queue::QueueArgs;
-use crate::error::{Exit, Result};
-use crate::handler::Dots;
+use super::queue::{QueueArgs, check_name, delay};
+use crate::broker::QueueSpec;
+use crate::duration;
+use crate::error::{Error, Exit, Result};
+use crate::handler::{self, Dots, ExitRule, Output, Spec};
+use crate::retry::Policy;
 use crate::shutdown;
 use crate::worker_pool::{self, HandlerFactory, Options};
 
 /// More threads than a connection has channels cannot work; RabbitMQ allows 2047, and one is the supervisor's.
 const MAX_THREADS: i64 = 2000;
+/// How long the broker waits for an acknowledgement unless it is configured otherwise.
+const ACK_TIMEOUT: Duration = Duration::from_mins(30);
 
 /// Work through the queue
 ///
-/// Each thread takes one task at a time, runs it, and acknowledges it when it is finished. The built-in handler
-/// sleeps one second for each dot in the body. CTRL+C (or SIGTERM) finishes what is running and exits.
+/// Each thread takes one task at a time, runs it, and acknowledges it when it is finished. COMMAND runs once for each
+/// task, with the body on stdin; without it the built-in handler sleeps one second for each dot in the body. CTRL+C (or
+/// SIGTERM) finishes what is running and exits.
+///
+/// Exit status of COMMAND: 0 done; 65 dead at once; 126 and 127 stop the worker; anything else, a signal or a time-out
+/// is a failed attempt, which is retried later and, after the last attempt, kept in QUEUE.dead.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Tasks to run at the same time
@@ -26,6 +36,27 @@ pub(super) struct Args {
     /// Tasks that the broker may hand to a thread in advance; more than 1 gives up fair dispatch for speed
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
     prefetch: u16,
+    /// Attempts at a task before it is dead, the first included
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    attempts: u32,
+    /// Deliveries of a task that may end without any answer (the worker was killed) before it is dead
+    #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_deliveries: u32,
+    /// Pauses after the first failed attempt, the second, ...; the last repeats
+    #[arg(long, value_name = "LIST", default_value = "5s,30s,2m,10m,1h", value_delimiter = ',', value_parser = delay)]
+    backoff: Vec<Duration>,
+    /// End an attempt that takes longer: SIGTERM to COMMAND and its children, after --grace SIGKILL
+    #[arg(long, value_name = "DUR", value_parser = positive_duration, requires = "command")]
+    timeout: Option<Duration>,
+    /// How long to wait for running tasks when told to stop, and between SIGTERM and SIGKILL
+    #[arg(long, value_name = "DUR", value_parser = duration::parse, default_value = "30s")]
+    grace: Duration,
+    /// Keep COMMAND running, and give it tasks as lines of JSON
+    #[arg(long, requires = "command")]
+    persistent: bool,
+    /// What an exit status of COMMAND means: CODE=done, CODE=retry or CODE=dead; may be repeated
+    #[arg(long, value_name = "CODE=MEANING", requires = "command", conflicts_with = "persistent")]
+    on_exit: Vec<ExitRule>,
     /// Exit once nothing is ready and nothing runs here
     #[arg(long)]
     until_empty: bool,
@@ -35,27 +66,73 @@ pub(super) struct Args {
     /// Exit after so long without a delivery
     #[arg(long, value_name = "DUR", value_parser = positive_duration)]
     idle_timeout: Option<Duration>,
-    /// How long to wait for running tasks when told to stop
-    #[arg(long, value_name = "DUR", value_parser = crate::duration::parse, default_value = "30s")]
-    grace: Duration,
     #[command(flatten)]
     queue: QueueArgs,
     #[command(flatten)]
     connection: ConnectionArgs,
+    /// The program that runs the tasks, and its arguments; no shell is involved
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
 }
 
 pub(super) fn run(args: Args) -> Result<Exit> {
+    let queue = args.queue.into_spec()?;
+    let policy =
+        Policy { attempts: args.attempts, max_deliveries: args.max_deliveries, backoff: args.backoff };
+    check_derived_names(&queue, &policy)?;
+    if args.timeout.is_some_and(|timeout| timeout >= ACK_TIMEOUT) {
+        log::warn!(
+            "--timeout is not below the 30 minutes that a broker waits for an acknowledgement unless its \
+             consumer_timeout is raised"
+        );
+    }
+    let spec = match args.command.split_first() {
+        None => None,
+        Some((program, arguments)) => Some(command_spec(handler::Options {
+            program: program.clone(),
+            arguments: arguments.to_vec(),
+            timeout: args.timeout,
+            grace: args.grace,
+            on_exit: args.on_exit.into_iter().collect(),
+        })?),
+    };
     let options = Options {
         session: args.connection.into_options()?,
-        queue: args.queue.into_spec()?,
+        queue,
         threads: args.threads,
         prefetch: args.prefetch,
         until_empty: args.until_empty,
         max_tasks: args.max_tasks,
         idle_timeout: args.idle_timeout,
         grace: args.grace,
+        policy,
+        prepare_retries: spec.is_some(),
     };
-    let handlers: Arc<HandlerFactory> = Arc::new(|| Box::new(Dots));
+    let handlers: Arc<HandlerFactory> = match spec.clone() {
+        None => Arc::new(|| Ok(Box::new(Dots))),
+        Some(spec) if args.persistent => Arc::new(move || Ok(Box::new(spec.persistent()?))),
+        Some(spec) => Arc::new(move || Ok(Box::new(spec.command()?))),
+    };
     let signals = shutdown::listen()?;
-    worker_pool::run(options, &handlers, &signals)
+    let result = worker_pool::run(options, &handlers, &signals);
+    if let Some(spec) = spec {
+        // Whatever was left behind with a thread that did not end in time.
+        spec.kill_all();
+    }
+    result
+}
+
+fn command_spec(options: handler::Options) -> Result<Spec> {
+    let output = Output::of_this_process()
+        .map_err(|error| Error::internal(format!("cannot pass on the output of commands: {error}")))?;
+    let spec = Spec::new(options, output);
+    spec.check().map_err(|why| Error::configuration(format!("cannot run tasks: {why}")))?;
+    Ok(spec)
+}
+
+/// A failed task must never be without a place because its queue's name is long.
+fn check_derived_names(queue: &QueueSpec, policy: &Policy) -> Result<()> {
+    let delays = policy.backoff.iter().map(|pause| queue.delay(*pause, false).name);
+    let longest = delays.chain([queue.dead().name]).max_by_key(String::len).unwrap_or_default();
+    check_name("the name of a queue for failed tasks, made from the queue's", &longest)
 }

@@ -3,11 +3,28 @@
 //! A [`Handler`] belongs to one worker thread. It is given a [`Task`], runs it to its end (or until the worker
 //! gives up its tasks) and says how it went; what that means for the task is decided elsewhere (`retry`).
 
+mod command;
 mod dots;
+mod environment;
+mod exit;
+mod group;
+mod persistent;
+mod process;
+mod protocol;
+mod reaper;
+mod relay;
+mod spec;
+mod tender;
+#[cfg(test)]
+mod testing;
+mod wake;
 
 use crossbeam_channel::Receiver;
 
 pub use dots::Dots;
+pub use exit::ExitRule;
+pub use relay::Output;
+pub use spec::{Options, Spec};
 
 /// Never sent: a channel of it only ever closes, which tells every listener at once.
 #[derive(Debug, PartialEq, Eq)]

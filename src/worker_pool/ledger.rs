@@ -10,14 +10,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::broker::Delivery;
+use crate::broker::{Delivery, Record};
 use crate::handler::Never;
 
 /// Lost acknowledgements that are remembered. A lost connection leaves at most threads x prefetch of them.
 const MAX_REMEMBERED: usize = 10_000;
 
-/// What makes two deliveries the same attempt at the same task: id, time of sending, body and attempt. An id alone
-/// would not do, since users give the same one to tomorrow's task.
+/// What makes two deliveries the same attempt at the same task: id, time of sending, body, attempt and count of
+/// deliveries. An id alone would not do, since users give the same one to tomorrow's task, and taskq's own copies
+/// keep it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Fingerprint(u64, u64);
 
@@ -34,6 +35,17 @@ struct State {
     finished: HashSet<Fingerprint>,
     /// `finished` in the order of arrival, for forgetting the oldest.
     order: VecDeque<Fingerprint>,
+}
+
+impl State {
+    fn forget(&mut self, fingerprint: Fingerprint) {
+        if self.finished.remove(&fingerprint)
+            // Mostly the newest entries go, so the search from the back is short.
+            && let Some(at) = self.order.iter().rposition(|other| *other == fingerprint)
+        {
+            self.order.remove(at);
+        }
+    }
 }
 
 /// What to do with a delivery.
@@ -65,12 +77,13 @@ impl Ledger {
     }
 
     /// `None` for a task without an id: nothing tells it from another one like it.
-    pub(super) fn fingerprint(&self, delivery: &Delivery<'_>, attempt: u32) -> Option<Fingerprint> {
+    pub(super) fn fingerprint(&self, delivery: &Delivery<'_>, record: &Record) -> Option<Fingerprint> {
         let properties = delivery.properties();
         if properties.id().is_empty() {
             return None;
         }
-        let identity = (properties.id(), properties.timestamp(), attempt, delivery.body());
+        let identity =
+            (properties.id(), properties.timestamp(), record.attempt, record.deliveries, delivery.body());
         let [one, two] = &self.seeds;
         Some(Fingerprint(one.hash_one(identity), two.hash_one(identity)))
     }
@@ -87,6 +100,9 @@ impl Ledger {
             if let Some(ends) = state.running.get(&fingerprint) {
                 return Claim::Elsewhere(ends.clone());
             }
+        } else {
+            // A new life, such as that of a dead task sent again: what is remembered was another one's.
+            state.forget(fingerprint);
         }
         let (sender, receiver) = crossbeam_channel::bounded(0);
         state.running.insert(fingerprint, receiver);
@@ -109,13 +125,7 @@ impl Ledger {
 
     /// The broker has the acknowledgement: the task cannot come back.
     pub(super) fn forget(&self, fingerprint: Fingerprint) {
-        let mut state = self.lock();
-        if state.finished.remove(&fingerprint) {
-            // Mostly the newest entries are proven, so the search from the back is short.
-            if let Some(at) = state.order.iter().rposition(|other| *other == fingerprint) {
-                state.order.remove(at);
-            }
-        }
+        self.lock().forget(fingerprint);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -177,9 +187,11 @@ mod tests {
         ledger.remember(A);
         assert!(finished(&ledger, A));
         assert!(!finished(&ledger, B));
-        assert!(matches!(ledger.claim(Some(A), false), Claim::Run(_)), "a first delivery is a new task");
         ledger.forget(A);
         assert!(!finished(&ledger, A));
+        ledger.remember(A);
+        assert!(matches!(ledger.claim(Some(A), false), Claim::Run(_)), "a first delivery is a new task");
+        assert!(!finished(&ledger, A), "what was remembered was another one's");
     }
 
     #[test]

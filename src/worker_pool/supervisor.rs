@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 
-use super::{Event, Shared};
+use super::{Event, Options, Shared};
 use crate::backoff::Backoff;
-use crate::broker::{Channel, Fault, Kind, Purpose, Scope, Session, count_ready, ensure_queue};
+use crate::broker::{
+    Channel, Fault, Kind, Publisher, Purpose, QueueSpec, Scope, Session, count_ready, ensure_queue,
+};
 use crate::duration;
 use crate::error::{Error, Exit, Result};
 
@@ -256,12 +258,7 @@ fn open(shared: &Arc<Shared>) -> Link {
     let spawned = thread::Builder::new().name("connect".into()).spawn({
         let (sender, shared) = (sender.clone(), Arc::clone(shared));
         move || {
-            let opened = Session::open(&shared.options.session, Purpose::Consume).and_then(|mut session| {
-                match ensure_queue(&mut session, &shared.options.queue) {
-                    Ok(_) => Ok(session),
-                    Err(fault) => Err(fault.into_error()),
-                }
-            });
+            let opened = prepare(&shared.options);
             // Nobody listens any more when the worker has ended meanwhile.
             let _ = sender.send(opened);
         }
@@ -270,4 +267,19 @@ fn open(shared: &Arc<Shared>) -> Link {
         let _ = sender.send(Err(Error::internal(format!("cannot start a thread: {error}"))));
     }
     Link::Opening(receiver)
+}
+
+/// A connection on which all that the worker needs was seen.
+fn prepare(options: &Options) -> Result<Session> {
+    let mut session = Session::open(&options.session, Purpose::Consume)?;
+    let mut ensure = |spec: &QueueSpec| ensure_queue(&mut session, spec).map(drop).map_err(Fault::into_error);
+    ensure(&options.queue)?;
+    if options.prepare_retries {
+        for pause in &options.policy.backoff {
+            ensure(&options.queue.delay(*pause, false))?;
+        }
+        ensure(&options.queue.dead())?;
+        Publisher::check_permission(&options.session, &options.queue)?;
+    }
+    Ok(session)
 }

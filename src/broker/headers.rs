@@ -1,0 +1,246 @@
+//! The headers that taskq writes about a task, and the ones that must not travel with a copy.
+
+use amiquip::{AmqpValue, FieldTable};
+
+use super::message::MAX_HEADER_BYTES;
+use crate::output;
+
+const ATTEMPT: &str = "x-taskq-attempt";
+const DELIVERIES: &str = "x-taskq-deliveries";
+const ERROR: &str = "x-taskq-error";
+const EXIT: &str = "x-taskq-exit";
+const FIRST_FAILED_AT: &str = "x-taskq-first-failed-at";
+const FAILED_AT: &str = "x-taskq-failed-at";
+const HOST: &str = "x-taskq-host";
+const QUEUE: &str = "x-taskq-queue";
+
+/// A count beyond this was not written by taskq.
+const MAX_COUNT: u64 = 1_000_000;
+
+/// What taskq has written about a task. Headers that are missing, malformed or absurd count as not written: anyone
+/// who may publish can write them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The attempt that the task is for; of a dead task the last one.
+    pub attempt: u32,
+    /// Deliveries that ended without an answer, where the broker does not count them.
+    pub deliveries: u32,
+    /// How the last attempt ended, in a short phrase.
+    pub exit: Option<String>,
+    /// The end of what it wrote to stderr, printable.
+    pub error: Option<String>,
+    /// When the first attempt failed, in seconds since 1970.
+    pub first_failed_at: Option<u64>,
+    /// When the last one did.
+    pub failed_at: Option<u64>,
+    /// The machine it failed on.
+    pub host: Option<String>,
+    /// The queue it was taken from.
+    pub queue: Option<String>,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            attempt: 1,
+            deliveries: 0,
+            exit: None,
+            error: None,
+            first_failed_at: None,
+            failed_at: None,
+            host: None,
+            queue: None,
+        }
+    }
+}
+
+impl Record {
+    /// The record of the copy that is made after a failed attempt. `deliveries` starts anew: this one was answered.
+    #[must_use]
+    pub fn after_failure(
+        &self,
+        attempt: u32,
+        exit: &str,
+        stderr: &[u8],
+        now: u64,
+        host: &str,
+        queue: &str,
+    ) -> Self {
+        let error = output::escape_lines(stderr);
+        Self {
+            attempt,
+            deliveries: 0,
+            exit: Some(output::escape(exit)),
+            error: Some(error).filter(|error| !error.is_empty()),
+            first_failed_at: Some(self.first_failed_at.unwrap_or(now)),
+            failed_at: Some(now),
+            host: Some(host.to_owned()),
+            queue: Some(queue.to_owned()),
+        }
+    }
+
+    pub(super) fn read(table: &FieldTable) -> Self {
+        let count = |name: &str| {
+            let count = table.get(name).and_then(integer).filter(|count| *count <= MAX_COUNT);
+            count.and_then(|count| u32::try_from(count).ok())
+        };
+        let words = |name: &str| match table.get(name) {
+            Some(AmqpValue::LongString(text)) => Some(text.clone()),
+            _ => None,
+        };
+        Self {
+            attempt: count(ATTEMPT).filter(|attempt| *attempt > 0).unwrap_or(1),
+            deliveries: count(DELIVERIES).unwrap_or(0),
+            exit: words(EXIT),
+            error: words(ERROR),
+            first_failed_at: table.get(FIRST_FAILED_AT).and_then(integer),
+            failed_at: table.get(FAILED_AT).and_then(integer),
+            host: words(HOST),
+            queue: words(QUEUE),
+        }
+    }
+
+    pub(super) fn write(&self, table: &mut FieldTable) {
+        let mut set = |name: &str, value: Option<AmqpValue>| match value {
+            Some(value) => drop(table.insert(name.to_owned(), value)),
+            None => drop(table.remove(name)),
+        };
+        let words = |text: &Option<String>| text.clone().map(AmqpValue::LongString);
+        let time = |at: Option<u64>| at.map(AmqpValue::Timestamp);
+        set(
+            ATTEMPT,
+            (self.attempt > 1 || self.exit.is_some()).then(|| AmqpValue::LongLongInt(self.attempt.into())),
+        );
+        set(DELIVERIES, (self.deliveries > 0).then(|| AmqpValue::LongLongInt(self.deliveries.into())));
+        set(EXIT, words(&self.exit));
+        set(ERROR, words(&self.error));
+        set(FIRST_FAILED_AT, time(self.first_failed_at));
+        set(FAILED_AT, time(self.failed_at));
+        set(HOST, words(&self.host));
+        set(QUEUE, words(&self.queue));
+        // Properties have to fit one frame, and the copy must not fail because the error was long.
+        if size(table) > MAX_HEADER_BYTES {
+            table.remove(ERROR);
+        }
+    }
+}
+
+/// Roughly what the headers need on the wire.
+fn size(table: &FieldTable) -> usize {
+    /// Type, length.
+    const OVERHEAD: usize = 6;
+    let value_size = |value: &AmqpValue| match value {
+        AmqpValue::LongString(text) => text.len(),
+        AmqpValue::ByteArray(_) | AmqpValue::FieldArray(_) | AmqpValue::FieldTable(_) => {
+            format!("{value:?}").len()
+        }
+        _ => 8,
+    };
+    table.iter().map(|(name, value)| name.len() + OVERHEAD + value_size(value)).sum()
+}
+
+/// Whether a header belongs to taskq or to the broker rather than to the user.
+pub(super) fn is_reserved(name: &str) -> bool {
+    const BROKERS: [&str; 3] = ["x-death", "x-delivery-count", "x-acquired-count"];
+    name.starts_with("x-taskq-")
+        || name.starts_with("x-first-death-")
+        || name.starts_with("x-last-death-")
+        || BROKERS.contains(&name)
+}
+
+/// Whether a header travels with a copy. CC and BCC would send further copies.
+pub(super) fn is_copied(name: &str) -> bool {
+    !is_reserved(name) && name != "CC" && name != "BCC"
+}
+
+/// Any kind of whole number that is not negative.
+pub(super) fn integer(value: &AmqpValue) -> Option<u64> {
+    match value {
+        AmqpValue::ShortShortInt(value) => u64::try_from(*value).ok(),
+        AmqpValue::ShortShortUInt(value) => Some(u64::from(*value)),
+        AmqpValue::ShortInt(value) => u64::try_from(*value).ok(),
+        AmqpValue::ShortUInt(value) => Some(u64::from(*value)),
+        AmqpValue::LongInt(value) => u64::try_from(*value).ok(),
+        AmqpValue::LongUInt(value) => Some(u64::from(*value)),
+        AmqpValue::LongLongInt(value) => u64::try_from(*value).ok(),
+        AmqpValue::Timestamp(value) => Some(*value),
+        _ => None,
+    }
+}
+
+/// A header's value as a handler sees it.
+pub(super) fn text(value: &AmqpValue) -> Option<String> {
+    Some(match value {
+        AmqpValue::LongString(text) => text.clone(),
+        AmqpValue::Boolean(value) => value.to_string(),
+        AmqpValue::ShortShortInt(value) => value.to_string(),
+        AmqpValue::ShortShortUInt(value) => value.to_string(),
+        AmqpValue::ShortInt(value) => value.to_string(),
+        AmqpValue::ShortUInt(value) => value.to_string(),
+        AmqpValue::LongInt(value) => value.to_string(),
+        AmqpValue::LongUInt(value) => value.to_string(),
+        AmqpValue::LongLongInt(value) => value.to_string(),
+        AmqpValue::Float(value) => value.to_string(),
+        AmqpValue::Double(value) => value.to_string(),
+        AmqpValue::Timestamp(value) => value.to_string(),
+        AmqpValue::DecimalValue(_)
+        | AmqpValue::FieldArray(_)
+        | AmqpValue::FieldTable(_)
+        | AmqpValue::ByteArray(_)
+        | AmqpValue::Void => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        let record = Record {
+            attempt: 3,
+            deliveries: 2,
+            exit: Some("exit status 3".to_owned()),
+            error: Some("no such file".to_owned()),
+            first_failed_at: Some(1_700_000_000),
+            failed_at: Some(1_700_000_100),
+            host: Some("host".to_owned()),
+            queue: Some("q".to_owned()),
+        };
+        let mut table = FieldTable::new();
+        record.write(&mut table);
+        assert_eq!(Record::read(&table), record);
+        Record::default().write(&mut table);
+        assert!(table.is_empty(), "a default record leaves nothing behind: {table:?}");
+    }
+
+    #[test]
+    fn hostile_headers_count_as_not_written() {
+        for value in [
+            AmqpValue::LongString("2".to_owned()),
+            AmqpValue::LongInt(-1),
+            AmqpValue::LongInt(0),
+            AmqpValue::LongLongInt(i64::MAX),
+            AmqpValue::Timestamp(u64::MAX),
+            AmqpValue::Double(2.0),
+            AmqpValue::Void,
+            AmqpValue::FieldArray(vec![]),
+        ] {
+            let table = [(ATTEMPT.to_owned(), value.clone())].into_iter().collect();
+            assert_eq!(Record::read(&table), Record::default(), "{value:?}");
+        }
+        for value in [AmqpValue::ShortShortInt(7), AmqpValue::LongLongInt(7), AmqpValue::LongUInt(7)] {
+            let table = [(ATTEMPT.to_owned(), value.clone())].into_iter().collect();
+            assert_eq!(Record::read(&table).attempt, 7, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn the_error_goes_when_the_headers_would_not_fit_a_frame() {
+        let big = AmqpValue::LongString("x".repeat(MAX_HEADER_BYTES - 10));
+        let mut table: FieldTable = [("user".to_owned(), big)].into_iter().collect();
+        let record = Record { attempt: 2, error: Some("e".repeat(100)), ..Record::default() };
+        record.write(&mut table);
+        assert!(table.contains_key("user") && table.contains_key(ATTEMPT) && !table.contains_key(ERROR));
+    }
+}

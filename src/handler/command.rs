@@ -1,0 +1,141 @@
+//! One process per task.
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+
+use crossbeam_channel::{Receiver, TryRecvError};
+use nix::errno::Errno;
+
+use super::process::{ABORT_GRACE, Limits, Process, Slot, from_now};
+use super::relay::Relay;
+use super::spec::Spec;
+use super::{Failure, Handler, Never, Outcome, Task};
+
+/// Starts the command for every task: the body on its stdin, the rest in its environment.
+pub struct Command {
+    spec: Spec,
+    slot: Slot,
+}
+
+/// Why a process was ended before its time.
+#[derive(Clone, Copy)]
+enum Cut {
+    Timeout,
+    Abort,
+}
+
+impl Command {
+    pub(super) fn new(spec: Spec) -> io::Result<Self> {
+        Ok(Self { slot: Slot::new(spec.groups())?, spec })
+    }
+
+    fn start(&self, task: &Task<'_>) -> io::Result<Process<Relay>> {
+        let mut command = self.spec.argv();
+        self.spec.environment().describe(&mut command, task);
+        let output = self.spec.output();
+        let (out, err) = (output.stdout(self.slot.ringer()), output.stderr(self.slot.ringer()));
+        Process::start(&self.slot, &mut command, out, err)
+    }
+
+    fn follow(
+        &mut self,
+        mut process: Process<Relay>,
+        task: &Task<'_>,
+        mut limits: Limits,
+    ) -> io::Result<Outcome> {
+        let (slot, mut input) = (&mut self.slot, task.body);
+        process.feed(&mut input);
+        let cut = loop {
+            if input.is_empty() {
+                process.close_stdin();
+            }
+            let seen = process.wait(slot, &mut input, &limits)?;
+            match seen {
+                seen if seen.exited => break None,
+                seen if seen.aborted => break Some(Cut::Abort),
+                seen if seen.late => break Some(Cut::Timeout),
+                _ => {}
+            }
+        };
+        let Some(cut) = cut else {
+            let status = process.finish(slot, limits)?;
+            return Ok(match self.spec.options().on_exit.outcome(status, process.err.tail()) {
+                Outcome::CannotRun(why) => Outcome::CannotRun(format!("{}: {why}", self.spec.name())),
+                outcome => outcome,
+            });
+        };
+        let mut grace = self.spec.options().grace;
+        if let Cut::Abort = cut {
+            limits.abort = None;
+            grace = grace.min(ABORT_GRACE);
+        }
+        limits.deadline = Some(from_now(grace));
+        process.cut_short(slot, &mut limits)?;
+        // Also when the abort came while a time-out was being carried out.
+        if limits.abort.is_none() {
+            return Ok(Outcome::GivenUp);
+        }
+        let timeout = self.spec.options().timeout.unwrap_or_default();
+        Ok(Outcome::Failed(Failure {
+            exit: format!("timed out after {timeout:?}"),
+            stderr: process.err.tail(),
+        }))
+    }
+}
+
+impl Handler for Command {
+    fn run(&mut self, task: &Task<'_>, abort: &Receiver<Never>) -> Outcome {
+        if told_to_stop(abort) {
+            return Outcome::GivenUp;
+        }
+        let deadline = self.spec.options().timeout.map(from_now);
+        let started = self.spec.aborts().of(abort).and_then(|abort| {
+            let process = self.start(task)?;
+            Ok((process, Limits { deadline, abort: Some(abort) }))
+        });
+        match started {
+            Ok((process, limits)) => {
+                self.follow(process, task, limits).unwrap_or_else(|error| lost_track(&error))
+            }
+            Err(error) => cannot_start(&self.spec, &error, !task.headers.is_empty()),
+        }
+    }
+
+    /// Nothing is kept.
+    fn close(&mut self, _: &Receiver<Never>) {}
+}
+
+pub(super) fn told_to_stop(abort: &Receiver<Never>) -> bool {
+    matches!(abort.try_recv(), Err(TryRecvError::Disconnected))
+}
+
+/// The process is gone by now: dropping it killed it.
+pub(super) fn lost_track(error: &io::Error) -> Outcome {
+    Outcome::Failed(Failure { exit: format!("could not be watched: {error}"), stderr: Vec::new() })
+}
+
+/// Is it the command, the task, or the machine at this moment?
+pub(super) fn cannot_start(spec: &Spec, error: &io::Error, has_headers: bool) -> Outcome {
+    let for_now = match error.raw_os_error().map(Errno::from_raw) {
+        // No processes, memory or descriptors left; the file is being written.
+        Some(
+            Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::ETXTBSY | Errno::EINTR,
+        ) => true,
+        // Arguments and environment together are too long: the headers' fault, if there are any.
+        Some(Errno::E2BIG) => has_headers,
+        _ => false,
+    };
+    if for_now {
+        return Outcome::Failed(Failure {
+            exit: format!("could not be started: {error}"),
+            stderr: Vec::new(),
+        });
+    }
+    let hint = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOEXEC) => " (a script has to begin with #! and its interpreter)",
+        _ => "",
+    };
+    Outcome::CannotRun(format!("{} cannot be executed: {error}{hint}", spec.name()))
+}

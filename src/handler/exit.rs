@@ -1,0 +1,163 @@
+//! What the exit status of a command says about its task.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::str::FromStr;
+
+use super::{Failure, Outcome};
+
+/// `EX_DATAERR` of sysexits.h: no attempt at this task can succeed.
+const DATA_ERROR: i32 = 65;
+/// What shells, `env` and their like exit with when the command they were to run is not executable or not found.
+const NOT_EXECUTABLE: i32 = 126;
+const NOT_FOUND: i32 = 127;
+
+/// What a person wants an exit status to mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The task is done.
+    Done,
+    /// The attempt failed.
+    Retry,
+    /// No attempt can succeed.
+    Dead,
+}
+
+/// One `CODE=done|retry|dead`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExitRule {
+    /// 0 to 255.
+    pub code: u8,
+    /// What it means.
+    pub verdict: Verdict,
+}
+
+/// The rules that go before the built-in ones; of several for one code the last one holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExitMap(BTreeMap<i32, Verdict>);
+
+impl FromStr for ExitRule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected =
+            || format!("{text:?} is not CODE=done, CODE=retry or CODE=dead with a code from 0 to 255");
+        let (code, verdict) = text.split_once('=').ok_or_else(expected)?;
+        let verdict = match verdict {
+            "done" => Verdict::Done,
+            "retry" => Verdict::Retry,
+            "dead" => Verdict::Dead,
+            _ => return Err(expected()),
+        };
+        // `parse` would take a sign.
+        if !code.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(expected());
+        }
+        Ok(Self { code: code.parse().map_err(|_| expected())?, verdict })
+    }
+}
+
+impl FromIterator<ExitRule> for ExitMap {
+    fn from_iter<I: IntoIterator<Item = ExitRule>>(rules: I) -> Self {
+        Self(rules.into_iter().map(|rule| (i32::from(rule.code), rule.verdict)).collect())
+    }
+}
+
+impl ExitMap {
+    /// The outcome of a task whose command ended by itself.
+    #[must_use]
+    pub fn outcome(&self, status: ExitStatus, stderr: Vec<u8>) -> Outcome {
+        let failure = Failure { exit: describe(status), stderr };
+        let rule = status.code().and_then(|code| self.0.get(&code));
+        match (rule, status.code()) {
+            (Some(Verdict::Done), _) | (None, Some(0)) => Outcome::Done,
+            (Some(Verdict::Dead), _) | (None, Some(DATA_ERROR)) => Outcome::Dead(failure),
+            (None, Some(code @ (NOT_EXECUTABLE | NOT_FOUND))) => {
+                Outcome::CannotRun(cannot_run(code, &failure))
+            }
+            (Some(Verdict::Retry) | None, _) => Outcome::Failed(failure),
+        }
+    }
+}
+
+/// One phrase: `exit status 3`, `killed by signal 9`.
+pub(super) fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("killed by signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+fn cannot_run(code: i32, failure: &Failure) -> String {
+    let meaning = if code == NOT_FOUND { "a command was not found" } else { "a command is not executable" };
+    let stderr = String::from_utf8_lossy(&failure.stderr);
+    let said = match stderr.trim().lines().next_back() {
+        Some(line) => format!(": {}", line.escape_debug()),
+        None => String::new(),
+    };
+    format!(
+        "{}, which says that {meaning}{said} (--on-exit {code}=retry makes it a failed attempt)",
+        failure.exit
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(code: i32) -> ExitStatus {
+        ExitStatus::from_raw(code << 8)
+    }
+
+    fn failure(exit: &str) -> Failure {
+        Failure { exit: exit.into(), stderr: b"why".to_vec() }
+    }
+
+    #[test]
+    fn the_built_in_meanings() {
+        let map = ExitMap::default();
+        let of = |status| map.outcome(status, b"why".to_vec());
+        assert_eq!(of(exit(0)), Outcome::Done);
+        assert_eq!(of(exit(65)), Outcome::Dead(failure("exit status 65")));
+        for code in (1..=255).filter(|code| ![65, 126, 127].contains(code)) {
+            assert_eq!(of(exit(code)), Outcome::Failed(failure(&format!("exit status {code}"))));
+        }
+        for code in [126, 127] {
+            assert!(matches!(of(exit(code)), Outcome::CannotRun(why) if why.contains(": why (--on-exit")));
+        }
+        assert_eq!(of(ExitStatus::from_raw(9)), Outcome::Failed(failure("killed by signal 9")));
+        // Dumped core; a real-time signal.
+        assert_eq!(of(ExitStatus::from_raw(0x80 + 11)), Outcome::Failed(failure("killed by signal 11")));
+        assert_eq!(of(ExitStatus::from_raw(40)), Outcome::Failed(failure("killed by signal 40")));
+    }
+
+    #[test]
+    fn rules_go_first() {
+        let map: ExitMap =
+            ["0=retry", "3=dead", "65=retry", "75=done", "127=retry", "4=done", "4=dead", "9=done"]
+                .iter()
+                .map(|rule| rule.parse::<ExitRule>().unwrap())
+                .collect();
+        let of = |status| map.outcome(status, b"why".to_vec());
+        assert_eq!(of(exit(0)), Outcome::Failed(failure("exit status 0")));
+        assert_eq!(of(exit(3)), Outcome::Dead(failure("exit status 3")));
+        assert_eq!(of(exit(65)), Outcome::Failed(failure("exit status 65")));
+        assert_eq!(of(exit(75)), Outcome::Done);
+        assert_eq!(of(exit(127)), Outcome::Failed(failure("exit status 127")));
+        assert_eq!(of(exit(4)), Outcome::Dead(failure("exit status 4")));
+        // A signal is no exit status.
+        assert_eq!(of(ExitStatus::from_raw(9)), Outcome::Failed(failure("killed by signal 9")));
+    }
+
+    #[test]
+    fn rules_are_parsed_strictly() {
+        assert_eq!("255=dead".parse(), Ok(ExitRule { code: 255, verdict: Verdict::Dead }));
+        for text in
+            ["", "3", "=done", "3=", "3=Done", "256=done", "-1=done", "+1=done", " 1=done", "1=done=dead"]
+        {
+            assert!(text.parse::<ExitRule>().is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! One process per worker thread, which is given task after task.
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, after, select};
+
+use super::command::{cannot_start, lost_track, told_to_stop};
+use super::exit::describe;
+use super::process::{ABORT_GRACE, LINGER, Limits, Process, Slot, from_now};
+use super::protocol::{Replies, Reply, request};
+use super::spec::Spec;
+use super::tender::{Seat, Tender};
+use super::{Failure, Handler, Never, Outcome, Task};
+
+/// The least time between two starts of a process that fails; doubled with each failure, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Keeps one command alive and speaks the line protocol with it.
+///
+/// When a new process may not be started yet, the pause is taken before the outcome of the task that failed is
+/// returned. That one is held meanwhile, but its fate is known; the next one would be held as well (the broker sends
+/// it with the answer to this one) and could run elsewhere.
+pub struct Persistent {
+    spec: Spec,
+    tender: Tender,
+    restarts: Restarts,
+}
+
+/// When a process may be started again.
+struct Restarts {
+    pause: Duration,
+    not_before: Instant,
+}
+
+impl Restarts {
+    fn new() -> Self {
+        Self { pause: FIRST_PAUSE, not_before: Instant::now() }
+    }
+
+    fn started(&mut self) {
+        self.not_before = Instant::now() + self.pause;
+        self.pause = LONGEST_PAUSE.min(self.pause * 2);
+    }
+
+    /// The process works: the next one may start as soon as it is needed.
+    fn succeeded(&mut self) {
+        *self = Self::new();
+    }
+
+    /// False if the worker was told to stop.
+    fn wait(&self, abort: &Receiver<Never>) -> bool {
+        select! {
+            recv(abort) -> _ => false,
+            recv(after(self.not_before.saturating_duration_since(Instant::now()))) -> _ => !told_to_stop(abort),
+        }
+    }
+}
+
+/// What came of a task that a process was given.
+enum Answer {
+    Reply(Reply),
+    /// It broke the rules: in these words.
+    Wrong(String),
+    Exited,
+    TimedOut,
+    Aborted,
+}
+
+impl Persistent {
+    pub(super) fn new(spec: Spec) -> io::Result<Self> {
+        let tender = Tender::start(Seat::new(Slot::new(spec.groups())?))?;
+        Ok(Self { spec, tender, restarts: Restarts::new() })
+    }
+
+    /// The seat is put back by the caller, except after a panic: then its process is killed with it.
+    fn take_seat(&mut self) -> io::Result<Seat> {
+        match self.tender.fetch() {
+            Some(seat) => Ok(seat),
+            None => Ok(Seat::new(Slot::new(self.spec.groups())?)),
+        }
+    }
+
+    fn run_on(&mut self, seat: &mut Seat, task: &Task<'_>, abort: &Receiver<Never>) -> io::Result<Outcome> {
+        let deadline = |timeout: Option<Duration>| timeout.map(from_now);
+        let stop = self.spec.aborts().of(abort)?;
+        self.drop_what_is_out_of_step(seat)?;
+        if seat.process.is_none() {
+            if !self.restarts.wait(abort) {
+                return Ok(Outcome::GivenUp);
+            }
+            match self.start(&seat.slot) {
+                Ok(process) => seat.process = Some(process),
+                Err(error) => return Ok(cannot_start(&self.spec, &error, false)),
+            }
+            seat.proven = false;
+        }
+        let Some(mut process) = seat.process.take() else { return Ok(Outcome::GivenUp) };
+        let limits = Limits { deadline: deadline(self.spec.options().timeout), abort: Some(stop) };
+        let answer = ask(&mut process, &mut seat.slot, &request(task)?, &limits)?;
+        process.catch_up(&mut seat.slot)?;
+        let failure = |exit, process: &Process<_>| Failure { exit, stderr: process.err.tail() };
+        let outcome = match answer {
+            Answer::Reply(reply) => {
+                self.restarts.succeeded();
+                seat.proven = true;
+                let outcome = match reply {
+                    Reply::Ok => Outcome::Done,
+                    Reply::Retry(exit) => Outcome::Failed(failure(exit, &process)),
+                    Reply::Dead(exit) => Outcome::Dead(failure(exit, &process)),
+                };
+                seat.process = Some(process);
+                outcome
+            }
+            Answer::Exited => {
+                let status = process.finish(&mut seat.slot, limits)?;
+                match self.spec.options().on_exit.outcome(status, process.err.tail()) {
+                    // One that has answered before did not fail to start.
+                    Outcome::CannotRun(why) if !seat.proven => {
+                        Outcome::CannotRun(format!("{}: {why}", self.spec.name()))
+                    }
+                    _ => Outcome::Failed(failure(format!("{} without a reply", describe(status)), &process)),
+                }
+            }
+            Answer::Aborted => {
+                let grace = self.spec.options().grace.min(ABORT_GRACE);
+                process.cut_short(
+                    &mut seat.slot,
+                    &mut Limits { deadline: Some(from_now(grace)), abort: None },
+                )?;
+                Outcome::GivenUp
+            }
+            Answer::Wrong(_) | Answer::TimedOut => {
+                let timeout = self.spec.options().timeout.unwrap_or_default();
+                let (exit, grace) = match answer {
+                    Answer::Wrong(why) => (why, self.spec.options().grace.min(ABORT_GRACE)),
+                    _ => (format!("timed out after {timeout:?}"), self.spec.options().grace),
+                };
+                let mut limits = Limits { deadline: Some(from_now(grace)), ..limits };
+                process.cut_short(&mut seat.slot, &mut limits)?;
+                match limits.abort {
+                    Some(_) => Outcome::Failed(failure(exit, &process)),
+                    None => Outcome::GivenUp,
+                }
+            }
+        };
+        Ok(outcome)
+    }
+
+    fn start(&mut self, slot: &Slot) -> io::Result<Process<Replies>> {
+        self.restarts.started();
+        let mut command = self.spec.argv();
+        self.spec.environment().clean(&mut command);
+        let err = self.spec.output().stderr(slot.ringer());
+        Process::start(slot, &mut command, Replies::default(), err)
+    }
+
+    /// Ends a process that has ended or has said something since the last task: a reply that nobody asked for would
+    /// be taken for the one to the next task.
+    fn drop_what_is_out_of_step(&mut self, seat: &mut Seat) -> io::Result<()> {
+        let Some(mut process) = seat.process.take() else { return Ok(()) };
+        process.catch_up(&mut seat.slot)?;
+        let why = match process.out.rest() {
+            Some(rest) => format!("wrote {rest:?} to stdout without being asked"),
+            None if process.closed_stdout() || process.exited() => "ended between two tasks".into(),
+            None => {
+                seat.process = Some(process);
+                return Ok(());
+            }
+        };
+        log::warn!("the handler {} {why}: starting a new one", self.spec.name());
+        let grace = self.spec.options().grace.min(ABORT_GRACE);
+        process.cut_short(&mut seat.slot, &mut Limits { deadline: Some(from_now(grace)), abort: None })
+    }
+}
+
+fn ask(process: &mut Process<Replies>, slot: &mut Slot, line: &[u8], limits: &Limits) -> io::Result<Answer> {
+    let mut input = line;
+    // A process that closes its stdout is about to end, as a rule.
+    let mut exit_due = None;
+    process.err.forget_tail();
+    process.feed(&mut input);
+    loop {
+        let step = exit_due.map_or_else(|| limits.clone(), |due| limits.by(due));
+        let seen = process.wait(slot, &mut input, &step)?;
+        if seen.exited {
+            // It may have answered before.
+            process.catch_up(slot)?;
+        }
+        match process.out.next() {
+            Some(_) if !input.is_empty() => {
+                return Ok(Answer::Wrong("answered before it had read the task".into()));
+            }
+            Some(Ok(reply)) => return Ok(Answer::Reply(reply)),
+            Some(Err(line)) => {
+                return Ok(Answer::Wrong(format!("answered {line:?} instead of OK, RETRY or DEAD")));
+            }
+            None if seen.exited => return Ok(Answer::Exited),
+            None if seen.aborted => return Ok(Answer::Aborted),
+            None if limits.passed() => return Ok(Answer::TimedOut),
+            None if step.passed() => return Ok(Answer::Wrong("closed its stdout without a reply".into())),
+            None if process.closed_stdout() => exit_due = exit_due.or(Some(from_now(LINGER))),
+            None => {}
+        }
+    }
+}
+
+impl Handler for Persistent {
+    fn run(&mut self, task: &Task<'_>, abort: &Receiver<Never>) -> Outcome {
+        if told_to_stop(abort) {
+            return Outcome::GivenUp;
+        }
+        let mut seat = match self.take_seat() {
+            Ok(seat) => seat,
+            Err(error) => return lost_track(&error),
+        };
+        let outcome = self.run_on(&mut seat, task, abort).unwrap_or_else(|error| lost_track(&error));
+        let ended = seat.process.is_none();
+        self.tender.park(seat);
+        if ended && matches!(outcome, Outcome::Failed(_)) {
+            self.restarts.wait(abort);
+        }
+        outcome
+    }
+
+    /// Closes its stdin, which tells a handler that no task follows; TERM after half of the grace period, KILL at
+    /// its end.
+    fn close(&mut self, abort: &Receiver<Never>) {
+        let Some(Seat { mut slot, process: Some(mut process), .. }) = self.tender.fetch() else { return };
+        process.close_stdin();
+        let grace = self.spec.options().grace;
+        let (half, whole) = (from_now(grace / 2), from_now(grace));
+        let mut limits = Limits { deadline: Some(whole), abort: self.spec.aborts().of(abort).ok() };
+        let closed = loop {
+            match process.wait(&mut slot, &mut &[][..], &limits.by(half)) {
+                Ok(seen) if seen.exited => break process.finish(&mut slot, limits).map(drop),
+                Ok(seen) if seen.late || seen.aborted => break process.cut_short(&mut slot, &mut limits),
+                Ok(_) => {}
+                Err(error) => break Err(error),
+            }
+        };
+        if let Err(error) = closed {
+            log::warn!("the handler {} was killed: {error}", self.spec.name());
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! The lines that a persistent command is spoken to with: one JSON object per task, one reply per line.
+
+use std::io;
+
+use super::Task;
+use super::relay::Consumer;
+
+/// The longest reply line.
+const REPLY_MAX: usize = 64 * 1024;
+
+/// How much of a reason or of a wrong reply is kept: `Failure::exit` is a short phrase.
+const PHRASE_MAX: usize = 200;
+
+/// How much of a task's line is made room for beside its body.
+const ENVELOPE: usize = 1024;
+
+const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/// The line for a task, line end included. The body comes last: a shell script can cut it out.
+pub(super) fn request(task: &Task<'_>) -> io::Result<Vec<u8>> {
+    let mut line = Vec::with_capacity(ENVELOPE + task.body.len());
+    let numbers = format!(r#","attempt":{},"redelivered":{},"queue":"#, task.attempt, task.redelivered);
+    line.extend_from_slice(br#"{"id":"#);
+    serde_json::to_writer(&mut line, task.id)?;
+    line.extend_from_slice(numbers.as_bytes());
+    serde_json::to_writer(&mut line, task.queue)?;
+    line.extend_from_slice(br#","content_type":"#);
+    serde_json::to_writer(&mut line, task.content_type)?;
+    line.extend_from_slice(br#","headers":{"#);
+    for (nth, (name, value)) in task.headers.iter().enumerate() {
+        if nth > 0 {
+            line.push(b',');
+        }
+        serde_json::to_writer(&mut line, name)?;
+        line.push(b':');
+        serde_json::to_writer(&mut line, value)?;
+    }
+    if let Ok(body) = str::from_utf8(task.body) {
+        line.extend_from_slice(br#"},"body":"#);
+        serde_json::to_writer(&mut line, body)?;
+    } else {
+        line.extend_from_slice(br#"},"body_base64":""#);
+        encode(task.body, &mut line);
+        line.push(b'"');
+    }
+    line.extend_from_slice(b"}\n");
+    Ok(line)
+}
+
+/// Base64 of RFC 4648, section 4, with padding.
+fn encode(bytes: &[u8], to: &mut Vec<u8>) {
+    for group in bytes.chunks(3) {
+        let [a, b, c] = [0, 1, 2].map(|nth| group.get(nth).copied().unwrap_or(0));
+        let digits = [a >> 2, (a & 3) << 4 | b >> 4, (b & 15) << 2 | c >> 6, c & 63];
+        for (nth, digit) in digits.into_iter().enumerate() {
+            to.push(if nth <= group.len() { BASE64[usize::from(digit)] } else { b'=' });
+        }
+    }
+}
+
+/// What a persistent command says about its task.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    Ok,
+    /// With the whole reply as a phrase: `RETRY disk full`.
+    Retry(String),
+    Dead(String),
+}
+
+impl Reply {
+    /// Of a line without its end; any other line is returned as a phrase.
+    fn parse(line: &[u8]) -> Result<Self, String> {
+        let line = line.trim_ascii_end();
+        let word = line.split(|byte| *byte == b' ').next();
+        match word {
+            Some(b"OK") if line == b"OK" => Ok(Self::Ok),
+            Some(b"RETRY") => Ok(Self::Retry(phrase(line))),
+            Some(b"DEAD") => Ok(Self::Dead(phrase(line))),
+            _ => Err(phrase(line)),
+        }
+    }
+}
+
+/// One line of text that fits a header, whatever it was.
+fn phrase(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&line[..line.len().min(PHRASE_MAX)]);
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// What a persistent command has written to stdout and nobody has looked at.
+#[derive(Default)]
+pub(super) struct Replies {
+    unread: Vec<u8>,
+}
+
+impl Replies {
+    /// The first whole line, taken out; a line that is too long ends where it is.
+    pub(super) fn next(&mut self) -> Option<Result<Reply, String>> {
+        let end = self.unread.iter().position(|byte| *byte == b'\n');
+        if end.is_none() && self.unread.len() < REPLY_MAX {
+            return None;
+        }
+        let line: Vec<u8> = self.unread.drain(..end.map_or(REPLY_MAX, |end| end + 1)).collect();
+        Some(if end.is_some() { Reply::parse(&line) } else { Err(phrase(&line)) })
+    }
+
+    /// The beginning of what was not taken out.
+    pub(super) fn rest(&self) -> Option<String> {
+        (!self.unread.is_empty()).then(|| phrase(self.unread.trim_ascii()))
+    }
+}
+
+impl Consumer for Replies {
+    fn room(&self) -> usize {
+        REPLY_MAX.saturating_sub(self.unread.len())
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.unread.extend_from_slice(bytes);
+    }
+
+    fn end(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, from_slice, json};
+
+    fn task<'a>(headers: &'a [(String, String)], body: &'a [u8]) -> Task<'a> {
+        let (id, queue, content_type) = ("i\"d\n\u{2028}", "q", "text/plain");
+        Task { id, attempt: 3, queue, redelivered: true, content_type, headers, body }
+    }
+
+    #[test]
+    fn a_request_is_one_line_of_json() {
+        let headers = [("a\"b".into(), "\0\n".into()), ("body".into(), "}".into())];
+        let body = (0..0x80).chain([0x2028, 0x1F600]).filter_map(char::from_u32).collect::<String>();
+        let line = request(&task(&headers, body.as_bytes())).unwrap();
+        assert_eq!(
+            line.split(|byte| *byte == b'\n').map(<[u8]>::len).collect::<Vec<_>>(),
+            [line.len() - 1, 0]
+        );
+        let expected = json!({
+            "id": "i\"d\n\u{2028}", "attempt": 3, "queue": "q", "redelivered": true, "content_type": "text/plain",
+            "headers": {"a\"b": "\0\n", "body": "}"}, "body": body,
+        });
+        assert_eq!(from_slice::<Value>(&line).unwrap(), expected);
+    }
+
+    #[test]
+    fn other_bytes_are_base64() {
+        let line = request(&task(&[], b"\xff\0")).unwrap();
+        let value = from_slice::<Value>(&line).unwrap();
+        assert_eq!((&value["body_base64"], &value["body"]), (&json!("/wA="), &Value::Null));
+        assert_eq!(from_slice::<Value>(&request(&task(&[], b"")).unwrap()).unwrap()["body"], "");
+    }
+
+    #[test]
+    fn base64_as_in_the_rfc() {
+        let rows = [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+        ];
+        for (bytes, text) in rows {
+            let mut encoded = Vec::new();
+            encode(bytes.as_bytes(), &mut encoded);
+            assert_eq!(String::from_utf8(encoded).unwrap(), text);
+        }
+        let mut encoded = Vec::new();
+        encode(&[0xfb, 0xff, 0xbf], &mut encoded);
+        assert_eq!(encoded, b"+/+/");
+    }
+
+    #[test]
+    fn replies_are_parsed_strictly() {
+        assert_eq!(Reply::parse(b"OK"), Ok(Reply::Ok));
+        assert_eq!(Reply::parse(b"OK \r\n"), Ok(Reply::Ok));
+        assert_eq!(Reply::parse(b"RETRY\n"), Ok(Reply::Retry("RETRY".into())));
+        assert_eq!(Reply::parse(b"RETRY disk full"), Ok(Reply::Retry("RETRY disk full".into())));
+        assert_eq!(Reply::parse(b"DEAD a\x1b[0m\xff"), Ok(Reply::Dead("DEAD a [0m\u{fffd}".into())));
+        for line in [&b""[..], b"ok", b"OK done", b"OKAY", b" OK", b"RETRYING", b"DEADLINE", b"\xff"] {
+            assert!(Reply::parse(line).is_err(), "{line:?}");
+        }
+        assert_eq!(Reply::parse(&[b'x'; 9999]).unwrap_err().len(), PHRASE_MAX);
+    }
+
+    #[test]
+    fn replies_come_in_pieces() {
+        let mut replies = Replies::default();
+        for byte in b"RETRY a" {
+            replies.take(&[*byte]);
+            assert_eq!(replies.next(), None);
+        }
+        replies.take(b"\nOK");
+        assert_eq!(replies.next(), Some(Ok(Reply::Retry("RETRY a".into()))));
+        assert_eq!((replies.next(), replies.rest()), (None, Some("OK".into())));
+    }
+
+    #[test]
+    fn a_reply_without_an_end_is_cut() {
+        let mut replies = Replies::default();
+        replies.take(&vec![b'O'; REPLY_MAX]);
+        assert_eq!(replies.room(), 0);
+        assert!(replies.next().is_some_and(|reply| reply.is_err()));
+    }
+}

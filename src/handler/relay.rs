@@ -1,0 +1,245 @@
+//! Passes what handlers write on to the worker's own stdout and stderr.
+//!
+//! Only one thread per stream ever writes (and may block there as long as it takes): lines of different handlers do
+//! not mix, and a reader that stopped reading delays handlers, not the deadlines of worker threads. Each handler has
+//! one chunk under way and one being filled; while both are full its pipe is not read, so it waits.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Write};
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+use super::wake::Ringer;
+
+/// A longer line is passed on in pieces of this size. Also the capacity of a pipe, so what one read can return.
+pub(super) const LINE_MAX: usize = 64 * 1024;
+
+/// How much of the end of stderr is kept for a failed task.
+const TAIL: usize = 2 * 1024;
+
+/// How long a stream that somebody else made non-blocking (a terminal shared with another program) is left alone.
+const FULL_PAUSE: Duration = Duration::from_millis(10);
+
+/// Where the output of handlers goes. Clones share their writing threads.
+#[derive(Clone)]
+pub struct Output {
+    stdout: Sink,
+    stderr: Sink,
+}
+
+#[derive(Clone)]
+struct Sink(Sender<Chunk>);
+
+struct Chunk {
+    bytes: Vec<u8>,
+    /// Gets the emptied buffer back; then the bell is rung, if somebody waits for that.
+    back: Sender<Vec<u8>>,
+    wanted: Arc<AtomicBool>,
+    ringer: Ringer,
+}
+
+impl Output {
+    /// To the worker's own stdout and stderr.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn of_this_process() -> io::Result<Self> {
+        Self::new(io::stdout(), io::stderr())
+    }
+
+    /// To anything else.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn new(stdout: impl Write + Send + 'static, stderr: impl Write + Send + 'static) -> io::Result<Self> {
+        Ok(Self { stdout: Sink::start("stdout", stdout)?, stderr: Sink::start("stderr", stderr)? })
+    }
+
+    /// For data: byte by byte what the handler wrote.
+    pub(super) fn stdout(&self, ringer: Ringer) -> Relay {
+        Relay::new(self.stdout.clone(), ringer, false)
+    }
+
+    /// For messages: an unfinished last line is finished, because the worker's own messages follow on the same
+    /// stream. The end is kept.
+    pub(super) fn stderr(&self, ringer: Ringer) -> Relay {
+        Relay::new(self.stderr.clone(), ringer, true)
+    }
+}
+
+impl Sink {
+    fn start(name: &'static str, mut to: impl Write + Send + 'static) -> io::Result<Self> {
+        // Without a bound of its own: each handler has at most one chunk in it.
+        let (sender, chunks) = unbounded::<Chunk>();
+        thread::Builder::new().name(format!("relay-{name}")).spawn(move || {
+            let mut lost = false;
+            for Chunk { mut bytes, back, wanted, ringer } in chunks {
+                if !lost && let Err(error) = write(&mut to, &bytes) {
+                    // Nobody reads any more: handlers need not care. Anything else (a full disk) may pass.
+                    lost = error.kind() == ErrorKind::BrokenPipe;
+                    log::warn!("cannot pass on the output of handlers to {name}: {error}");
+                }
+                bytes.clear();
+                let _ = back.send(bytes);
+                // With the fence in `refresh`: either the buffer is found there or the wish here.
+                fence(Ordering::SeqCst);
+                if wanted.load(Ordering::Relaxed) {
+                    ringer.ring();
+                }
+            }
+        })?;
+        Ok(Self(sender))
+    }
+}
+
+fn write(to: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
+    loop {
+        let result = if bytes.is_empty() { to.flush() } else { to.write(bytes).map(|n| bytes = &bytes[n..]) };
+        match result {
+            Ok(()) if bytes.is_empty() => return to.flush(),
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(FULL_PAUSE),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What becomes of the bytes that a process writes to a pipe.
+pub(super) trait Consumer {
+    /// How many more bytes it takes now; the pipe is not read while this is 0.
+    fn room(&self) -> usize;
+    /// At most [`Consumer::room`] bytes.
+    fn take(&mut self, bytes: &[u8]);
+    /// Nothing comes after this.
+    fn end(&mut self);
+    /// Before each wait: there may be room again. What only a ring of the bell can change is asked for.
+    fn refresh(&mut self) {}
+    /// Everything that can be passed on has been.
+    fn is_idle(&self) -> bool {
+        true
+    }
+}
+
+/// One stream of one process on its way to the worker's.
+pub(super) struct Relay {
+    sink: Sink,
+    ringer: Ringer,
+    back: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
+    /// Nothing goes on here until the buffer is back. Most tasks are over before anybody has to be woken for that.
+    wanted: Arc<AtomicBool>,
+    /// The other buffer; none while it is under way.
+    spare: Option<Vec<u8>>,
+    filling: Vec<u8>,
+    /// This much of `filling` is whole lines.
+    lines: usize,
+    /// The last byte so far is not a line end.
+    mid_line: bool,
+    finish_line: bool,
+    ended: bool,
+    /// The last bytes, where they are wanted.
+    tail: VecDeque<u8>,
+}
+
+impl Relay {
+    fn new(sink: Sink, ringer: Ringer, messages: bool) -> Self {
+        Self {
+            sink,
+            ringer,
+            back: bounded(1),
+            wanted: Arc::default(),
+            spare: Some(Vec::new()),
+            filling: Vec::new(),
+            lines: 0,
+            mid_line: false,
+            finish_line: messages,
+            ended: false,
+            tail: VecDeque::new(),
+        }
+    }
+
+    /// The last 2 KiB since the start or [`Relay::forget_tail`].
+    pub(super) fn tail(&self) -> Vec<u8> {
+        self.tail.iter().copied().collect()
+    }
+
+    pub(super) fn forget_tail(&mut self) {
+        self.tail.clear();
+    }
+
+    fn take_back(&mut self) {
+        if let Ok(spare) = self.back.1.try_recv() {
+            self.spare = Some(spare);
+            self.hand_over();
+        }
+    }
+
+    fn hand_over(&mut self) {
+        let whole = self.ended || self.filling.len() >= LINE_MAX && self.lines == 0;
+        let length = if whole { self.filling.len() } else { self.lines };
+        if length == 0 {
+            return;
+        }
+        if let Some(mut bytes) = self.spare.take() {
+            mem::swap(&mut bytes, &mut self.filling);
+            self.filling.extend_from_slice(&bytes[length..]);
+            bytes.truncate(length);
+            self.lines = 0;
+            let (back, wanted, ringer) = (self.back.0.clone(), Arc::clone(&self.wanted), self.ringer.clone());
+            wanted.store(false, Ordering::Relaxed);
+            let chunk = Chunk { bytes, back, wanted, ringer };
+            // The thread lives as long as `self.sink`.
+            let _ = self.sink.0.send(chunk);
+        }
+    }
+}
+
+impl Consumer for Relay {
+    fn room(&self) -> usize {
+        LINE_MAX.saturating_sub(self.filling.len())
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        if let Some(newline) = bytes.iter().rposition(|byte| *byte == b'\n') {
+            self.lines = self.filling.len() + newline + 1;
+        }
+        self.filling.extend_from_slice(bytes);
+        self.mid_line = bytes.last().map_or(self.mid_line, |last| *last != b'\n');
+        if self.finish_line {
+            let last = &bytes[bytes.len().saturating_sub(TAIL)..];
+            self.tail.drain(..(self.tail.len() + last.len()).saturating_sub(TAIL));
+            self.tail.extend(last);
+        }
+        self.hand_over();
+    }
+
+    fn end(&mut self) {
+        if !mem::replace(&mut self.ended, true) {
+            if self.finish_line && self.mid_line {
+                self.filling.push(b'\n');
+            }
+            self.hand_over();
+        }
+    }
+
+    fn refresh(&mut self) {
+        loop {
+            self.take_back();
+            let waits = self.spare.is_none() && (self.ended || self.lines > 0 || self.room() == 0);
+            if !waits || self.wanted.swap(true, Ordering::Relaxed) {
+                return;
+            }
+            // Only now the bell will be rung: look once more.
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.spare.is_some() && self.lines == 0 && (!self.ended || self.filling.is_empty())
+    }
+}

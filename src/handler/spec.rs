@@ -1,0 +1,186 @@
+//! What the person asked to be run, checked before the first task is taken.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::unistd::{AccessFlags, access};
+
+use super::command::Command;
+use super::environment::Environment;
+use super::exit::ExitMap;
+use super::group::Groups;
+use super::persistent::Persistent;
+use super::relay::Output;
+use super::wake::AbortPipe;
+
+/// Where programs are looked for without PATH, as `execvp` does.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// How much of a script is read to find its interpreter: the kernel reads no more.
+const SHEBANG_MAX: u64 = 256;
+
+/// A command and the rules it runs under. Clones are cheap and belong together: one per worker thread.
+#[derive(Clone)]
+pub struct Spec(Arc<Shared>);
+
+struct Shared {
+    options: Options,
+    output: Output,
+    environment: Environment,
+    aborts: AbortPipe,
+    groups: Arc<Groups>,
+}
+
+/// What the command line says about the command.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Looked for on PATH if it has no slash.
+    pub program: OsString,
+    /// Passed on as they are.
+    pub arguments: Vec<OsString>,
+    /// How long an attempt may take; for ever if none.
+    pub timeout: Option<Duration>,
+    /// How long a process has between TERM and KILL.
+    pub grace: Duration,
+    /// What exit statuses mean beside the built-in meanings.
+    pub on_exit: ExitMap,
+}
+
+impl Spec {
+    /// Nothing is started or checked yet.
+    #[must_use]
+    pub fn new(options: Options, output: Output) -> Self {
+        Self(Arc::new(Shared {
+            options,
+            output,
+            environment: Environment::of_this_process(),
+            aborts: AbortPipe::default(),
+            groups: Arc::default(),
+        }))
+    }
+
+    /// Looks whether the command can be executed, without running it.
+    ///
+    /// # Errors
+    /// One line for a person that names the command and says what is wrong with it.
+    pub fn check(&self) -> Result<(), String> {
+        let path = find(&self.0.options.program, env::var_os("PATH").as_deref())?;
+        match interpreter(&path) {
+            Some(interpreter) if !interpreter.exists() => {
+                let interpreter = interpreter.to_string_lossy();
+                Err(format!("{} needs {interpreter:?}, which does not exist", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A handler that starts one process per task.
+    ///
+    /// # Errors
+    /// When the system has no thread or descriptor left for it.
+    pub fn command(&self) -> io::Result<Command> {
+        Command::new(self.clone())
+    }
+
+    /// A handler that keeps one process for all its tasks, started with the first one.
+    ///
+    /// # Errors
+    /// When the system has no thread or descriptor left for it.
+    pub fn persistent(&self) -> io::Result<Persistent> {
+        Persistent::new(self.clone())
+    }
+
+    /// Kills all running handlers of all clones, and those that start later: for a worker that has to exit now.
+    /// Orderly ends go through the `abort` channel.
+    pub fn kill_all(&self) {
+        self.0.groups.kill_all();
+    }
+
+    pub(super) fn options(&self) -> &Options {
+        &self.0.options
+    }
+
+    pub(super) fn output(&self) -> &Output {
+        &self.0.output
+    }
+
+    pub(super) fn environment(&self) -> &Environment {
+        &self.0.environment
+    }
+
+    pub(super) fn aborts(&self) -> &AbortPipe {
+        &self.0.aborts
+    }
+
+    pub(super) fn groups(&self) -> Arc<Groups> {
+        Arc::clone(&self.0.groups)
+    }
+
+    /// The program as it was written, for messages.
+    pub(super) fn name(&self) -> String {
+        self.0.options.program.display().to_string()
+    }
+
+    /// The argument list; the program is looked for now, so that every start finds what a shell would.
+    pub(super) fn argv(&self) -> process::Command {
+        let Options { program, arguments, .. } = &self.0.options;
+        // A path keeps the search out of the child. Not found: the error comes with the start.
+        let path = find(program, env::var_os("PATH").as_deref()).unwrap_or_else(|_| program.into());
+        let mut command = process::Command::new(path);
+        command.arg0(program).args(arguments);
+        command
+    }
+}
+
+/// The file that `execvp` would execute.
+fn find(program: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, String> {
+    let name = program.display();
+    if program.is_empty() {
+        return Err("the command is empty".into());
+    }
+    if program.as_bytes().contains(&b'/') {
+        return executable(Path::new(program)).map(|()| program.into());
+    }
+    let mut found = Err(format!("{name}: command not found (looked in PATH)"));
+    for folder in env::split_paths(path.unwrap_or(OsStr::new(DEFAULT_PATH))) {
+        // An empty entry is the current folder; the slash keeps the file from being looked for again.
+        let file =
+            if folder.as_os_str().is_empty() { Path::new(".").join(program) } else { folder.join(program) };
+        match executable(&file) {
+            Ok(()) => return Ok(file),
+            // As `execvp`: another folder may have a better one.
+            Err(why) if file.is_file() => found = Err(why),
+            Err(_) => {}
+        }
+    }
+    found
+}
+
+fn executable(path: &Path) -> Result<(), String> {
+    let name = path.display();
+    match path.metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!("{name}: command not found")),
+        Err(error) => Err(format!("{name}: {error}")),
+        Ok(file) if file.is_dir() => Err(format!("{name} is a directory")),
+        Ok(_) => access(path, AccessFlags::X_OK).map_err(|_| format!("{name} is not executable")),
+    }
+}
+
+/// What a script names in its first line. Most commands are no scripts, and some cannot be read.
+fn interpreter(path: &Path) -> Option<PathBuf> {
+    let mut start = Vec::new();
+    File::open(path).ok()?.take(SHEBANG_MAX).read_to_end(&mut start).ok()?;
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let line = start.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    // A carriage return is part of the name: the classic script that "does not exist".
+    let name = line.split(is_blank).find(|word| !word.is_empty())?;
+    Some(PathBuf::from(OsString::from_vec(name.to_vec())))
+}

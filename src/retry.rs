@@ -1,0 +1,132 @@
+//! What becomes of a task after an attempt at it: decided from plain data.
+
+use std::time::Duration;
+
+use crate::handler::{Failure, Outcome};
+
+/// The pause where a policy names none: never 0, which would be a hot loop.
+const DEFAULT_BACKOFF: Duration = Duration::from_secs(5);
+
+/// How often and when a task is tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// How many attempts a task has, the first included.
+    pub attempts: u32,
+    /// How many deliveries of a task may end without any answer.
+    pub max_deliveries: u32,
+    /// The pause after the first failed attempt, the second, ...; the last repeats.
+    pub backoff: Vec<Duration>,
+}
+
+/// What to do with the task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// It is done.
+    Ack,
+    /// Keep a copy for later, then acknowledge it.
+    RetryAfter {
+        /// Not before this much time has passed.
+        delay: Duration,
+        /// The number of the attempt that follows.
+        attempt: u32,
+    },
+    /// Keep a copy with the dead tasks, then acknowledge it. The text says why.
+    Dead(String),
+    /// Back to the queue as it is; no attempt is used up.
+    Requeue,
+    /// Back to the queue as it is, and no task can run here: stop. The text says why.
+    StopWorker(String),
+}
+
+impl Policy {
+    /// After attempt number `attempt` (from 1; 0 counts as 1) ended with `outcome`.
+    #[must_use]
+    pub fn after(&self, attempt: u32, outcome: &Outcome) -> Decision {
+        let attempt = attempt.max(1);
+        match outcome {
+            Outcome::Done => Decision::Ack,
+            Outcome::GivenUp => Decision::Requeue,
+            Outcome::CannotRun(why) => Decision::StopWorker(why.clone()),
+            Outcome::Dead(Failure { exit, .. }) => Decision::Dead(exit.clone()),
+            Outcome::Failed(Failure { exit, .. }) if attempt >= self.attempts => {
+                Decision::Dead(format!("attempt {attempt} of {}: {exit}", self.attempts))
+            }
+            Outcome::Failed(_) => {
+                Decision::RetryAfter { delay: self.pause_after(attempt), attempt: attempt.saturating_add(1) }
+            }
+        }
+    }
+
+    /// Before a task runs that was delivered `unanswered` times without an answer: why it must not, if so.
+    #[must_use]
+    pub fn poisoned(&self, unanswered: u64) -> Option<Decision> {
+        (unanswered >= u64::from(self.max_deliveries))
+            .then(|| Decision::Dead(format!("{unanswered} deliveries ended without an answer")))
+    }
+
+    fn pause_after(&self, attempt: u32) -> Duration {
+        let index = usize::try_from(attempt - 1).unwrap_or(usize::MAX);
+        self.backoff.get(index).or(self.backoff.last()).copied().unwrap_or(DEFAULT_BACKOFF)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy() -> Policy {
+        Policy { attempts: 5, max_deliveries: 20, backoff: [1, 2, 3].map(Duration::from_secs).to_vec() }
+    }
+
+    fn failed() -> Outcome {
+        Outcome::Failed(Failure { exit: "exit status 3".into(), stderr: Vec::new() })
+    }
+
+    #[test]
+    fn failed_attempts_are_retried_until_the_last() {
+        let after = |attempt| policy().after(attempt, &failed());
+        let retry = |secs, attempt| Decision::RetryAfter { delay: Duration::from_secs(secs), attempt };
+        assert_eq!(after(0), retry(1, 2));
+        assert_eq!(after(1), retry(1, 2));
+        assert_eq!(after(2), retry(2, 3));
+        assert_eq!(after(3), retry(3, 4));
+        assert_eq!(after(4), retry(3, 5));
+        assert_eq!(after(5), Decision::Dead("attempt 5 of 5: exit status 3".into()));
+        assert_eq!(after(u32::MAX), Decision::Dead(format!("attempt {} of 5: exit status 3", u32::MAX)));
+    }
+
+    #[test]
+    fn one_attempt_is_no_retry() {
+        let policy = Policy { attempts: 1, ..policy() };
+        assert_eq!(policy.after(1, &failed()), Decision::Dead("attempt 1 of 1: exit status 3".into()));
+    }
+
+    #[test]
+    fn without_a_list_there_is_still_a_pause() {
+        let policy = Policy { attempts: u32::MAX, backoff: Vec::new(), ..policy() };
+        let retry = |attempt| Decision::RetryAfter { delay: DEFAULT_BACKOFF, attempt };
+        assert_eq!(policy.after(1, &failed()), retry(2));
+        assert_eq!(policy.after(u32::MAX - 1, &failed()), retry(u32::MAX));
+    }
+
+    #[test]
+    fn other_outcomes_do_not_depend_on_the_attempt() {
+        let dead = Outcome::Dead(Failure { exit: "DEAD no such order".into(), stderr: Vec::new() });
+        for attempt in [0, 1, 5, 6, u32::MAX] {
+            let after = |outcome: &Outcome| policy().after(attempt, outcome);
+            assert_eq!(after(&Outcome::Done), Decision::Ack);
+            assert_eq!(after(&Outcome::GivenUp), Decision::Requeue);
+            assert_eq!(after(&Outcome::CannotRun("why".into())), Decision::StopWorker("why".into()));
+            assert_eq!(after(&dead), Decision::Dead("DEAD no such order".into()));
+        }
+    }
+
+    #[test]
+    fn poison_is_counted_apart() {
+        assert_eq!(policy().poisoned(0), None);
+        assert_eq!(policy().poisoned(19), None);
+        let dead = Decision::Dead("20 deliveries ended without an answer".into());
+        assert_eq!(policy().poisoned(20), Some(dead));
+        assert!(policy().poisoned(u64::MAX).is_some());
+    }
+}
