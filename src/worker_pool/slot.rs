@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
+use super::Event;
 use super::copies::Copies;
 use super::judge::{Judge, Judged, Verdict};
 use super::ledger::Unproven;
+use super::shared::Shared;
 use super::supervisor::{Grant, Request};
-use super::{Event, Shared};
 use crate::backoff::Backoff;
 use crate::broker::{Channel, Consumer, Delivery, Fault, Kind, Next};
 use crate::error::Error;

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 
-use super::{Event, Options, Shared};
+use super::shared::Shared;
+use super::{Event, Options};
 use crate::backoff::Backoff;
 use crate::broker::{
     Channel, Fault, Kind, Publisher, Purpose, QueueSpec, Scope, Session, count_ready, ensure_queue,
