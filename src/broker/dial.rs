@@ -162,13 +162,14 @@ fn identity(purpose: Purpose) -> String {
     )
 }
 
-/// `InvalidCredentials` is what amiquip makes of any end after the user name was sent; only a broker that closed
-/// the connection in good order has refused it.
+/// `InvalidCredentials` is what amiquip makes of any end after the user name was sent. A broker that refuses it closes
+/// the connection without a word, or (with what we sent last unread) resets it. One that dies at that very moment looks
+/// the same; that is why a refusal is believed at once only on the first connect.
 fn refused_or_lost(sightings: &Sightings) -> Fault {
     if let Some(violation) = sightings.violation() {
         return Fault::lost(violation.to_string());
     }
-    if sightings.eof() {
+    if sightings.closed_by_peer() {
         return Fault::connection(Kind::Refused, "user name or password refused");
     }
     Fault::lost(sightings.error().unwrap_or_else(|| "the connection broke during the login".to_owned()))

@@ -26,6 +26,7 @@ pub struct SessionOptions {
     /// Tried in turn, from a random one on.
     pub urls: Vec<BrokerUrl>,
     /// For `amqps` URLs.
+    #[cfg_attr(not(feature = "tls"), allow(dead_code))]
     pub tls: TlsFiles,
     /// Overall: names, TCP, TLS and the AMQP handshake, all URLs together.
     pub connect_timeout: Option<Duration>,

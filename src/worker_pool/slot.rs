@@ -2,7 +2,7 @@
 //! again.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
@@ -51,6 +51,7 @@ impl Slot {
         let mut lost = None;
         while let Some(grant) = self.obtain(lost.take()) {
             let generation = grant.generation;
+            let began = Instant::now();
             let finished_before = self.shared.settled();
             let pause = match self.use_channel(grant, handler) {
                 End::Done => break,
@@ -64,7 +65,7 @@ impl Slot {
                     if fault.kind == Kind::AckTimeout {
                         explain_ack_timeout(&fault);
                     }
-                    if self.shared.settled() > finished_before {
+                    if self.shared.settled() > finished_before || began.elapsed() > LONGEST_PAUSE {
                         backoff.reset();
                     }
                     lost = Some((generation, fault));

@@ -120,6 +120,10 @@ impl Supervisor {
                 (Scope::Channel, Kind::ConsumerCancelled | Kind::NotFound) if current => {
                     self.queue_gone(fault);
                 }
+                // The thread has explained it, and with more words.
+                (Scope::Channel, Kind::AckTimeout) => {}
+                (Scope::Channel, _) if current => log::warn!("{fault}; opening another channel"),
+                // One of several threads that report the same loss.
                 _ => {}
             }
         }

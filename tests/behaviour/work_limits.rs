@@ -1,0 +1,120 @@
+//! `taskq work` that ends by itself: `--until-empty`, `--max-tasks`, `--idle-timeout`.
+
+use crate::support::{Broker, Sandbox};
+use std::time::Duration;
+
+fn publish(broker: &Broker, queue: &str, count: usize) {
+    broker.declare(queue);
+    for n in 0..count {
+        broker.publish(queue, format!("task {n}"));
+    }
+}
+
+fn received(stderr: &str) -> usize {
+    stderr.lines().filter(|line| line.starts_with("Received a message")).count()
+}
+
+#[test]
+fn until_empty_works_everything_and_ends() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    publish(&broker, &sandbox.queue, 100);
+    let worked = sandbox.taskq(["work", "--threads", "3", "--until-empty"]).run().exits(0);
+    assert_eq!(received(&worked.stderr), 100);
+    assert_eq!(broker.ready(&sandbox.queue), 0);
+}
+
+#[test]
+fn until_empty_ends_at_once_where_there_is_nothing() {
+    let sandbox = Sandbox::new();
+    let worked = sandbox.taskq(["work", "--threads", "4", "--until-empty"]).run().exits(0);
+    assert_eq!(received(&worked.stderr), 0);
+}
+
+#[test]
+fn until_empty_waits_for_the_tasks_that_run_here() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    broker.declare(&sandbox.queue);
+    broker.publish(&sandbox.queue, "long...");
+    let worked = sandbox.taskq(["work", "--threads", "4", "--until-empty"]).run().exits(0);
+    worked.says("Received a message: long...\nDone\n");
+    assert_eq!(broker.ready(&sandbox.queue), 0);
+}
+
+#[test]
+fn max_tasks_is_exact_over_all_threads() {
+    for round in 0..10 {
+        let sandbox = Sandbox::new();
+        let broker = sandbox.broker();
+        publish(&broker, &sandbox.queue, 40);
+        let limit = (17 + round).to_string();
+        let worked = sandbox.taskq(["work", "--threads", "8", "--max-tasks", &limit]).run().exits(0);
+        assert_eq!(received(&worked.stderr), 17 + round);
+        let left = broker.drain(&sandbox.queue);
+        assert_eq!(left.len(), 40 - 17 - round);
+    }
+}
+
+#[test]
+fn the_task_after_the_last_one_was_never_delivered() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    publish(&broker, &sandbox.queue, 10);
+    sandbox.taskq(["work", "--max-tasks", "3"]).run().exits(0);
+    let left = broker.drain(&sandbox.queue);
+    assert_eq!(left.len(), 7);
+    assert!(left.iter().all(|message| !message.redelivered), "a task was taken and given back");
+}
+
+#[test]
+fn more_threads_than_tasks_leave_the_next_task_untouched() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    publish(&broker, &sandbox.queue, 12);
+    let worked = sandbox.taskq(["work", "--threads", "8", "--max-tasks", "2"]).run().exits(0);
+    assert_eq!(received(&worked.stderr), 2);
+    let left = broker.drain(&sandbox.queue);
+    assert_eq!(left.len(), 10);
+    assert!(left.iter().all(|message| !message.redelivered), "a task was taken and given back");
+}
+
+#[test]
+fn max_tasks_waits_for_tasks_to_come() {
+    let sandbox = Sandbox::new();
+    let worker = sandbox.worker(["--max-tasks", "2"]);
+    let broker = sandbox.broker();
+    broker.publish(&sandbox.queue, "one");
+    worker.says("Done");
+    broker.publish(&sandbox.queue, "two");
+    broker.publish(&sandbox.queue, "three");
+    worker.end().exits(0).never_says("three");
+    assert_eq!(broker.bodies(&sandbox.queue), ["three"]);
+}
+
+#[test]
+fn idle_timeout_ends_a_worker_that_gets_nothing() {
+    let sandbox = Sandbox::new();
+    let worker = sandbox.worker(["--threads", "2", "--idle-timeout", "1s"]);
+    worker.end_within(Duration::from_secs(30)).exits(0);
+}
+
+#[test]
+fn a_running_task_is_not_idleness() {
+    let sandbox = Sandbox::new();
+    sandbox.broker().declare(&sandbox.queue);
+    sandbox.broker().publish(&sandbox.queue, "long....");
+    let worked = sandbox.taskq(["work", "--threads", "2", "--idle-timeout", "1s"]).run().exits(0);
+    worked.says("Received a message: long....\nDone\n");
+    assert_eq!(sandbox.broker().ready(&sandbox.queue), 0);
+}
+
+#[test]
+fn limits_combine_and_the_first_one_ends_it() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    publish(&broker, &sandbox.queue, 5);
+    let options = ["work", "--until-empty", "--max-tasks", "9", "--idle-timeout", "50s"];
+    let worked = sandbox.taskq(options).run().exits(0);
+    assert_eq!(received(&worked.stderr), 5);
+}

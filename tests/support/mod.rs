@@ -1,0 +1,17 @@
+//! What the tests are made of, one file per job.
+
+pub(crate) mod amqp;
+pub(crate) mod broker;
+pub(crate) mod node;
+pub(crate) mod poll;
+pub(crate) mod process;
+pub(crate) mod proxy;
+pub(crate) mod sandbox;
+pub(crate) mod script;
+
+pub(crate) use broker::Broker;
+pub(crate) use node::Node;
+pub(crate) use poll::until;
+pub(crate) use process::{Finished, Invocation, Process};
+pub(crate) use proxy::Proxy;
+pub(crate) use sandbox::Sandbox;

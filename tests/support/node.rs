@@ -1,0 +1,202 @@
+//! RabbitMQ nodes, all through `scripts/rabbitmq-node`: the one that the tests share, and some to be ill-treated.
+
+use std::io::{BufRead, BufReader};
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock};
+
+/// How many nodes beside the shared one are in use at the same time: a node that boots takes a core for 3 s.
+const EXCLUSIVE_NODES: usize = 2;
+
+/// What a failing test prints of a node's log.
+const LOG_LINES: usize = 40;
+
+fn script() -> Command {
+    Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/rabbitmq-node"))
+}
+
+pub(crate) struct Node {
+    dir: PathBuf,
+    port: u16,
+    /// Keeps the node until its stdin closes; none for a node that somebody else keeps. A process that ends closes
+    /// its pipes however it ends, so no node outlives the tests.
+    keeper: Option<Child>,
+}
+
+impl Node {
+    /// The node for all tests that do no harm to a node: that of `make test`, or else one started here.
+    pub(crate) fn shared() -> &'static Self {
+        static SHARED: OnceLock<Node> = OnceLock::new();
+        SHARED.get_or_init(|| match std::env::var_os("TASKQ_NODE_DIR") {
+            Some(dir) => Self::at(PathBuf::from(dir), None),
+            None => Self::serve(&[]),
+        })
+    }
+
+    /// A node for one test, which may kill it; used again, restarted where necessary, by a later test.
+    pub(crate) fn exclusive() -> Exclusive {
+        let mut leased = Exclusive { node: lease(), reusable: true };
+        match &leased.node {
+            Some(node) => {
+                let _ = node.script("thaw").output();
+                node.start();
+            }
+            None => leased.node = Some(Self::serve(&[])),
+        }
+        leased
+    }
+
+    /// A new node with these lines in its `rabbitmq.conf`; `@spare_port@` stands for a free port of its own.
+    pub(crate) fn configured(settings: &[&str]) -> Exclusive {
+        if let Some(idle) = lease() {
+            IDLE.lock().unwrap().nodes.push(idle);
+        }
+        let mut leased = Exclusive { node: None, reusable: false };
+        leased.node = Some(Self::serve(settings));
+        leased
+    }
+
+    /// A new node, outside the count of exclusive ones.
+    pub(crate) fn serve(settings: &[&str]) -> Self {
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        // Removed by the script, whose path must be short and without spaces.
+        let dir = std::env::temp_dir().join(format!("taskq-tests.{}.{number}", std::process::id()));
+        let mut command = script();
+        command.arg("serve").arg(&dir);
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        let mut keeper = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut answer = String::new();
+        BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut answer).unwrap();
+        assert!(answer.starts_with("ready "), "no RabbitMQ node: scripts/rabbitmq-node said {answer:?}");
+        Self::at(dir, Some(keeper))
+    }
+
+    fn at(dir: PathBuf, keeper: Option<Child>) -> Self {
+        let port = setting(&dir, "PORT").parse().unwrap();
+        Self { dir, port, keeper }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    #[cfg(feature = "tls")]
+    /// A second port that no other node has, for a listener of one's own.
+    pub(crate) fn spare_port(&self) -> u16 {
+        setting(&self.dir, "SPARE_PORT").parse().unwrap()
+    }
+
+    pub(crate) fn url(&self) -> String {
+        Self::url_at(self.port)
+    }
+
+    /// The same credentials at another port, where a proxy listens.
+    pub(crate) fn url_at(port: u16) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{port}")
+    }
+
+    pub(crate) fn start(&self) {
+        self.run("start", &[]);
+    }
+
+    /// As a crash would end it.
+    pub(crate) fn kill(&self) {
+        self.run("kill", &[]);
+    }
+
+    pub(crate) fn freeze(&self) {
+        self.run("freeze", &[]);
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.run("thaw", &[]);
+    }
+
+    /// rabbitmqctl, which takes some two seconds.
+    pub(crate) fn ctl(&self, args: &[&str]) -> String {
+        self.run("ctl", args)
+    }
+
+    fn script(&self, command: &str) -> Command {
+        let mut script = script();
+        script.arg(command).arg(&self.dir);
+        script
+    }
+
+    /// What it printed.
+    fn run(&self, command: &str, args: &[&str]) -> String {
+        let output = self.script(command).args(args).stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "rabbitmq-node {command} {args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub(crate) fn log_tail(&self) -> String {
+        let log = std::fs::read(setting(&self.dir, "LOG")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut keeper) = self.keeper.take() {
+            drop(keeper.stdin.take());
+            let _ = keeper.wait();
+        }
+    }
+}
+
+/// One line of the node's `env` file, which quotes nothing but unusual paths.
+fn setting(dir: &Path, name: &str) -> String {
+    let env = std::fs::read_to_string(dir.join("env")).unwrap();
+    let line = env.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    line.unwrap_or_else(|| panic!("no {name} in {env}")).to_owned()
+}
+
+/// The nodes that wait for their next test, and how many are in use.
+struct Idle {
+    nodes: Vec<Node>,
+    in_use: usize,
+}
+
+static IDLE: Mutex<Idle> = Mutex::new(Idle { nodes: Vec::new(), in_use: 0 });
+static RETURNED: Condvar = Condvar::new();
+
+/// Waits for its turn; an idle node if there is one.
+fn lease() -> Option<Node> {
+    let idle = IDLE.lock().unwrap();
+    let mut idle = RETURNED.wait_while(idle, |idle| idle.in_use >= EXCLUSIVE_NODES).unwrap();
+    idle.in_use += 1;
+    idle.nodes.pop()
+}
+
+/// A node of one test's own.
+pub(crate) struct Exclusive {
+    node: Option<Node>,
+    reusable: bool,
+}
+
+impl Deref for Exclusive {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        self.node.as_ref().unwrap()
+    }
+}
+
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        // What a failed test left behind is nobody's to find out.
+        let node = self.node.take().filter(|_| self.reusable && !std::thread::panicking());
+        let mut idle = IDLE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        idle.nodes.extend(node);
+        idle.in_use -= 1;
+        RETURNED.notify_all();
+    }
+}

@@ -1,0 +1,144 @@
+//! One test's surroundings: a broker, a queue and a directory of its own, and a dump of everything when it fails.
+
+use super::node::{Exclusive, Node};
+use super::process::{Invocation, Process, Transcript};
+use super::{Broker, Proxy};
+use std::cell::RefCell;
+use std::ffi::{OsStr, OsString};
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+thread_local! {
+    /// The processes that this test's thread has started.
+    static TRANSCRIPTS: RefCell<Vec<Arc<Transcript>>> = const { RefCell::new(Vec::new()) };
+}
+
+pub(crate) fn remember(transcript: &Arc<Transcript>) {
+    TRANSCRIPTS.with(|list| list.borrow_mut().push(Arc::clone(transcript)));
+}
+
+/// The node of a test: the one all share, or one of its own.
+enum Lease {
+    Shared(&'static Node),
+    Own(Exclusive),
+}
+
+impl Deref for Lease {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        match self {
+            Self::Shared(node) => node,
+            Self::Own(node) => node,
+        }
+    }
+}
+
+pub(crate) struct Sandbox {
+    /// Named after the test, and new to the broker.
+    pub(crate) queue: String,
+    /// What `TASKQ_URL` says.
+    url: String,
+    dir: TempDir,
+    node: Lease,
+}
+
+impl Sandbox {
+    /// On the node that all tests share.
+    pub(crate) fn new() -> Self {
+        Self::with(Lease::Shared(Node::shared()))
+    }
+
+    /// On a node of the caller's that several tests share.
+    #[cfg(feature = "tls")]
+    pub(crate) fn on(node: &'static Node) -> Self {
+        Self::with(Lease::Shared(node))
+    }
+
+    /// On a node that no other test uses meanwhile, which may be killed, frozen and alarmed.
+    pub(crate) fn exclusive() -> Self {
+        Self::with(Lease::Own(Node::exclusive()))
+    }
+
+    /// On a new node with these lines in its configuration.
+    pub(crate) fn configured(settings: &[&str]) -> Self {
+        Self::with(Lease::Own(Node::configured(settings)))
+    }
+
+    fn with(node: Lease) -> Self {
+        let test = std::thread::current().name().unwrap_or("main").replace("::", ".");
+        let queue = format!("{test}.{}", std::process::id());
+        Self { queue, url: node.url(), dir: TempDir::new().unwrap(), node }
+    }
+
+    /// Sends taskq to the broker by way of a proxy.
+    pub(crate) fn through_proxy(&mut self) -> Proxy {
+        let proxy = Proxy::to(self.node.port());
+        self.url = Node::url_at(proxy.port());
+        proxy
+    }
+
+    /// taskq with this queue and broker in its environment.
+    pub(crate) fn taskq<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Invocation {
+        Invocation::new(env!("CARGO_BIN_EXE_taskq"), args)
+            .env("TASKQ_URL", &self.url)
+            .env("TASKQ_QUEUE", &self.queue)
+    }
+
+    /// A worker that has said that it waits for messages.
+    pub(crate) fn worker<S: AsRef<OsStr>>(&self, options: impl IntoIterator<Item = S>) -> Process {
+        let options = options.into_iter().map(|option| option.as_ref().to_owned());
+        let worker = self.taskq(std::iter::once(OsString::from("work")).chain(options)).start();
+        worker.says(" [*] Waiting for messages. To exit press CTRL+C\n");
+        worker
+    }
+
+    /// Any other program, with the same environment.
+    pub(crate) fn program<S: AsRef<OsStr>>(
+        &self,
+        name: &str,
+        args: impl IntoIterator<Item = S>,
+    ) -> Invocation {
+        Invocation::new(name, args).env("TASKQ_URL", &self.url).env("TASKQ_QUEUE", &self.queue)
+    }
+
+    /// A new connection of the tests' own client, straight to the node.
+    pub(crate) fn broker(&self) -> Broker {
+        Broker::connect(self.node.port())
+    }
+
+    pub(crate) fn node(&self) -> &Node {
+        &self.node
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A path in this test's own directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A file in this test's own directory.
+    pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let transcripts = TRANSCRIPTS.with(RefCell::take);
+        if !std::thread::panicking() {
+            return;
+        }
+        for transcript in transcripts {
+            eprintln!("{}", transcript.show());
+        }
+        eprintln!("--- the end of the broker's log\n{}", self.node.log_tail());
+    }
+}
