@@ -141,13 +141,13 @@ fn a_silent_close_after_the_credentials_means_that_they_were_refused() {
 
 #[test]
 fn refusals_are_refusals() {
-    for (step, code) in [(amqp::START_OK, 403), (amqp::OPEN, 530)] {
-        both_end(77, move |stream| {
-            amqp::play_until(stream, step)?;
-            stream.write_all(&amqp::connection_close(code, "REFUSED - says the server"))?;
-            hold(stream)
-        });
-    }
+    // After the login RabbitMQ closes with words only if the client announces that it understands them, which amiquip
+    // does not.
+    both_end(77, move |stream| {
+        amqp::play_until(stream, amqp::OPEN)?;
+        stream.write_all(&amqp::connection_close(530, "REFUSED - says the server"))?;
+        hold(stream)
+    });
 }
 
 #[test]
