@@ -14,7 +14,8 @@ NODE := scripts/rabbitmq-node
 TASKQ := target/release/taskq
 SCRIPTS := scripts/install-deps scripts/rabbitmq-node $(wildcard scripts/demos/*) .ci/run
 BROKER := .nodes/broker
-DEMOS := demo demo-round-robin demo-ack demo-durability demo-fair demo-forgotten-ack demo-redeclare
+DEMOS := demo demo-round-robin demo-ack demo-durability demo-fair demo-forgotten-ack demo-redeclare \
+	demo-retry demo-persistent
 
 .PHONY: help
 help: ## List the targets
@@ -58,6 +59,8 @@ demo-durability: ## The broker is killed with tasks waiting: they are still ther
 demo-fair: ## One task at a time against a large prefetch: how long each takes
 demo-forgotten-ack: ## What unacknowledged messages look like
 demo-redeclare: ## A queue of that name exists with other properties
+demo-retry: ## Failed tasks are tried again, and kept after the last attempt
+demo-persistent: ## A handler that is kept running against one started for each task
 
 # Each beside a broker of its own, which is gone when the demo ends.
 $(DEMOS): deps release
