@@ -6,6 +6,7 @@
 mod backoff;
 mod broker;
 mod cmd;
+mod dead_tasks;
 mod duration;
 mod error;
 mod handler;

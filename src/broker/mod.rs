@@ -24,5 +24,5 @@ pub use message::{MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
 pub use publisher::{Publisher, Settlement, Wake};
 pub use session::{Purpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;
-pub use topology::{MAX_DELAY, QueueSpec, QueueType, Role, count_ready, ensure_queue};
+pub use topology::{MAX_DELAY, QueueSpec, QueueType, Role, count_ready, ensure_queue, purge};
 pub use url::{BrokerUrl, redact};

@@ -216,6 +216,15 @@ pub fn count_ready(session: &mut Session, name: &str) -> Result<u32, Fault> {
     look(session, name).map(|(_, ready)| ready)
 }
 
+/// Deletes what is ready in the queue and returns how much that was.
+///
+/// # Errors
+/// The queue is missing, access is refused, or the connection is lost.
+pub fn purge(session: &mut Session, name: &str) -> Result<u32, Fault> {
+    let channel = session.open_channel()?;
+    channel.call("queue.purge", |amqp| amqp.queue_purge(name))
+}
+
 /// A passive declaration: changes nothing, fails where there is no such queue.
 fn look(session: &mut Session, name: &str) -> Result<(Channel, u32), Fault> {
     let channel = session.open_channel()?;

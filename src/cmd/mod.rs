@@ -1,6 +1,7 @@
 //! The command line. Past this folder nobody knows it: each command turns its flags into plain options and runs.
 
 mod connection;
+mod dead;
 mod queue;
 mod send;
 mod work;
@@ -32,6 +33,7 @@ struct Cli {
 enum Command {
     Send(send::Args),
     Work(work::Args),
+    Dead(dead::Args),
 }
 
 const EXIT_CODES: &str = "\
@@ -54,6 +56,7 @@ pub fn run() -> Exit {
     let result = match cli.command {
         Command::Send(args) => send::run(args),
         Command::Work(args) => work::run(args),
+        Command::Dead(args) => dead::run(args),
     };
     result.unwrap_or_else(|error| {
         log::error!("{error}");

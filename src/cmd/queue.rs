@@ -1,9 +1,12 @@
 //! The flags that name the queue and say what it should be.
 
+use std::time::Duration;
+
 use clap::{Args, ValueEnum};
 
-use super::environment;
-use crate::broker::{MAX_NAME_BYTES, QueueSpec, QueueType, Role};
+use super::{environment, positive_duration};
+use crate::broker::{MAX_DELAY, MAX_NAME_BYTES, QueueSpec, QueueType, Role};
+use crate::duration;
 use crate::error::{Error, Result};
 
 /// The queue of RabbitMQ's tutorial.
@@ -11,10 +14,37 @@ const DEFAULT_QUEUE: &str = "task_queue";
 
 /// Which queue.
 #[derive(Args)]
-pub(super) struct QueueArgs {
+pub(super) struct QueueNameArgs {
     /// The queue's name [env: TASKQ_QUEUE] [default: task_queue]
     #[arg(short, long, value_name = "NAME")]
     queue: Option<String>,
+}
+
+impl QueueNameArgs {
+    fn into_name(self) -> Result<String> {
+        let name = match self.queue {
+            Some(name) => name,
+            None => environment("TASKQ_QUEUE")?.unwrap_or_else(|| DEFAULT_QUEUE.to_owned()),
+        };
+        // An empty name would make the broker invent one.
+        if name.is_empty() {
+            return Err(Error::usage("the queue's name is empty"));
+        }
+        check_name("the queue's name", &name)?;
+        Ok(name)
+    }
+
+    /// The queue as it is, whatever it is.
+    pub(super) fn into_existing(self) -> Result<QueueSpec> {
+        Ok(QueueSpec { name: self.into_name()?, role: Role::Tasks, kind: QueueType::Classic, declare: false })
+    }
+}
+
+/// Which queue, and what it should be.
+#[derive(Args)]
+pub(super) struct QueueArgs {
+    #[command(flatten)]
+    name: QueueNameArgs,
     /// What to declare the queue as; one that exists is used as it is
     #[arg(long, value_name = "TYPE", value_enum, default_value = "classic")]
     queue_type: KindArg,
@@ -31,15 +61,7 @@ enum KindArg {
 
 impl QueueArgs {
     pub(super) fn into_spec(self) -> Result<QueueSpec> {
-        let name = match self.queue {
-            Some(name) => name,
-            None => environment("TASKQ_QUEUE")?.unwrap_or_else(|| DEFAULT_QUEUE.to_owned()),
-        };
-        // An empty name would make the broker invent one.
-        if name.is_empty() {
-            return Err(Error::usage("the queue's name is empty"));
-        }
-        check_name("the queue's name", &name)?;
+        let name = self.name.into_name()?;
         let kind = match self.queue_type {
             KindArg::Classic => QueueType::Classic,
             KindArg::Quorum => QueueType::Quorum,
@@ -60,4 +82,13 @@ pub(super) fn check_name(what: &str, name: &str) -> Result<()> {
         return Err(Error::bad_data(format!("{what} holds a NUL")));
     }
     Ok(())
+}
+
+/// For clap: how long a task may wait in a delay queue.
+pub(super) fn delay(text: &str) -> std::result::Result<Duration, String> {
+    let delay = positive_duration(text.trim())?;
+    if delay > MAX_DELAY {
+        return Err(format!("longer than {}, the broker's limit", duration::show(MAX_DELAY)));
+    }
+    Ok(delay)
 }

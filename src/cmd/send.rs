@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::connection::ConnectionArgs;
 use super::positive_duration;
-use super::queue::{QueueArgs, check_name};
+use super::queue::{QueueArgs, check_name, delay};
 use crate::broker::{MAX_HEADER_BYTES, Properties};
 use crate::error::{Error, Exit, Result};
 use crate::output;
@@ -57,6 +57,9 @@ pub(super) struct Args {
     /// Drop the task if it is still waiting after this long
     #[arg(long, value_name = "DUR", value_parser = positive_duration)]
     expires: Option<Duration>,
+    /// Deliver the task not before this long from now
+    #[arg(long, value_name = "DUR", value_parser = delay)]
+    delay: Option<Duration>,
     /// Print the id of each task on stdout, in order, once it is confirmed
     #[arg(long)]
     print_ids: bool,
@@ -82,9 +85,15 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         }
         check_name("--id", id)?;
     }
+    let queue = args.queue.into_spec()?;
+    let delay = args.delay.map(|delay| queue.delay(delay, true));
+    if let Some(delay) = &delay {
+        check_name("the name of the queue for delayed tasks, made from the queue's,", &delay.name)?;
+    }
     let job = Job {
         session: args.connection.into_options()?,
-        queue: args.queue.into_spec()?,
+        queue,
+        delay,
         properties,
         id: args.id,
         retry_for: args.retry_for,

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::connection::ConnectionArgs;
 use super::positive_duration;
-use super::queue::{QueueArgs, check_name};
-use crate::broker::{MAX_DELAY, QueueSpec};
+use super::queue::{QueueArgs, check_name, delay};
+use crate::broker::QueueSpec;
 use crate::duration;
 use crate::error::{Error, Exit, Result};
 use crate::handler::{self, Dots, ExitRule, Output, Spec};
@@ -43,7 +43,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_deliveries: u32,
     /// Pauses after the first failed attempt, the second, ...; the last repeats
-    #[arg(long, value_name = "LIST", default_value = "5s,30s,2m,10m,1h", value_delimiter = ',', value_parser = pause)]
+    #[arg(long, value_name = "LIST", default_value = "5s,30s,2m,10m,1h", value_delimiter = ',', value_parser = delay)]
     backoff: Vec<Duration>,
     /// End an attempt that takes longer: SIGTERM to COMMAND and its children, after --grace SIGKILL
     #[arg(long, value_name = "DUR", value_parser = positive_duration, requires = "command")]
@@ -135,13 +135,4 @@ fn check_derived_names(queue: &QueueSpec, policy: &Policy) -> Result<()> {
     let delays = policy.backoff.iter().map(|pause| queue.delay(*pause, false).name);
     let longest = delays.chain([queue.dead().name]).max_by_key(String::len).unwrap_or_default();
     check_name("the name of a queue for failed tasks, made from the queue's", &longest)
-}
-
-/// For clap: one pause of the back-off list.
-fn pause(text: &str) -> std::result::Result<Duration, String> {
-    let pause = positive_duration(text.trim())?;
-    if pause > MAX_DELAY {
-        return Err(format!("longer than {}, the broker's limit", duration::show(MAX_DELAY)));
-    }
-    Ok(pause)
 }

@@ -11,7 +11,8 @@ use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use super::{ExitMap, Failure, Handler, Never, Options, Outcome, Output, Spec, Task};
+use super::exit::ExitMap;
+use super::{Failure, Handler, Never, Options, Outcome, Output, Spec, Task};
 
 /// Far more than anything here takes, far less than a person would wait.
 pub(super) const LONG: Duration = Duration::from_secs(30);

@@ -33,6 +33,8 @@ pub struct Job {
     pub session: SessionOptions,
     /// Where the tasks go.
     pub queue: QueueSpec,
+    /// Where they wait before that, if they are to be delayed.
+    pub delay: Option<QueueSpec>,
     /// Everything but the id.
     pub properties: Properties,
     /// The id of a single task; otherwise each gets one of its own.
@@ -306,10 +308,14 @@ impl Sending<'_> {
 
     fn publish_queued(&mut self) -> std::result::Result<(), Fault> {
         let Link::Up(publisher) = &mut self.link else { return Ok(()) };
+        let to = self.job.delay.as_ref().unwrap_or(&self.job.queue);
         while let Some((sequence, entry)) = self.window.next_queued() {
             let Ok(body) = &entry.item.body else { break };
             let properties = self.job.properties.clone().with_id(&entry.id);
-            let tag = publisher.publish(&self.job.queue.name, body, &properties, self.job.retry_for)?;
+            if let Some(delay) = &self.job.delay {
+                publisher.prepare(delay)?;
+            }
+            let tag = publisher.publish(&to.name, body, &properties, self.job.retry_for)?;
             self.window.in_flight(sequence, tag);
         }
         Ok(())
