@@ -26,4 +26,19 @@ mod stop_in_trouble;
 mod work;
 mod work_limits;
 
+mod command;
+mod command_exit;
+mod command_output;
+mod command_stop;
+mod example_handlers;
+mod persistent;
+
+mod copies_refused;
+mod dead;
+mod delay;
+mod poison;
+mod retry;
+mod retry_flags;
+mod retry_soak;
+
 mod interop;
