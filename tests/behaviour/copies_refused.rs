@@ -29,10 +29,10 @@ fn a_memory_alarm_sends_failed_tasks_back_and_loses_none() {
     let worker = sandbox.handling(&options, script);
     let broker = sandbox.broker();
     worker.says_times("Done", 3);
-    // Each of them went back several times, and that took no run of its command.
-    worker.says_times("goes back", 6);
+    // However often each of them goes back, that does not make its command run each time.
+    worker.says_times("goes back", 4);
     let bad = sandbox.lines("runs").iter().filter(|line| line.starts_with("bad")).count();
-    assert!(bad <= 6, "{bad} runs: a hot loop");
+    assert!(bad <= 4, "{bad} runs: a hot loop");
     alarm(&sandbox, false);
     broker.wait_ready(&sandbox.dead_queue(), 2);
     worker.signal(SIGTERM);
@@ -75,8 +75,8 @@ fn a_delay_queue_that_was_deleted_is_declared_again() {
     let worker = sandbox.handling(&["--backoff", "1h"], r#"[ "$(cat)" = good ]"#);
     for n in 0..3 {
         broker.publish(&sandbox.queue, format!("bad {n}"));
-        let retried = broker.take(&sandbox.delay_queue(LATER_MS));
-        assert_eq!(body(&retried), format!("bad {n}"));
+        broker.wait_ready(&sandbox.delay_queue(LATER_MS), 1);
+        assert_eq!(broker.bodies(&sandbox.delay_queue(LATER_MS)), [format!("bad {n}")]);
         broker.delete(&sandbox.delay_queue(LATER_MS));
     }
     broker.publish(&sandbox.queue, "good");
@@ -93,7 +93,8 @@ fn a_dead_queue_that_was_deleted_is_declared_again() {
     let _worker = sandbox.handling(&[], "exit 65");
     for n in 0..3 {
         broker.publish(&sandbox.queue, format!("{n}"));
-        assert_eq!(body(&broker.take(&sandbox.dead_queue())), format!("{n}"));
+        broker.wait_ready(&sandbox.dead_queue(), 1);
+        assert_eq!(broker.bodies(&sandbox.dead_queue()), [format!("{n}")]);
         broker.delete(&sandbox.dead_queue());
     }
 }
@@ -135,8 +136,6 @@ fn queues_that_would_lose_failed_tasks_are_refused_at_the_start() {
         let queue = of(&sandbox);
         sandbox.broker().declare_with(&queue, options);
         refused(&sandbox, 78, &queue);
-        sandbox.broker().delete(&queue);
-        sandbox.broker().delete(&sandbox.queue);
     };
     let dead = Sandbox::dead_queue;
     let delay = |sandbox: &Sandbox| sandbox.delay_queue(LATER_MS);
@@ -177,7 +176,6 @@ fn a_queue_of_dead_tasks_with_harmless_settings_is_used_as_it_is() {
         sandbox.taskq(["send", "hello"]).run().exits(0);
         sandbox.work_with(&LATER, "exit 65").run().exits(1);
         assert_eq!(body(&broker.take(&sandbox.dead_queue())), "hello");
-        broker.delete(&sandbox.dead_queue());
     }
 }
 

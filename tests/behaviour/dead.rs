@@ -118,7 +118,7 @@ fn looking_leaves_everything_as_it_was() {
 fn ids_that_are_not_there_are_named() {
     let sandbox = three_dead();
     for args in [["show", "no-such-id"], ["requeue", "no-such-id"]] {
-        let failed = dead(&sandbox, &args).exits(65).in_one_line();
+        let failed = dead(&sandbox, &args).exits(65);
         assert!(failed.stderr.contains("no-such-id") && failed.stdout.is_empty(), "{}", failed.stderr);
     }
     // What is there moves all the same.

@@ -15,6 +15,7 @@ mod bulk_outage;
 mod pace;
 mod properties;
 mod redeclare;
+mod redeclare_bulk;
 mod send;
 mod send_refused;
 
