@@ -7,11 +7,11 @@
 mod copies;
 mod judge;
 mod ledger;
+mod shared;
 mod slot;
 mod supervisor;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use crate::handler::{Handler, Never};
 use crate::retry::Policy;
 use crate::shutdown;
 use copies::Copies;
-use ledger::Ledger;
+use shared::Shared;
 use slot::Slot;
 use supervisor::{Closing, Supervisor};
 
@@ -66,142 +66,14 @@ enum Event {
     Empty,
 }
 
-/// What all threads of the pool see.
-struct Shared {
-    options: Options,
-    ledger: Ledger,
-    permits: Permits,
-    busy: AtomicUsize,
-    /// Deliveries that were acknowledged, whatever for: the sign that things move.
-    settled: AtomicU64,
-    finished: AtomicU64,
-    dead: AtomicU64,
-    host: String,
-    connected: AtomicBool,
-    /// The pool ends because the queue is empty: what was delivered meanwhile is run, not given back.
-    finishing: AtomicBool,
-    last_activity: Mutex<Instant>,
-}
-
-impl Shared {
-    /// A delivery has arrived; it counts as running until the guard is dropped.
-    fn begin(&self) -> Busy<'_> {
-        self.busy.fetch_add(1, Ordering::SeqCst);
-        self.touch();
-        Busy(self)
-    }
-
-    fn busy(&self) -> usize {
-        self.busy.load(Ordering::SeqCst)
-    }
-
-    fn settle(&self) {
-        self.settled.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn settled(&self) -> u64 {
-        self.settled.load(Ordering::SeqCst)
-    }
-
-    fn finished(&self) {
-        self.finished.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn finishing(&self) -> bool {
-        self.finishing.load(Ordering::SeqCst)
-    }
-
-    fn died(&self) {
-        self.dead.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// A bounded run tells whether all its tasks ended well; a worker that was stopped does not.
-    fn exit(&self) -> Exit {
-        let bounded = self.options.until_empty || self.options.max_tasks.is_some();
-        if bounded && self.dead.load(Ordering::SeqCst) > 0 { Exit::TasksDead } else { Exit::Success }
-    }
-
-    fn set_connected(&self, connected: bool) {
-        self.connected.store(connected, Ordering::SeqCst);
-        self.touch();
-    }
-
-    fn touch(&self) {
-        *self.last_activity.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
-    fn last_activity(&self) -> Instant {
-        *self.last_activity.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One delivery that is being worked on.
-struct Busy<'s>(&'s Shared);
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        self.0.touch();
-        self.0.busy.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// How many tasks may still be taken.
-struct Permits(Option<Mutex<u64>>);
-
-impl Permits {
-    fn new(limit: Option<u64>) -> Self {
-        Self(limit.map(Mutex::new))
-    }
-
-    fn take(&self) -> Option<Permit<'_>> {
-        if let Some(left) = &self.0 {
-            let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
-            *left = left.checked_sub(1)?;
-        }
-        Some(Permit { permits: self, used: false })
-    }
-}
-
-/// The right to take one task; it goes back when it was not used.
-struct Permit<'p> {
-    permits: &'p Permits,
-    used: bool,
-}
-
-impl Permit<'_> {
-    fn used(&mut self) {
-        self.used = true;
-    }
-}
-
-impl Drop for Permit<'_> {
-    fn drop(&mut self) {
-        if let (false, Some(left)) = (self.used, &self.permits.0) {
-            *left.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        }
-    }
-}
-
 /// Works until told to stop. `signals` carries signal numbers.
 ///
 /// # Errors
 /// Whatever makes it impossible to go on.
 pub fn run(options: Options, handlers: &Arc<HandlerFactory>, signals: &Receiver<i32>) -> Result<Exit> {
-    let shared = Arc::new(Shared {
-        permits: Permits::new(options.max_tasks),
-        options,
-        ledger: Ledger::new(),
-        busy: AtomicUsize::new(0),
-        settled: AtomicU64::new(0),
-        finished: AtomicU64::new(0),
-        dead: AtomicU64::new(0),
-        host: crate::broker::host_name(),
-        connected: AtomicBool::new(false),
-        finishing: AtomicBool::new(false),
-        last_activity: Mutex::new(Instant::now()),
-    });
+    let shared = Arc::new(Shared::new(options));
     loop {
-        shared.finishing.store(false, Ordering::SeqCst);
+        shared.set_finishing(false);
         let mut pool = Pool::start(&shared, handlers)?;
         let end = pool.wait(signals);
         match end {
@@ -212,7 +84,7 @@ pub fn run(options: Options, handlers: &Arc<HandlerFactory>, signals: &Receiver<
         if let Some(error) = pool.fatal {
             return Err(error);
         }
-        log::debug!("{} tasks done", shared.finished.load(Ordering::SeqCst));
+        log::debug!("{} tasks done", shared.count_finished());
         // Somebody sent more while the pool finished, or the connection was lost before that could be seen.
         let again = pool.why == Some(Why::Empty) && closing.ready != Some(0);
         if !again {
@@ -334,7 +206,7 @@ impl Pool {
                     }
                     Ok(Event::Empty) => {
                         if self.drain.is_some() {
-                            self.shared.finishing.store(true, Ordering::SeqCst);
+                            self.shared.set_finishing(true);
                             self.begin_drain(Why::Empty);
                         }
                     }
@@ -403,7 +275,7 @@ impl Pool {
         self.drain.as_ref()?;
         let now = Instant::now();
         // Waiting for the broker is not idling, and neither is working.
-        let waiting = self.shared.connected.load(Ordering::SeqCst) && self.shared.busy() == 0;
+        let waiting = self.shared.is_connected() && self.shared.busy() == 0;
         Some(if waiting { self.shared.last_activity() + idle_timeout } else { now + idle_timeout })
     }
 
@@ -435,29 +307,5 @@ impl Drop for LastWords {
         if thread::panicking() {
             let _ = self.events.send(Event::Fatal(Error::internal("a worker thread broke down")));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn permits_are_exact_and_come_back_unused() {
-        let permits = Permits::new(Some(2));
-        let (first, second) = (permits.take(), permits.take());
-        assert!(first.is_some() && second.is_some() && permits.take().is_none());
-        drop(first);
-        let Some(mut third) = permits.take() else { panic!("it came back") };
-        third.used();
-        drop((second, third));
-        assert!(permits.take().is_some());
-    }
-
-    #[test]
-    fn without_a_limit_there_is_always_another_permit() {
-        let permits = Permits::new(None);
-        let held: Vec<_> = (0..100).map(|_| permits.take()).collect();
-        assert!(held.iter().all(Option::is_some));
     }
 }

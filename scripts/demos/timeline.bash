@@ -27,7 +27,14 @@ log=$scratch/timeline
 declare -A workers=()
 
 cleanup() {
+    local status=$?
     trap '' INT TERM HUP
+    # Gone with the node in a moment. Above 128 the demo was interrupted.
+    if ((status > 0 && status < 128)); then
+        printf '\nThe end of the log of the broker:\n'
+        # The console has lines that the file gets only seconds later. The node may be gone: the rest is removed all the same.
+        tail -n 8 "$TASKQ_NODE_DIR"/log/{console,rabbitmq}.log | cut -c 1-200 || ls -la "$TASKQ_NODE_DIR" || true
+    fi >&2
     # The shell would report each of them.
     { kill -KILL "${workers[@]}" && wait "${workers[@]}"; } 2>/dev/null || true
     rm -rf "$scratch"

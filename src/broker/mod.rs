@@ -4,6 +4,7 @@
 
 mod channel;
 mod consumer;
+mod dial;
 mod fault;
 mod frames;
 mod headers;

@@ -8,7 +8,7 @@ use amiquip::{Confirm, ConfirmPayload, ConnectionBlockedNotification, Publish, R
 use crossbeam_channel::{Receiver, never, select};
 
 use super::channel::Channel;
-use super::fault::{Fault, Kind};
+use super::fault::{Fault, Kind, Scope};
 use super::message::Properties;
 use super::session::{Purpose, Session, SessionOptions};
 use super::topology::{QueueSpec, RENEW_AFTER, declare_unseen, ensure_queue};
@@ -75,11 +75,14 @@ impl Publisher {
     /// As [`Session::open`]; where nothing is to be declared also as [`ensure_queue`].
     pub fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Self> {
         let mut session = Session::open(options, Purpose::Publish)?;
-        if queue.declare {
-            let channel = declare_unseen(&mut session, queue).map_err(Fault::into_error)?;
-            Self::on(session, channel, false).map_err(Fault::into_error)
-        } else {
-            Self::carefully(session, queue)
+        if !queue.declare {
+            return Self::carefully(session, queue);
+        }
+        match declare_unseen(&mut session, queue).and_then(confirming) {
+            Ok(confirming) => Ok(Self::on(session, confirming, false)),
+            // The refusal was faster than we.
+            Err(fault) if fault.scope == Scope::Channel => Self::carefully(session, queue),
+            Err(fault) => Err(fault.into_error()),
         }
     }
 
@@ -95,15 +98,13 @@ impl Publisher {
     }
 
     fn carefully(mut session: Session, queue: &QueueSpec) -> Result<Self> {
-        let channel = ensure_queue(&mut session, queue).map_err(Fault::into_error)?;
-        Self::on(session, channel, true).map_err(Fault::into_error)
+        let confirming = ensure_queue(&mut session, queue).and_then(confirming).map_err(Fault::into_error)?;
+        Ok(Self::on(session, confirming, true))
     }
 
-    fn on(session: Session, channel: Channel, queue_is_certain: bool) -> std::result::Result<Self, Fault> {
-        let returns = channel.call("a local setting", amiquip::Channel::listen_for_returns)?;
-        let confirms = channel.call("a local setting", amiquip::Channel::listen_for_publisher_confirms)?;
-        channel.call("confirm.select", amiquip::Channel::enable_publisher_confirms_nowait)?;
-        Ok(Self {
+    fn on(session: Session, confirming: Confirming, queue_is_certain: bool) -> Self {
+        let Confirming { channel, confirms, returns } = confirming;
+        Self {
             channel,
             session,
             confirms,
@@ -115,7 +116,7 @@ impl Publisher {
             outstanding: BTreeMap::new(),
             returned: Vec::new(),
             settled: Vec::new(),
-        })
+        }
     }
 
     /// The broker, for messages.
@@ -319,4 +320,19 @@ impl Publisher {
             Ok(()) => Fault::channel(Kind::Lost, "the confirms ended"),
         }
     }
+}
+
+/// A channel in confirm mode.
+struct Confirming {
+    channel: Channel,
+    confirms: Receiver<Confirm>,
+    returns: Receiver<Return>,
+}
+
+/// Puts a channel into confirm mode. The answer is not waited for: nothing but a refusal could come.
+fn confirming(channel: Channel) -> std::result::Result<Confirming, Fault> {
+    let returns = channel.call("a local setting", amiquip::Channel::listen_for_returns)?;
+    let confirms = channel.call("a local setting", amiquip::Channel::listen_for_publisher_confirms)?;
+    channel.call("confirm.select", amiquip::Channel::enable_publisher_confirms_nowait)?;
+    Ok(Confirming { channel, confirms, returns })
 }

@@ -23,15 +23,15 @@ pub(super) struct Sightings(Arc<Mutex<Seen>>);
 
 #[derive(Debug, Default)]
 struct Seen {
-    eof: bool,
+    closed_by_peer: bool,
     violation: Option<Violation>,
     error: Option<String>,
 }
 
 impl Sightings {
-    /// The peer closed the connection in good order.
-    pub(super) fn eof(&self) -> bool {
-        self.with(|seen| seen.eof)
+    /// The peer ended the connection, in good order or by a reset.
+    pub(super) fn closed_by_peer(&self) -> bool {
+        self.with(|seen| seen.closed_by_peer)
     }
 
     /// What the peer sent that is no acceptable AMQP.
@@ -124,7 +124,9 @@ impl Socket {
 
     fn note_error(&self, error: &io::Error) {
         if error.kind() != io::ErrorKind::WouldBlock && error.kind() != io::ErrorKind::Interrupted {
+            let reset = matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
             self.sightings.with(|seen| {
+                seen.closed_by_peer |= reset;
                 seen.error.get_or_insert_with(|| error.to_string());
             });
         }
@@ -156,7 +158,7 @@ impl Read for Socket {
             Stream::Tls(tls) => tls.read(buf),
         };
         match &result {
-            Ok(0) if !buf.is_empty() => self.sightings.with(|seen| seen.eof = true),
+            Ok(0) if !buf.is_empty() => self.sightings.with(|seen| seen.closed_by_peer = true),
             Ok(n) => {
                 if let Err(violation) = self.inspector.inspect(&buf[..*n]) {
                     let error = io::Error::new(io::ErrorKind::InvalidData, violation.to_string());

@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 const AMQP_PORT: u16 = 5672;
 /// Where an `amqps` URL without a port leads.
 const AMQPS_PORT: u16 = 5671;
+/// RabbitMQ's own default, for user and password.
+const DEFAULT_PASSWORD: &str = "guest";
 /// User, vhost and the like travel as short strings or in one frame; nothing sensible is longer.
 const MAX_PART: usize = 255;
 
@@ -140,6 +142,14 @@ impl BrokerUrl {
             Ok(address) => address.is_loopback(),
             Err(_) => self.host.eq_ignore_ascii_case("localhost") || self.host.ends_with(".localhost"),
         }
+    }
+
+    /// Whether a password that is a secret would cross the network in clear. The default one is none.
+    #[must_use]
+    pub fn exposes_password(&self) -> bool {
+        let secret =
+            matches!(&self.credentials, Credentials::Plain { password, .. } if password != DEFAULT_PASSWORD);
+        secret && !self.tls && !self.is_loopback()
     }
 
     fn set_parameter(&mut self, parameter: &str) -> Result<()> {
@@ -408,6 +418,16 @@ mod tests {
         assert_eq!(format!("{url} {url:?}"), "amqp://me@host:1/v amqp://me@host:1/v");
         assert_eq!(redact("unexpected 'amqp://u:s3@cret@h/x' found"), "unexpected 'amqp://u:***@h/x' found");
         assert_eq!(redact("see https://example.org/x"), "see https://example.org/x");
+    }
+
+    #[test]
+    fn only_a_secret_in_clear_is_exposed() {
+        let exposes = |text: &str| BrokerUrl::parse(text).unwrap().exposes_password();
+        assert!(exposes("amqp://u:secret@broker.example"));
+        for safe in ["amqp://broker.example", "amqps://u:secret@broker.example", "amqp://u:secret@localhost"]
+        {
+            assert!(!exposes(safe), "{safe}");
+        }
     }
 
     #[test]

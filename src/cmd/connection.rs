@@ -53,7 +53,7 @@ impl ConnectionArgs {
                     "{url} needs TLS, and this taskq was built without it"
                 )));
             }
-            if !url.tls && !url.is_loopback() {
+            if url.exposes_password() {
                 log::warn!(
                     "the password for {url} crosses the network in clear; use amqps:// if the broker offers it"
                 );

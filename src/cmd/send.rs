@@ -16,7 +16,9 @@ use super::queue::{QueueArgs, check_name, delay};
 use crate::broker::{MAX_HEADER_BYTES, Properties};
 use crate::error::{Error, Exit, Result};
 use crate::output;
-use crate::sender::{self, Item, Job, MAX_BODY_BYTES, Parcel, Report, Source, Summary, UnsentFile};
+use crate::sender::{
+    self, Item, Job, MAX_BODY_BYTES, Parcel, Report, Source, Summary, UnsentFile, UnsentForm,
+};
 use crate::shutdown;
 
 /// How often the progress line is redrawn, in tasks: redrawing costs more than publishing.
@@ -107,9 +109,10 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     };
     let unsent = match &args.unsent {
         None => None,
-        Some(path) => Some(
-            UnsentFile::create(path, bulk.then_some(separator)).map_err(|error| cannot_save(path, &error))?,
-        ),
+        Some(path) => {
+            let form = UnsentForm { separator: bulk.then_some(separator), input: args.file.as_deref() };
+            Some(UnsentFile::create(path, &form).map_err(|error| cannot_save(path, &error))?)
+        }
     };
 
     let signals = shutdown::listen()?;
@@ -120,6 +123,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         told: 0,
         unsent,
         save_error: None,
+        print_error: None,
         progress: progress(bulk),
     };
     let summary = sender::send(&job, &parcels, &signals, &mut teller);
@@ -132,7 +136,14 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         };
         finished.map_err(|error| cannot_save(path, &error))?;
     }
-    conclude(summary, bulk, rest, args.unsent.as_deref())
+    let print_error = teller.print_error.take();
+    let exit = conclude(summary, bulk, rest, args.unsent.as_deref())?;
+    match print_error {
+        Some(error) => {
+            Err(Error::internal(format!("everything was sent, but the ids could not be printed: {error}")))
+        }
+        None => Ok(exit),
+    }
 }
 
 fn conclude(summary: Summary, bulk: bool, rest: u64, unsent: Option<&Path>) -> Result<Exit> {
@@ -169,6 +180,7 @@ struct Teller {
     told: u64,
     unsent: Option<UnsentFile>,
     save_error: Option<std::io::Error>,
+    print_error: Option<std::io::Error>,
     progress: ProgressBar,
 }
 
@@ -210,9 +222,14 @@ impl Report for Teller {
         } else if let Ok(body) = &item.body {
             log::info!(" [x] Sent {}", output::excerpt(body));
         }
-        // Whoever read the ids may have read enough; the tasks are sent all the same.
-        if self.print_ids && output::stdout_line(id).is_err() {
+        if self.print_ids
+            && let Err(error) = output::stdout_line(id)
+        {
             self.print_ids = false;
+            // Whoever read the ids may have read enough; the tasks are sent all the same.
+            if error.kind() != std::io::ErrorKind::BrokenPipe {
+                self.print_error = Some(error);
+            }
         }
     }
 
@@ -292,7 +309,14 @@ fn open_input(path: Option<&Path>) -> Result<Box<dyn Read + Send>> {
     match path {
         None => Ok(Box::new(std::io::stdin())),
         Some(path) if path == Path::new("-") => Ok(Box::new(std::io::stdin())),
-        Some(path) => Ok(Box::new(File::open(path).map_err(|error| cannot_read(path, &error))?)),
+        Some(path) => {
+            let file = File::open(path).map_err(|error| cannot_read(path, &error))?;
+            // Opening a directory succeeds, and reading it would fail only after the first connection.
+            if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+                return Err(cannot_read(path, &std::io::ErrorKind::IsADirectory.into()));
+            }
+            Ok(Box::new(file))
+        }
     }
 }
 

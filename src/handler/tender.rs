@@ -43,10 +43,16 @@ impl Seat {
         let until_rung = Limits { deadline: None, abort: None };
         while !wanted.load(Ordering::Acquire) {
             let Some(process) = &mut self.process else { return };
-            let ended = match process.wait(&mut self.slot, &mut &[][..], &until_rung) {
-                Ok(seen) if !seen.exited => continue,
+            // It may have been told of already, together with a reply.
+            let exited = if process.exited() {
+                Ok(true)
+            } else {
+                process.wait(&mut self.slot, &mut &[][..], &until_rung).map(|seen| seen.exited)
+            };
+            let ended = match exited {
+                Ok(false) => continue,
                 // Whoever wants the seat does not have to wait until a stuck stdout takes the last words.
-                Ok(_) => process.finish(&mut self.slot, until_rung.by(Instant::now())),
+                Ok(true) => process.finish(&mut self.slot, until_rung.by(Instant::now())),
                 Err(error) => Err(error),
             };
             match ended {

@@ -16,7 +16,7 @@ use crate::duration;
 use crate::error::{Error, Exit, Result};
 
 pub use source::{Item, MAX_BODY_BYTES, Parcel, Source};
-pub use unsent::UnsentFile;
+pub use unsent::{UnsentFile, UnsentForm};
 use window::{Entry, Window};
 
 /// The pauses between attempts to reach a broker that went away; it is usually back within seconds.
@@ -405,6 +405,9 @@ impl Sending<'_> {
                 "{} confirmed nothing within {waited}; safe to try again, or wait longer with --retry-for",
                 publisher.label()
             )),
+            Link::Opening(_) | Link::Resting { .. } if !self.connected_once => {
+                Error::unavailable(format!("the broker did not answer within {waited} (--retry-for)"))
+            }
             Link::Opening(_) | Link::Resting { .. } => Error::unavailable(format!(
                 "the broker went away and did not come back within {waited} (--retry-for)"
             )),

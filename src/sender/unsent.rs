@@ -5,24 +5,44 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+/// How tasks are written, and where they came from.
+pub struct UnsentForm<'a> {
+    /// What follows each task; nothing where the input was a single body.
+    pub separator: Option<u8>,
+    /// The file that the tasks are read from, if it is one.
+    pub input: Option<&'a Path>,
+}
+
 /// Written beside its destination under another name, readable for the owner only, and put in place at the end.
+///
+/// What an earlier run has left there is kept, and comes first: it is not sent yet. Only where the tasks are read from
+/// this very file is it replaced by what remains of them.
 pub struct UnsentFile {
     path: PathBuf,
     temporary: PathBuf,
     writer: BufWriter<File>,
-    /// What follows each record; nothing where the input was a single body.
     separator: Option<u8>,
+    /// Put in place also if nothing is added.
+    replaces_input: bool,
+    added: bool,
 }
 
 impl UnsentFile {
     /// Creates the file under its temporary name.
     ///
     /// # Errors
-    /// Whatever the system says.
-    pub fn create(path: &Path, separator: Option<u8>) -> io::Result<Self> {
+    /// Whatever the system says; and if a single body would have to be put after what is there.
+    pub fn create(path: &Path, form: &UnsentForm<'_>) -> io::Result<Self> {
         let name = path.file_name().ok_or_else(|| io::Error::other("it is no file name"))?;
         if path.is_dir() {
             return Err(io::ErrorKind::IsADirectory.into());
+        }
+        let replaces_input = form.input.is_some_and(|input| is_same_file(input, path));
+        let earlier = if replaces_input { Vec::new() } else { read_earlier(path)? };
+        if !earlier.is_empty() && form.separator.is_none() {
+            return Err(io::Error::other(
+                "it holds something already, perhaps an earlier task that was not sent",
+            ));
         }
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
@@ -30,7 +50,25 @@ impl UnsentFile {
         let temporary = path.with_file_name(hidden);
         // create_new: neither follows a symbolic link nor takes over a file that somebody put there.
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        Ok(Self { path: path.to_owned(), temporary, writer: BufWriter::new(file), separator })
+        let mut this = Self {
+            path: path.to_owned(),
+            temporary,
+            writer: BufWriter::new(file),
+            separator: form.separator,
+            replaces_input,
+            added: false,
+        };
+        this.keep(earlier)?;
+        Ok(this)
+    }
+
+    fn keep(&mut self, mut earlier: Vec<u8>) -> io::Result<()> {
+        if let (Some(separator), Some(last)) = (self.separator, earlier.last())
+            && *last != separator
+        {
+            earlier.push(separator);
+        }
+        self.writer.write_all(&earlier)
     }
 
     /// Adds one task.
@@ -38,6 +76,7 @@ impl UnsentFile {
     /// # Errors
     /// Whatever the system says; the task is not saved then.
     pub fn add(&mut self, body: &[u8]) -> io::Result<()> {
+        self.added = true;
         self.writer.write_all(body)?;
         match self.separator {
             Some(separator) => self.writer.write_all(&[separator]),
@@ -45,21 +84,89 @@ impl UnsentFile {
         }
     }
 
-    /// Puts the file in place, empty if nothing was added: what an earlier run left there would be sent twice.
+    /// Puts the file in place, unless there is nothing new to say.
     ///
     /// # Errors
     /// Whatever the system says.
     pub fn finish(mut self) -> io::Result<()> {
+        if !self.added && !self.replaces_input {
+            return Ok(());
+        }
         self.writer.flush()?;
         self.writer.get_ref().sync_all()?;
-        fs::rename(&self.temporary, &self.path)?;
-        Ok(())
+        fs::rename(&self.temporary, &self.path)
     }
 }
 
 impl Drop for UnsentFile {
     fn drop(&mut self) {
-        // Gone already after `finish`.
+        // Gone already where it was put in place.
         let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+fn read_earlier(path: &Path) -> io::Result<Vec<u8>> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        // Reading a pipe or a device would wait for ever, and it could not be replaced.
+        Ok(there) if !there.is_file() => Err(io::Error::other("it is no regular file")),
+        _ => fs::read(path),
+    }
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    matches!((fs::canonicalize(one), fs::canonicalize(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("taskq-unsent-{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    const LINES: UnsentForm<'_> = UnsentForm { separator: Some(b'\n'), input: None };
+
+    #[test]
+    fn what_an_earlier_run_left_is_kept() {
+        let folder = folder("kept");
+        let path = folder.join("unsent");
+        for round in ["one", "two"] {
+            let mut file = UnsentFile::create(&path, &LINES).unwrap();
+            file.add(round.as_bytes()).unwrap();
+            file.finish().unwrap();
+        }
+        UnsentFile::create(&path, &LINES).unwrap().finish().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"one\ntwo\n");
+        let single = UnsentForm { separator: None, input: None };
+        assert!(UnsentFile::create(&path, &single).is_err(), "a body would be put after others");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "a temporary file was left");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn an_input_is_replaced_by_what_remains_of_it() {
+        let folder = folder("input");
+        let path = folder.join("tasks");
+        fs::write(&path, "one\ntwo\n").unwrap();
+        let form = UnsentForm { input: Some(&path), ..LINES };
+        let mut file = UnsentFile::create(&path, &form).unwrap();
+        file.add(b"two").unwrap();
+        file.finish().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two\n");
+        UnsentFile::create(&path, &form).unwrap().finish().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_left_where_nothing_was_added() {
+        let folder = folder("nothing");
+        UnsentFile::create(&folder.join("unsent"), &LINES).unwrap().finish().unwrap();
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        fs::remove_dir_all(folder).unwrap();
     }
 }

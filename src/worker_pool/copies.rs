@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 
-use super::Shared;
+use super::shared::Shared;
 use crate::broker::{Fault, Kind, Properties, Publisher, QueueSpec, Settlement, Wake};
 use crate::error::{Error, Exit};
 use crate::handler::Never;

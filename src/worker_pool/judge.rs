@@ -5,9 +5,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender, select};
 
+use super::Event;
 use super::copies::{Copies, Refusal};
 use super::ledger::{Claim, Unproven};
-use super::{Event, Shared};
+use super::shared::Shared;
 use crate::broker::{Delivery, QueueSpec, Record};
 use crate::duration;
 use crate::error::Error;

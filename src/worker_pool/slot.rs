@@ -2,15 +2,16 @@
 //! again.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
+use super::Event;
 use super::copies::Copies;
 use super::judge::{Judge, Judged, Verdict};
 use super::ledger::Unproven;
+use super::shared::Shared;
 use super::supervisor::{Grant, Request};
-use super::{Event, Shared};
 use crate::backoff::Backoff;
 use crate::broker::{Channel, Consumer, Delivery, Fault, Kind, Next};
 use crate::error::Error;
@@ -50,6 +51,7 @@ impl Slot {
         let mut lost = None;
         while let Some(grant) = self.obtain(lost.take()) {
             let generation = grant.generation;
+            let began = Instant::now();
             let finished_before = self.shared.settled();
             let pause = match self.use_channel(grant, handler) {
                 End::Done => break,
@@ -63,7 +65,7 @@ impl Slot {
                     if fault.kind == Kind::AckTimeout {
                         explain_ack_timeout(&fault);
                     }
-                    if self.shared.settled() > finished_before {
+                    if self.shared.settled() > finished_before || began.elapsed() > LONGEST_PAUSE {
                         backoff.reset();
                     }
                     lost = Some((generation, fault));

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 
-use super::{Event, Options, Shared};
+use super::shared::Shared;
+use super::{Event, Options};
 use crate::backoff::Backoff;
 use crate::broker::{
     Channel, Fault, Kind, Publisher, Purpose, QueueSpec, Scope, Session, count_ready, ensure_queue,
@@ -119,6 +120,10 @@ impl Supervisor {
                 (Scope::Channel, Kind::ConsumerCancelled | Kind::NotFound) if current => {
                     self.queue_gone(fault);
                 }
+                // The thread has explained it, and with more words.
+                (Scope::Channel, Kind::AckTimeout) => {}
+                (Scope::Channel, _) if current => log::warn!("{fault}; opening another channel"),
+                // One of several threads that report the same loss.
                 _ => {}
             }
         }
