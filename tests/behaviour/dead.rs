@@ -32,7 +32,7 @@ fn three_dead() -> Sandbox {
 /// Many dead tasks, `0` to `count - 1`.
 fn many_dead(count: usize) -> Sandbox {
     let sandbox = Sandbox::new();
-    let bodies: String = (0..count).map(|n| format!("{n}\n")).collect();
+    let bodies = (0..count).map(|n| n.to_string()).collect::<Vec<_>>().join("\n");
     sandbox.taskq(["send", "--lines", "--queue", &sandbox.dead_queue()]).feed(bodies).exits(0);
     sandbox.broker().declare(&sandbox.queue);
     sandbox

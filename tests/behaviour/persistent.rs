@@ -81,6 +81,7 @@ fn a_task_is_one_line_of_json() {
 
 #[test]
 fn a_body_of_many_megabytes_is_one_line_too() {
+    const SIZE: usize = 6 * 1024 * 1024;
     let sandbox = Sandbox::new();
     let script = r#"while IFS= read -r task; do echo ${#task} >>"$1/lengths"; echo OK; done"#;
     let worker = sandbox.worker(
@@ -88,7 +89,6 @@ fn a_body_of_many_megabytes_is_one_line_too() {
             .into_iter()
             .chain([sandbox.path("").to_str().unwrap()]),
     );
-    const SIZE: usize = 6 * 1024 * 1024;
     sandbox.broker().publish(&sandbox.queue, vec![b'x'; SIZE]);
     worker.says("Done");
     let length: usize = sandbox.lines("lengths")[0].parse().unwrap();
@@ -135,7 +135,7 @@ fn chatter_is_a_failed_attempt_and_a_fresh_process() {
 #[test]
 fn a_second_answer_is_not_taken_for_the_one_to_the_next_task() {
     let sandbox = Sandbox::new();
-    let script = r#"while read -r task; do printf 'OK\nDEAD not me\n'; done"#;
+    let script = r"while read -r task; do printf 'OK\nDEAD not me\n'; done";
     let worker = sandbox.handling(&LATER, script);
     send(&sandbox, &["a", "b", "c"]);
     worker.says_times("Done", 3);
@@ -183,7 +183,9 @@ fn without_an_answer_in_time_the_process_and_its_children_end() {
     send(&sandbox, &["hello"]);
     let strays: Vec<Stray> = sandbox.pids("pids", 2).into_iter().map(Stray).collect();
     assert!(failure(&sandbox).contains("timed out"));
-    strays.iter().for_each(|stray| wait_dead(stray.0));
+    for stray in &strays {
+        wait_dead(stray.0);
+    }
     stop(worker);
 }
 

@@ -26,7 +26,7 @@ fn is_hopeless(n: usize) -> bool {
 }
 
 fn send(sandbox: &Sandbox, tasks: &BTreeSet<usize>) {
-    let lines: String = tasks.iter().map(|n| format!("{n}\n")).collect();
+    let lines = tasks.iter().map(usize::to_string).collect::<Vec<_>>().join("\n");
     sandbox.taskq(["send", "--lines", "--retry-for", "60s"]).feed(lines).exits(0);
 }
 
