@@ -15,6 +15,7 @@ mod bulk_outage;
 mod pace;
 mod properties;
 mod redeclare;
+mod redeclare_bulk;
 mod send;
 mod send_refused;
 
@@ -25,5 +26,20 @@ mod stop;
 mod stop_in_trouble;
 mod work;
 mod work_limits;
+
+mod command;
+mod command_exit;
+mod command_output;
+mod command_stop;
+mod example_handlers;
+mod persistent;
+
+mod copies_refused;
+mod dead;
+mod delay;
+mod poison;
+mod retry;
+mod retry_flags;
+mod retry_soak;
 
 mod interop;

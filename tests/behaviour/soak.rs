@@ -1,10 +1,10 @@
 //! Many tasks, many threads, and things dying at random.
 
 use crate::support::poll::within;
-use crate::support::{Process, Sandbox};
+use crate::support::{Dice, Process, Sandbox};
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 use std::collections::HashSet;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 #[test]
 fn ten_thousand_empty_tasks_are_worked_exactly_once_in_little_memory() {
@@ -68,18 +68,6 @@ fn hundreds_of_consumers_cancelled_by_the_broker_do_not_cost_the_connection() {
     worker.end().exits(0);
 }
 
-/// A small generator (xorshift64*): a failure can be had again with the seed it printed.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % limit
-    }
-}
-
 /// What the workers, dead or alive, have said that they have done. A killed worker's last task may be missing here
 /// although it was done: then it was not acknowledged either.
 fn received(workers: &[Process]) -> HashSet<String> {
@@ -108,12 +96,7 @@ fn replace_the_dead(workers: &mut Vec<Process>, start: impl Fn() -> Process) {
 fn killing_workers_and_the_broker_at_random_loses_none_of_500_tasks() {
     const COUNT: usize = 500;
     const DEATHS: u64 = 12;
-    let seed = std::env::var("TASKQ_TEST_SEED").map_or_else(
-        |_| u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap() | 1,
-        |seed| seed.parse().unwrap(),
-    );
-    println!("TASKQ_TEST_SEED={seed}");
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new();
     let sandbox = Sandbox::exclusive();
     let tasks: HashSet<String> = (0..COUNT).map(|n| format!("task {n}")).collect();
     let mut send = sandbox.taskq(["send", "--lines", "--retry-for", "60s"]).start();
@@ -126,10 +109,10 @@ fn killing_workers_and_the_broker_at_random_loses_none_of_500_tasks() {
         if let Some(piece) = pieces.pop() {
             send.write(piece);
         }
-        std::thread::sleep(Duration::from_millis(dice.below(400)));
+        dice.pause(400);
         if death % 4 == 3 {
             sandbox.node().kill();
-            std::thread::sleep(Duration::from_millis(dice.below(1000)));
+            dice.pause(1000);
             sandbox.node().start();
         } else {
             workers[usize::try_from(dice.below(2)).unwrap()].signal(SIGKILL);

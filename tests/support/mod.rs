@@ -2,6 +2,8 @@
 
 pub(crate) mod amqp;
 pub(crate) mod broker;
+pub(crate) mod dice;
+pub(crate) mod handler;
 pub(crate) mod node;
 pub(crate) mod poll;
 pub(crate) mod process;
@@ -10,6 +12,7 @@ pub(crate) mod sandbox;
 pub(crate) mod script;
 
 pub(crate) use broker::Broker;
+pub(crate) use dice::Dice;
 pub(crate) use node::Node;
 pub(crate) use poll::until;
 pub(crate) use process::{Finished, Invocation, Process};

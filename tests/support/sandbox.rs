@@ -3,7 +3,7 @@
 use super::node::{Exclusive, Node};
 use super::process::{Invocation, Process, Transcript};
 use super::{Broker, Proxy};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{OsStr, OsString};
 use std::ops::Deref;
 use std::path::PathBuf;
@@ -13,6 +13,8 @@ use tempfile::TempDir;
 thread_local! {
     /// The processes that this test's thread has started.
     static TRANSCRIPTS: RefCell<Vec<Arc<Transcript>>> = const { RefCell::new(Vec::new()) };
+    /// How many sandboxes this test has had so far.
+    static SANDBOXES: Cell<u32> = const { Cell::new(0) };
 }
 
 pub(crate) fn remember(transcript: &Arc<Transcript>) {
@@ -69,7 +71,8 @@ impl Sandbox {
 
     fn with(node: Lease) -> Self {
         let test = std::thread::current().name().unwrap_or("main").replace("::", ".");
-        let queue = format!("{test}.{}", std::process::id());
+        let number = SANDBOXES.replace(SANDBOXES.get() + 1);
+        let queue = format!("{test}.{}.{number}", std::process::id());
         Self { queue, url: node.url(), dir: TempDir::new().unwrap(), node }
     }
 

@@ -1,0 +1,217 @@
+//! Copies of failed tasks that the broker does not take: the task is never lost, and nothing spins.
+
+use crate::support::broker::{arguments, durable, number, text};
+use crate::support::handler::{attempt, body};
+use crate::support::{Broker, Finished, Sandbox, until};
+use amiquip::QueueDeclareOptions;
+use nix::sys::signal::Signal::SIGTERM;
+use std::collections::BTreeSet;
+
+const LATER: [&str; 3] = ["--until-empty", "--backoff", "1h"];
+const LATER_MS: u64 = 3_600_000;
+
+fn alarm(sandbox: &Sandbox, on: bool) {
+    let watermark = if on { "0.000001" } else { "0.4" };
+    sandbox.node().ctl(&["set_vm_memory_high_watermark", watermark]);
+}
+
+fn bodies(broker: &Broker, queue: &str) -> BTreeSet<String> {
+    broker.drain(queue).iter().map(body).collect()
+}
+
+#[test]
+fn a_memory_alarm_sends_failed_tasks_back_and_loses_none() {
+    let sandbox = Sandbox::exclusive();
+    sandbox.taskq(["send", "--lines"]).feed("good 1\ngood 2\ngood 3\nbad 1\nbad 2\n").exits(0);
+    alarm(&sandbox, true);
+    let script = r#"read -r kind number; echo "$kind $number" >>"$1/runs"; [ "$kind" = good ]"#;
+    let options = ["--threads", "2", "--attempts", "2", "--backoff", "200ms"];
+    let worker = sandbox.handling(&options, script);
+    let broker = sandbox.broker();
+    worker.says_times("Done", 3);
+    // However often each of them goes back, that does not make its command run each time.
+    worker.says_times("goes back", 4);
+    let bad = sandbox.lines("runs").iter().filter(|line| line.starts_with("bad")).count();
+    assert!(bad <= 4, "{bad} runs: a hot loop");
+    alarm(&sandbox, false);
+    broker.wait_ready(&sandbox.dead_queue(), 2);
+    worker.signal(SIGTERM);
+    let worked = worker.end().exits(0);
+    assert_eq!(worked.stderr.matches("Done").count(), 3, "a good task ran again");
+    assert_eq!(broker.counts(&sandbox.queue), Some((0, 0)));
+    let dead = broker.drain(&sandbox.dead_queue());
+    assert_eq!(dead.iter().map(body).collect::<BTreeSet<_>>(), ["bad 1", "bad 2"].map(String::from).into());
+    assert!(dead.iter().all(|task| attempt(task) == Some(2)), "{dead:?}");
+}
+
+#[test]
+fn a_failed_task_that_waits_for_the_end_of_an_alarm_does_not_hold_up_the_others() {
+    let sandbox = Sandbox::exclusive();
+    sandbox.taskq(["send", "--lines"]).feed("bad\ngood 1\ngood 2\ngood 3\n").exits(0);
+    alarm(&sandbox, true);
+    let worker = sandbox.handling(&["--backoff", "1h"], r"read -r kind number; [ $kind = good ]");
+    worker.says_times("Done", 3);
+    alarm(&sandbox, false);
+    assert_eq!(body(&sandbox.broker().take(&sandbox.delay_queue(LATER_MS))), "bad");
+}
+
+#[test]
+fn a_worker_stops_in_time_during_an_alarm_and_leaves_its_failed_task_in_the_queue() {
+    let sandbox = Sandbox::exclusive();
+    sandbox.taskq(["send", "bad"]).run().exits(0);
+    alarm(&sandbox, true);
+    let worker = sandbox.handling(&[], "exit 1");
+    worker.says("goes back");
+    worker.signal(SIGTERM);
+    worker.end().exits(0);
+    assert_eq!(body(&sandbox.broker().take(&sandbox.queue)), "bad");
+    alarm(&sandbox, false);
+}
+
+#[test]
+fn a_delay_queue_that_was_deleted_is_declared_again() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    let worker = sandbox.handling(&["--backoff", "1h"], r#"[ "$(cat)" = good ]"#);
+    for n in 0..3 {
+        broker.publish(&sandbox.queue, format!("bad {n}"));
+        broker.wait_ready(&sandbox.delay_queue(LATER_MS), 1);
+        assert_eq!(broker.bodies(&sandbox.delay_queue(LATER_MS)), [format!("bad {n}")]);
+        broker.delete(&sandbox.delay_queue(LATER_MS));
+    }
+    broker.publish(&sandbox.queue, "good");
+    worker.says("Done");
+    worker.signal(SIGTERM);
+    worker.end().exits(0);
+    assert_eq!(broker.counts(&sandbox.queue), Some((0, 0)));
+}
+
+#[test]
+fn a_dead_queue_that_was_deleted_is_declared_again() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    let _worker = sandbox.handling(&[], "exit 65");
+    for n in 0..3 {
+        broker.publish(&sandbox.queue, format!("{n}"));
+        broker.wait_ready(&sandbox.dead_queue(), 1);
+        assert_eq!(broker.bodies(&sandbox.dead_queue()), [format!("{n}")]);
+        broker.delete(&sandbox.dead_queue());
+    }
+}
+
+#[test]
+fn a_full_dead_queue_loses_nothing() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    let full = [("x-max-length", number(1)), ("x-overflow", text("reject-publish"))];
+    broker.declare_with(&sandbox.dead_queue(), durable(arguments(&full)));
+    broker.declare(&sandbox.queue);
+    for n in 0..3 {
+        broker.publish(&sandbox.queue, format!("{n}"));
+    }
+    let worker = sandbox.handling(&[], "exit 65");
+    worker.says_times("goes back", 3);
+    worker.signal(SIGTERM);
+    worker.end().exits(0);
+    let mut left = bodies(&broker, &sandbox.queue);
+    assert_eq!(left.len(), 2);
+    left.extend(bodies(&broker, &sandbox.dead_queue()));
+    assert_eq!(left, ["0", "1", "2"].map(String::from).into());
+}
+
+/// A worker is refused with this code before it takes the task that waits, and the reason is named.
+fn refused(sandbox: &Sandbox, code: i32, named: &str) -> Finished {
+    sandbox.broker().declare(&sandbox.queue);
+    sandbox.broker().publish(&sandbox.queue, "waits");
+    let refused = sandbox.work_with(&LATER, "exit 1").run().exits(code).never_says("[*]").in_one_line();
+    assert!(refused.stderr.contains(named), "{named:?} is not named: {}", refused.stderr);
+    assert!(!sandbox.broker().take(&sandbox.queue).redelivered, "the task was taken");
+    refused
+}
+
+#[test]
+fn queues_that_would_lose_failed_tasks_are_refused_at_the_start() {
+    let unfit = |of: fn(&Sandbox) -> String, options: QueueDeclareOptions| {
+        let sandbox = Sandbox::new();
+        let queue = of(&sandbox);
+        sandbox.broker().declare_with(&queue, options);
+        refused(&sandbox, 78, &queue);
+    };
+    let dead = Sandbox::dead_queue;
+    let delay = |sandbox: &Sandbox| sandbox.delay_queue(LATER_MS);
+    unfit(dead, QueueDeclareOptions::default());
+    unfit(dead, durable(arguments(&[("x-message-ttl", number(60_000))])));
+    unfit(dead, durable(arguments(&[("x-expires", number(60_000))])));
+    unfit(delay, QueueDeclareOptions::default());
+    unfit(delay, durable(arguments(&[])));
+    let elsewhere = [
+        ("x-message-ttl", number(3_600_000)),
+        ("x-dead-letter-exchange", text("")),
+        ("x-dead-letter-routing-key", text("elsewhere")),
+    ];
+    unfit(delay, durable(arguments(&elsewhere)));
+    let sooner = |sandbox: &Sandbox| {
+        let back = [
+            ("x-message-ttl", number(1000)),
+            ("x-dead-letter-exchange", text("")),
+            ("x-dead-letter-routing-key", text(&sandbox.queue)),
+        ];
+        durable(arguments(&back))
+    };
+    let sandbox = Sandbox::new();
+    sandbox.broker().declare_with(&delay(&sandbox), sooner(&sandbox));
+    refused(&sandbox, 78, &delay(&sandbox));
+}
+
+#[test]
+fn a_queue_of_dead_tasks_with_harmless_settings_is_used_as_it_is() {
+    for harmless in [
+        vec![("x-queue-type", text("quorum"))],
+        vec![("x-queue-mode", text("lazy"))],
+        vec![("x-max-priority", number(3))],
+    ] {
+        let sandbox = Sandbox::new();
+        let broker = sandbox.broker();
+        broker.declare_with(&sandbox.dead_queue(), durable(arguments(&harmless)));
+        sandbox.taskq(["send", "hello"]).run().exits(0);
+        sandbox.work_with(&LATER, "exit 65").run().exits(1);
+        assert_eq!(body(&broker.take(&sandbox.dead_queue())), "hello");
+    }
+}
+
+/// A user of the test's own with these permissions to configure and to write; it may read all.
+fn user(sandbox: &Sandbox, name: &str, configure: &str, write: &str) -> String {
+    let name = format!("{name}-{}", std::process::id());
+    sandbox.node().ctl(&["add_user", &name, "secret"]);
+    sandbox.node().ctl(&["set_permissions", &name, configure, write, ".*"]);
+    format!("amqp://{name}:secret@127.0.0.1:{}", sandbox.node().port())
+}
+
+#[test]
+fn missing_permissions_are_found_at_the_start() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    broker.declare(&sandbox.queue);
+    broker.publish(&sandbox.queue, "waits");
+    let main_only = format!("^{}$", sandbox.queue.replace('.', "\\."));
+    for (name, configure, write) in [("unconfigured", main_only.as_str(), ".*"), ("mute", ".*", "")] {
+        let url = user(&sandbox, name, configure, write);
+        let refused = sandbox.work_with(&LATER, "exit 1").env("TASKQ_URL", &url).run().exits(77);
+        let refused = refused.never_says("[*]").never_says("secret").in_one_line();
+        assert!(!refused.stderr.contains("panicked"), "{}", refused.stderr);
+    }
+    assert!(!broker.take(&sandbox.queue).redelivered, "the task was taken");
+}
+
+#[test]
+fn without_the_permission_to_configure_existing_queues_serve_with_no_declare() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    // Whoever may configure makes the queues.
+    sandbox.work_with(&LATER, "exit 1").run().exits(0);
+    let url = user(&sandbox, "guest-worker", "^$", ".*");
+    broker.publish(&sandbox.queue, "hello");
+    let worked = sandbox.work_with(&["--no-declare", "--until-empty", "--backoff", "1h"], "exit 1");
+    worked.env("TASKQ_URL", &url).run().exits(0);
+    until("the retry", || broker.get(&sandbox.delay_queue(LATER_MS)));
+}

@@ -1,0 +1,274 @@
+//! `taskq dead`: looking at dead tasks leaves them as they are, and none is lost on its way back.
+
+use crate::support::handler::{attempt, body, headers};
+use crate::support::{Finished, Sandbox, until};
+use amiquip::{AmqpProperties, AmqpValue};
+use nix::sys::signal::Signal::SIGKILL;
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// Three dead tasks, `id-1` to `id-3`, each with an error of its own.
+fn three_dead() -> Sandbox {
+    let sandbox = Sandbox::new();
+    for n in 1..=3 {
+        let id = format!("id-{n}");
+        let args = [
+            "send",
+            "--id",
+            &id,
+            "--header",
+            "colour=green",
+            "--content-type",
+            "text/x",
+            &format!("body {n}"),
+        ];
+        sandbox.taskq(args).run().exits(0);
+    }
+    let script = r#"echo "first line of $TASKQ_ID" >&2; echo "second line" >&2; exit 65"#;
+    sandbox.work_with(&["--until-empty"], script).run().exits(1);
+    sandbox
+}
+
+/// Many dead tasks, `0` to `count - 1`.
+fn many_dead(count: usize) -> Sandbox {
+    let sandbox = Sandbox::new();
+    let bodies = (0..count).map(|n| n.to_string()).collect::<Vec<_>>().join("\n");
+    sandbox.taskq(["send", "--lines", "--queue", &sandbox.dead_queue()]).feed(bodies).exits(0);
+    sandbox.broker().declare(&sandbox.queue);
+    sandbox
+}
+
+fn dead(sandbox: &Sandbox, args: &[&str]) -> Finished {
+    sandbox.taskq(["dead"].iter().chain(args)).run()
+}
+
+fn objects(listed: &Finished) -> Vec<Value> {
+    listed.stdout_lines().iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn the_table_has_a_line_for_each_task_oldest_first() {
+    let sandbox = three_dead();
+    let lines = dead(&sandbox, &["list"]).exits(0).stdout_lines();
+    assert_eq!(lines.len(), 4, "{lines:?}");
+    for (n, line) in lines.iter().enumerate().skip(1) {
+        for part in [format!("id-{n}"), "65".into(), format!("first line of id-{n}"), format!("body {n}")] {
+            assert!(line.contains(&part), "no {part:?} in {line:?}");
+        }
+        assert!(!line.contains("second line"), "{line:?}");
+        // All columns begin where their headings do.
+        assert_eq!(lines[0].find("ERROR"), line.find("first line"), "{lines:?}");
+    }
+}
+
+#[test]
+fn the_json_is_one_object_a_line() {
+    let sandbox = three_dead();
+    let listed = objects(&dead(&sandbox, &["list", "--json"]).exits(0));
+    assert_eq!(listed.len(), 3);
+    for (n, task) in (1..).zip(&listed) {
+        assert_eq!(task["id"], format!("id-{n}"));
+        assert_eq!(task["attempts"], 1);
+        assert_eq!(task["queue"], sandbox.queue.as_str());
+        assert_eq!(task["error"].as_str().unwrap().trim_end(), format!("first line of id-{n}\nsecond line"));
+        assert!(task["exit"].as_str().unwrap().contains("65"));
+        assert!(task["failed_at"].is_u64() && task["first_failed_at"].is_u64());
+        assert_eq!(task["headers"]["colour"], "green");
+        assert!(task.to_string().contains(&format!("body {n}")));
+    }
+}
+
+#[test]
+fn show_has_the_whole_story_and_show_body_only_the_body() {
+    let sandbox = three_dead();
+    let shown = dead(&sandbox, &["show", "id-2"]).exits(0).stdout_text();
+    for part in
+        ["id-2", "exit status 65", "first line of id-2\nsecond line", "colour=green", "text/x", "body 2"]
+    {
+        assert!(shown.contains(part), "no {part:?} in {shown}");
+    }
+    assert!(!shown.contains("id-1") && !shown.contains("body 3"), "{shown}");
+    assert_eq!(dead(&sandbox, &["show", "--body", "id-2"]).exits(0).stdout, b"body 2");
+}
+
+#[test]
+fn show_body_is_byte_for_byte() {
+    let sandbox = Sandbox::new();
+    let bytes: Vec<u8> = (0..=255).cycle().take(3_000_000).collect();
+    sandbox.taskq(["send", "--id", "binary", "--file", "-"]).feed(&bytes).exits(0);
+    sandbox.work_with(&["--until-empty"], "exit 65").run().exits(1);
+    assert!(dead(&sandbox, &["show", "--body", "binary"]).exits(0).stdout == bytes);
+    let shown = dead(&sandbox, &["show", "binary"]).exits(0).stdout_text();
+    assert!(!shown.chars().any(|c| c.is_control() && c != '\n'));
+}
+
+#[test]
+fn looking_leaves_everything_as_it_was() {
+    let sandbox = many_dead(500);
+    for args in [&["list"][..], &["list", "--json"], &["show", "no-such-id"], &["list"]] {
+        dead(&sandbox, args);
+    }
+    let broker = sandbox.broker();
+    broker.wait_ready(&sandbox.dead_queue(), 500);
+    let bodies = broker.bodies(&sandbox.dead_queue());
+    assert_eq!(bodies, (0..500).map(|n| n.to_string()).collect::<Vec<_>>(), "the order has changed");
+}
+
+#[test]
+fn ids_that_are_not_there_are_named() {
+    let sandbox = three_dead();
+    for args in [["show", "no-such-id"], ["requeue", "no-such-id"]] {
+        let failed = dead(&sandbox, &args).exits(65);
+        assert!(failed.stderr.contains("no-such-id") && failed.stdout.is_empty(), "{}", failed.stderr);
+    }
+    // What is there moves all the same.
+    dead(&sandbox, &["requeue", "id-1", "no-such-id"]).exits(65).says("no-such-id");
+    assert_eq!(sandbox.broker().bodies(&sandbox.queue), ["body 1"]);
+    sandbox.broker().wait_ready(&sandbox.dead_queue(), 2);
+}
+
+#[test]
+fn a_requeued_task_is_as_good_as_new() {
+    let sandbox = three_dead();
+    dead(&sandbox, &["requeue", "id-3", "id-1"]).exits(0);
+    let broker = sandbox.broker();
+    assert_eq!(broker.bodies(&sandbox.dead_queue()), ["body 2"]);
+    for n in [1, 3] {
+        let task = broker.take(&sandbox.queue);
+        assert_eq!(body(&task), format!("body {n}"), "not in the order in which they died");
+        assert_eq!(attempt(&task), None);
+        assert_eq!(task.properties.message_id().clone(), Some(format!("id-{n}")));
+        assert_eq!(task.properties.content_type().as_deref(), Some("text/x"));
+        assert_eq!(*task.properties.delivery_mode(), Some(2));
+        let headers: Vec<String> = headers(&task).into_keys().collect();
+        assert_eq!(headers, ["colour"]);
+    }
+}
+
+#[test]
+fn a_requeued_task_has_all_its_attempts_again() {
+    let sandbox = Sandbox::new();
+    sandbox.taskq(["send", "hello"]).run().exits(0);
+    let script = r#"echo "$TASKQ_ATTEMPT" >>"$1/runs"; exit 1"#;
+    let worker = sandbox.handling(&["--attempts", "2", "--backoff", "100ms"], script);
+    for round in 1..=2 {
+        sandbox.broker().wait_ready(&sandbox.dead_queue(), 1);
+        assert_eq!(sandbox.lines("runs").len(), 2 * round);
+        dead(&sandbox, &["requeue", "--all"]).exits(0);
+        sandbox.wait_lines("runs", 2 * round + 1);
+    }
+    sandbox.broker().wait_ready(&sandbox.dead_queue(), 1);
+    drop(worker);
+    assert_eq!(sandbox.lines("runs"), ["1", "2", "1", "2", "1", "2"]);
+}
+
+#[test]
+fn requeue_wants_to_be_told_what() {
+    let sandbox = three_dead();
+    for args in [&["requeue"][..], &["requeue", "--all", "id-1"], &["show"], &["purge", "id-1"], &[]] {
+        dead(&sandbox, args).exits(2);
+    }
+    sandbox.broker().wait_ready(&sandbox.dead_queue(), 3);
+}
+
+#[test]
+fn purge_asks_and_does_nothing_where_nobody_can_answer() {
+    let sandbox = three_dead();
+    for refused in [dead(&sandbox, &["purge"]), sandbox.taskq(["dead", "purge"]).feed("y\n")] {
+        refused.exits(2).says("--yes");
+    }
+    sandbox.broker().wait_ready(&sandbox.dead_queue(), 3);
+    dead(&sandbox, &["purge", "--yes"]).exits(0).says("3");
+    assert_eq!(sandbox.broker().ready(&sandbox.dead_queue()), 0);
+}
+
+#[test]
+fn where_no_task_ever_died_there_is_nothing_to_see_and_nothing_wrong() {
+    let sandbox = Sandbox::new();
+    for args in [&["list"][..], &["list", "--json"], &["requeue", "--all"], &["purge", "--yes"], &["purge"]] {
+        let looked = dead(&sandbox, args).exits(0);
+        assert!(looked.stdout.is_empty(), "{args:?}");
+    }
+    dead(&sandbox, &["show", "any"]).exits(65);
+    assert!(sandbox.broker().counts(&sandbox.dead_queue()).is_none(), "looking made a queue");
+}
+
+#[test]
+fn twenty_thousand_dead_tasks_are_listed_and_sent_again_in_order() {
+    const COUNT: usize = 20_000;
+    let sandbox = many_dead(COUNT);
+    assert_eq!(dead(&sandbox, &["list"]).exits(0).stdout_lines().len(), COUNT + 1);
+    let listed = objects(&dead(&sandbox, &["list", "--json"]).exits(0));
+    assert_eq!(listed.len(), COUNT);
+    let last = listed[COUNT - 1]["id"].as_str().unwrap();
+    assert_eq!(dead(&sandbox, &["show", "--body", last]).exits(0).stdout, (COUNT - 1).to_string().as_bytes());
+    let broker = sandbox.broker();
+    // The last one first, from behind all the others.
+    dead(&sandbox, &["requeue", last]).exits(0);
+    broker.wait_ready(&sandbox.dead_queue(), u32::try_from(COUNT - 1).unwrap());
+    dead(&sandbox, &["requeue", "--all"]).exits(0);
+    assert_eq!(broker.ready(&sandbox.dead_queue()), 0);
+    let bodies = broker.bodies(&sandbox.queue);
+    let expected = std::iter::once(COUNT - 1).chain(0..COUNT - 1).map(|n| n.to_string());
+    assert!(bodies == expected.collect::<Vec<_>>(), "tasks are missing, doubled or out of order");
+}
+
+#[test]
+fn killed_in_the_middle_of_sending_again_it_loses_nothing() {
+    const COUNT: usize = 10_000;
+    let sandbox = many_dead(COUNT);
+    let broker = sandbox.broker();
+    for part in 1..=3 {
+        let requeue = sandbox.taskq(["dead", "requeue", "--all"]).start();
+        let enough = u32::try_from(COUNT / 4 * part).unwrap();
+        until("a part of them sent again", || (broker.ready(&sandbox.queue) >= enough).then_some(()));
+        requeue.signal(SIGKILL);
+        requeue.end().exits_with_one_of(&[137, 0]);
+        broker.wait_consumers(&sandbox.dead_queue(), 0);
+    }
+    dead(&sandbox, &["requeue", "--all"]).exits(0);
+    assert_eq!(broker.ready(&sandbox.dead_queue()), 0);
+    let bodies = broker.bodies(&sandbox.queue);
+    let distinct: BTreeSet<&String> = bodies.iter().collect();
+    assert_eq!(distinct.len(), COUNT, "tasks are missing");
+    // Doubled are at most those that were under way when it was killed.
+    assert!(bodies.len() < COUNT + 3 * 1000, "{} tasks", bodies.len());
+}
+
+#[test]
+fn what_strangers_wrote_cannot_drive_a_terminal() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    broker.declare(&sandbox.dead_queue());
+    let hostile = AmqpValue::LongString("\u{1b}]0;owned\u{7}\u{9b}2J\r\nid  1".to_owned());
+    let names = ["error", "exit", "host", "queue"].map(|name| format!("x-taskq-{name}"));
+    let table = names
+        .into_iter()
+        .chain(["colour\u{1b}[31m".to_owned()])
+        .map(|name| (name, hostile.clone()))
+        .collect();
+    let properties = AmqpProperties::default()
+        .with_message_id("id\u{1b}[2J\n".into())
+        .with_content_type("text\u{1b}[31m".into())
+        .with_headers(table);
+    broker.publish_with(&sandbox.dead_queue(), b"\x1b[31mbody\r\n\xff\0", properties);
+    for args in [&["list"][..], &["list", "--json"], &["show", "id\u{1b}[2J\n"]] {
+        let shown = dead(&sandbox, args).exits(0).stdout_text();
+        assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{args:?}: {shown:?}");
+    }
+    assert_eq!(dead(&sandbox, &["list"]).stdout_lines().len(), 2);
+    assert_eq!(objects(&dead(&sandbox, &["list", "--json"]))[0]["id"], "id\u{1b}[2J\n");
+}
+
+#[test]
+fn tasks_without_an_id_can_be_listed_and_sent_again() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    for queue in [&sandbox.queue, &sandbox.dead_queue()] {
+        broker.declare(queue);
+    }
+    broker.publish_with(&sandbox.dead_queue(), "nameless", AmqpProperties::default());
+    assert!(dead(&sandbox, &["list"]).exits(0).stdout_text().contains("nameless"));
+    dead(&sandbox, &["requeue", "--all"]).exits(0);
+    assert_eq!(broker.bodies(&sandbox.queue), ["nameless"]);
+}
