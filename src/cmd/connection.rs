@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 
 /// Where nothing else is given.
 const DEFAULT_URL: &str = "amqp://guest:guest@localhost:5672";
+const URL_HELP: &str = "\
+Broker URL, amqp[s]://user:password@host:port/vhost; several (repeated, or separated by commas) are tried in turn \
+[env: TASKQ_URL] [default: amqp://guest:guest@localhost:5672]";
 /// The credential that systemd's `LoadCredential=taskq-url:...` provides.
 const CREDENTIAL: &str = "taskq-url";
 /// A URL is not longer; something else was named by mistake.
@@ -20,9 +23,8 @@ const MAX_URL_FILE_BYTES: u64 = 64 * 1024;
 #[derive(Args)]
 #[command(next_help_heading = "Connection")]
 pub(super) struct ConnectionArgs {
-    /// Broker URL, amqp[s]://user:password@host:port/vhost; several (repeated, or separated by commas) are tried in
-    /// turn [env: TASKQ_URL] [default: amqp://guest:guest@localhost:5672]
-    #[arg(short, long, value_name = "URL", conflicts_with = "url_file")]
+    // Not a doc comment: rustdoc would take the brackets for links.
+    #[arg(short, long, value_name = "URL", conflicts_with = "url_file", help = URL_HELP)]
     url: Vec<String>,
     /// Read the URL from this file, which keeps the password out of the process list
     #[arg(long, value_name = "PATH")]
