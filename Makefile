@@ -12,7 +12,7 @@ DESTDIR ?=
 
 NODE := scripts/rabbitmq-node
 TASKQ := target/release/taskq
-SCRIPTS := scripts/install-deps scripts/rabbitmq-node $(wildcard scripts/demos/*) .ci/run
+SCRIPTS := scripts/install-deps scripts/rabbitmq-node scripts/bench $(wildcard scripts/demos/*) .ci/run
 BROKER := .nodes/broker
 DEMOS := demo demo-round-robin demo-ack demo-durability demo-fair demo-forgotten-ack demo-redeclare \
 	demo-retry demo-persistent
@@ -70,6 +70,10 @@ $(DEMOS): deps release
 demo-redeclare: test-deps
 
 demos: $(DEMOS) ## All of them
+
+.PHONY: bench
+bench: test-deps release ## How fast it is beside amqp-publish and xargs; quiet machines only
+	@scripts/bench
 
 .PHONY: broker
 broker: deps ## Run a RabbitMQ on port 5672 until Ctrl-C, for playing in other terminals
