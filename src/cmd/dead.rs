@@ -101,7 +101,8 @@ fn list(as_json: bool, place: Place) -> Result<Exit> {
     let mut objects = Vec::new();
     dead_tasks::browse(&options, &queue, &mut |task| {
         if as_json {
-            objects.push(object(task).to_string());
+            // JSON leaves some control characters as they are; as escapes they mean the same.
+            objects.push(ascii(&object(task).to_string()));
         } else {
             rows.push(row(task));
         }
@@ -199,6 +200,21 @@ fn object(task: &DeadTask<'_>) -> Value {
         "body_bytes": task.body.len(),
         "body_excerpt": output::excerpt(task.body),
     })
+}
+
+/// JSON with everything that is not ASCII as `\u` escapes.
+fn ascii(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii() && c != '\x7f' {
+            out.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(out, "\\u{unit:04x}");
+            }
+        }
+    }
+    out
 }
 
 const COLUMNS: [&str; 6] = ["ID", "ATTEMPTS", "AGE", "EXIT", "ERROR", "BODY"];
@@ -308,6 +324,14 @@ mod tests {
         assert_eq!(cell("\x1b[2J"), "\\x1b[2J");
         assert_eq!(cell(&"ü".repeat(41)), format!("{}…", "ü".repeat(40)));
         assert_eq!(cell(&"ü".repeat(40)), "ü".repeat(40));
+    }
+
+    #[test]
+    fn json_is_ascii_and_means_the_same() {
+        let text = "a\u{9b}31m ü 😀 \u{7f}";
+        let json = ascii(&json!(text).to_string());
+        assert!(json.is_ascii() && !json.contains('\x7f'), "{json}");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
     }
 
     #[test]

@@ -98,6 +98,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         queue,
         delay,
         properties,
+        single: !bulk,
         id: args.id,
         retry_for: args.retry_for,
     };

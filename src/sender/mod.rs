@@ -37,6 +37,8 @@ pub struct Job {
     pub delay: Option<QueueSpec>,
     /// Everything but the id.
     pub properties: Properties,
+    /// There is one task only.
+    pub single: bool,
     /// The id of a single task; otherwise each gets one of its own.
     pub id: Option<String>,
     /// How long to go on without a single confirm.
@@ -446,7 +448,12 @@ enum Step {
 
 fn open(job: &Job) -> Link {
     let (session, queue) = (job.session.clone(), job.queue.clone());
-    opening(move || Publisher::open(&session, &queue))
+    // A single task saves two round trips by not waiting for the queue's declaration. Many tasks do not notice them,
+    // and must not be under way when a declaration is refused.
+    let single = job.single;
+    opening(move || {
+        if single { Publisher::open(&session, &queue) } else { Publisher::open_carefully(&session, &queue) }
+    })
 }
 
 /// Runs `open` on a thread of its own.

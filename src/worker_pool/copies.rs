@@ -158,6 +158,9 @@ impl Keeper {
                      retry; finished ones are acknowledged as always",
                     publisher.label()
                 );
+                // The broker has not read them and may yet: a copy that arrives after all is a duplicate, not a loss.
+                let why = "the broker has blocked publishing (a memory or disk alarm)";
+                self.refuse_outstanding(&Refusal::Later(why.to_owned()));
             }
             Wake::Unblocked => log::info!("{} accepts publishes again", publisher.label()),
             Wake::Lost(fault) => self.lost(&fault),
@@ -215,17 +218,18 @@ impl Keeper {
 
     /// What is outstanding is unknown, so nothing of it counts as kept.
     fn lost(&mut self, fault: &Fault) {
-        let refusal = refusal(fault);
-        for (_, outstanding) in self.outstanding.drain() {
-            answer(&outstanding.request.reply, Err(refusal.clone()));
-        }
+        self.refuse_outstanding(&refusal(fault));
         self.drop_connection(&fault.to_string());
     }
 
-    fn drop_connection(&mut self, why: &str) {
+    fn refuse_outstanding(&mut self, refusal: &Refusal) {
         for (_, outstanding) in self.outstanding.drain() {
-            answer(&outstanding.request.reply, Err(Refusal::Later(why.to_owned())));
+            answer(&outstanding.request.reply, Err(refusal.clone()));
         }
+    }
+
+    fn drop_connection(&mut self, why: &str) {
+        self.refuse_outstanding(&Refusal::Later(why.to_owned()));
         if let Some(publisher) = self.publisher.take() {
             log::debug!("closing the connection for copies: {why}");
             publisher.cut();

@@ -142,9 +142,10 @@ impl Judge<'_> {
 
     fn bury(&self, delivery: &mut Delivery<'_>, record: &Record, failure: &Failure) -> Verdict {
         let to = self.shared.options.queue.dead();
-        log::warn!("dead ({}); kept in {}", failure.exit, to.name);
+        let name = to.name.clone();
         let verdict = self.keep(delivery, to, &self.after_failure(record, record.attempt, failure));
         if verdict == Verdict::Acknowledge {
+            log::warn!("dead ({}); kept in {name}", failure.exit);
             self.shared.died();
         }
         verdict
