@@ -158,9 +158,6 @@ impl Keeper {
                      retry; finished ones are acknowledged as always",
                     publisher.label()
                 );
-                // The broker has not read them and may yet: a copy that arrives after all is a duplicate, not a loss.
-                let why = "the broker has blocked publishing (a memory or disk alarm)";
-                self.refuse_outstanding(&Refusal::Later(why.to_owned()));
             }
             Wake::Unblocked => log::info!("{} accepts publishes again", publisher.label()),
             Wake::Lost(fault) => self.lost(&fault),
