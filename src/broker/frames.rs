@@ -1,7 +1,10 @@
 //! Looks at the bytes that come from the peer before amiquip does, which would allocate whatever a frame header
-//! announces: what is no AMQP, and what is too large, ends the connection here.
+//! announces: what is no AMQP, and what is too large, ends the connection here; what it cannot read is rewritten
+//! (`normal`).
 
 use std::fmt;
+
+use super::normal;
 
 /// The largest frame taskq asks for and accepts, in bytes of payload; RabbitMQ's own default.
 pub(super) const FRAME_MAX: u32 = 131_072;
@@ -35,100 +38,109 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Follows the frame boundaries in a stream of bytes that arrive in any pieces.
+/// The peer's bytes on their way to amiquip: frames of methods and headers are held back until they are whole, checked
+/// and put into a form that it can read; bodies go through as they come.
 #[derive(Debug, Default)]
-pub(super) struct FrameInspector {
-    prefix: [u8; PREFIX + HEADER_PREFIX],
-    /// How much of `prefix` is filled.
-    filled: usize,
-    /// What is left of the current frame once its prefix was checked.
-    skip: usize,
+pub(super) struct Intake {
+    bytes: Vec<u8>,
+    /// Up to here they were taken out.
+    taken: usize,
+    /// Up to here they may be.
+    passed: usize,
+    /// How much of the current frame may pass unseen.
+    unseen: usize,
     seen_frame: bool,
 }
 
-impl FrameInspector {
-    /// Checks the next bytes.
-    pub(super) fn inspect(&mut self, mut bytes: &[u8]) -> Result<(), Violation> {
-        while !bytes.is_empty() {
-            if self.skip > 0 {
-                let skipped = self.skip.min(bytes.len());
-                self.skip -= skipped;
-                bytes = &bytes[skipped..];
-                continue;
-            }
-            let wanted = self.wanted();
-            let taken = (wanted - self.filled).min(bytes.len());
-            self.prefix[self.filled..self.filled + taken].copy_from_slice(&bytes[..taken]);
-            self.filled += taken;
-            bytes = &bytes[taken..];
-            if !self.seen_frame {
-                self.check_first()?;
-            }
-            if self.filled == PREFIX {
-                self.check_prefix()?;
-            }
-            // The content header's own prefix raises the wish.
-            if self.filled == self.wanted() {
-                self.finish_prefix()?;
+impl Intake {
+    /// Takes in what came next from the peer.
+    pub(super) fn put(&mut self, bytes: &[u8]) -> Result<(), Violation> {
+        if self.taken > 0 {
+            self.bytes.drain(..self.taken);
+            self.passed -= self.taken;
+            self.taken = 0;
+        }
+        self.bytes.extend_from_slice(bytes);
+        while self.passed < self.bytes.len() {
+            if self.unseen > 0 {
+                let passing = self.unseen.min(self.bytes.len() - self.passed);
+                self.unseen -= passing;
+                self.passed += passing;
+            } else if !self.pass_frame()? {
+                break;
             }
         }
         Ok(())
     }
 
-    /// How much of the prefix has to be seen for this frame.
-    fn wanted(&self) -> usize {
-        if self.filled >= PREFIX && self.prefix[0] == HEADER {
-            PREFIX + HEADER_PREFIX.min(self.size() as usize)
-        } else {
-            PREFIX
+    /// Hands on what has passed, as far as there is room.
+    pub(super) fn take(&mut self, room: &mut [u8]) -> usize {
+        let count = room.len().min(self.passed - self.taken);
+        room[..count].copy_from_slice(&self.bytes[self.taken..self.taken + count]);
+        self.taken += count;
+        count
+    }
+
+    /// Looks at the frame that begins here; false while too little of it has come.
+    fn pass_frame(&mut self) -> Result<bool, Violation> {
+        let frame = &mut self.bytes[self.passed..];
+        if !self.seen_frame {
+            check_first(frame)?;
         }
-    }
-
-    fn size(&self) -> u32 {
-        u32::from_be_bytes([self.prefix[3], self.prefix[4], self.prefix[5], self.prefix[6]])
-    }
-
-    fn check_first(&self) -> Result<(), Violation> {
-        let seen = &self.prefix[..self.filled];
-        match seen[0] {
-            METHOD => Ok(()),
-            b'A' if seen.starts_with(b"AMQP") => {
-                Err(Violation::NotAmqp("it speaks another version of AMQP than 0-9-1"))
-            }
-            b'A' if b"AMQP".starts_with(seen) => Ok(()),
-            b'H' if seen.starts_with(b"HTTP") => Err(Violation::NotAmqp("an HTTP server answers there")),
-            b'H' if b"HTTP".starts_with(seen) => Ok(()),
-            0x15 | 0x16 => Err(Violation::NotAmqp("it expects TLS (use amqps://)")),
-            _ => Err(Violation::NotAmqp("something that is not AMQP answers there")),
-        }
-    }
-
-    fn check_prefix(&mut self) -> Result<(), Violation> {
+        let Some((prefix, rest)) = frame.split_at_mut_checked(PREFIX) else { return Ok(false) };
         self.seen_frame = true;
-        match self.prefix[0] {
-            METHOD | HEADER | BODY | HEARTBEAT => {}
+        let size = u32::from_be_bytes([prefix[3], prefix[4], prefix[5], prefix[6]]);
+        if size > FRAME_MAX {
+            return Err(Violation::Malformed(format!("a frame of {size} bytes")));
+        }
+        let size = size as usize;
+        // With the end octet.
+        let whole = PREFIX + size + 1;
+        match prefix[0] {
+            BODY | HEARTBEAT => {
+                self.unseen = whole;
+                return Ok(true);
+            }
+            METHOD | HEADER => {}
             other => return Err(Violation::Malformed(format!("frame type {other}"))),
         }
-        if self.size() > FRAME_MAX {
-            return Err(Violation::Malformed(format!("a frame of {} bytes", self.size())));
+        if rest.len() <= size {
+            return Ok(false);
         }
-        Ok(())
+        let payload = &mut rest[..size];
+        let shaped = if prefix[0] == METHOD { normal::method(payload) } else { content_header(payload)? };
+        shaped.map_err(|normal::Misshapen| Violation::Malformed("a frame that breaks off".to_owned()))?;
+        self.passed += whole;
+        Ok(true)
     }
+}
 
-    fn finish_prefix(&mut self) -> Result<(), Violation> {
-        if self.prefix[0] == HEADER && self.filled == PREFIX + HEADER_PREFIX {
-            let mut size = [0; 8];
-            size.copy_from_slice(&self.prefix[PREFIX + 4..]);
-            let size = u64::from_be_bytes(size);
-            if size > BODY_MAX {
-                return Err(Violation::Malformed(format!("a body of {size} bytes")));
-            }
+fn check_first(seen: &[u8]) -> Result<(), Violation> {
+    match seen[0] {
+        METHOD => Ok(()),
+        b'A' if seen.starts_with(b"AMQP") => {
+            Err(Violation::NotAmqp("it speaks another version of AMQP than 0-9-1"))
         }
-        // The rest of the payload and the end octet.
-        self.skip = PREFIX + self.size() as usize + 1 - self.filled;
-        self.filled = 0;
-        Ok(())
+        b'A' if b"AMQP".starts_with(seen) => Ok(()),
+        b'H' if seen.starts_with(b"HTTP") => Err(Violation::NotAmqp("an HTTP server answers there")),
+        b'H' if b"HTTP".starts_with(seen) => Ok(()),
+        0x15 | 0x16 => Err(Violation::NotAmqp("it expects TLS (use amqps://)")),
+        _ => Err(Violation::NotAmqp("something that is not AMQP answers there")),
     }
+}
+
+/// Class, weight, body size, properties.
+fn content_header(payload: &mut [u8]) -> Result<Result<(), normal::Misshapen>, Violation> {
+    let Some((head, properties)) = payload.split_first_chunk_mut::<HEADER_PREFIX>() else {
+        return Ok(Err(normal::Misshapen));
+    };
+    let mut size = [0; 8];
+    size.copy_from_slice(&head[HEADER_PREFIX - 8..]);
+    let size = u64::from_be_bytes(size);
+    if size > BODY_MAX {
+        return Err(Violation::Malformed(format!("a body of {size} bytes")));
+    }
+    Ok(normal::properties(properties))
 }
 
 #[cfg(test)]
@@ -150,9 +162,17 @@ mod tests {
         frame(HEADER, &payload)
     }
 
-    fn inspect_in_pieces(bytes: &[u8], size: usize) -> Result<(), Violation> {
-        let mut inspector = FrameInspector::default();
-        bytes.chunks(size).try_for_each(|piece| inspector.inspect(piece))
+    /// What comes out, in reads of the same size.
+    fn through(bytes: &[u8], size: usize) -> Result<Vec<u8>, Violation> {
+        let (mut intake, mut out) = (Intake::default(), Vec::new());
+        for piece in bytes.chunks(size) {
+            intake.put(piece)?;
+            let mut room = vec![0; size];
+            while let count @ 1.. = intake.take(&mut room) {
+                out.extend_from_slice(&room[..count]);
+            }
+        }
+        Ok(out)
     }
 
     #[test]
@@ -161,11 +181,31 @@ mod tests {
         stream.extend(frame(HEARTBEAT, &[]));
         stream.extend(content_header(5));
         stream.extend(frame(BODY, b"HTTP/"));
-        // Too short to be a content header: amiquip refuses it, nothing is allocated for it.
-        stream.extend(frame(HEADER, &[1, 2]));
-        stream.extend(frame(METHOD, &[]));
+        stream.extend(frame(METHOD, &[7; 5]));
         for size in 1..stream.len() {
-            assert_eq!(inspect_in_pieces(&stream, size), Ok(()), "in pieces of {size}");
+            assert_eq!(through(&stream, size).as_ref(), Ok(&stream), "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn bodies_pass_as_they_come_and_headers_whole() {
+        let mut intake = Intake::default();
+        let mut room = [0; 100];
+        let body = frame(BODY, &[7; 20]);
+        assert_eq!(intake.put(&frame(METHOD, &[7; 4])), Ok(()));
+        assert_eq!(intake.take(&mut room), 12);
+        assert_eq!((intake.put(&body[..9]), intake.take(&mut room)), (Ok(()), 9));
+        assert_eq!((intake.put(&body[9..]), intake.take(&mut room)), (Ok(()), 19));
+        let header = content_header(5);
+        assert_eq!((intake.put(&header[..header.len() - 1]), intake.take(&mut room)), (Ok(()), 0));
+        assert_eq!((intake.put(&[0xce]), intake.take(&mut room)), (Ok(()), header.len()));
+    }
+
+    #[test]
+    fn frames_that_break_off_are_refused() {
+        for broken in [frame(HEADER, &[1, 2]), frame(METHOD, &[]), frame(METHOD, &[0, 60, 0, 60, 9])] {
+            let stream = [frame(METHOD, &[7; 10]), broken].concat();
+            assert!(matches!(through(&stream, 7), Err(Violation::Malformed(_))));
         }
     }
 
@@ -180,7 +220,7 @@ mod tests {
         for stream in [big_frame, big_body, unknown] {
             for size in 1..stream.len() {
                 assert!(
-                    matches!(inspect_in_pieces(&stream, size), Err(Violation::Malformed(_))),
+                    matches!(through(&stream, size), Err(Violation::Malformed(_))),
                     "in pieces of {size}"
                 );
             }
@@ -196,7 +236,7 @@ mod tests {
             (b"SSH-2.0-x", "not AMQP"),
         ] {
             for size in 1..bytes.len() {
-                let violation = inspect_in_pieces(bytes, size);
+                let violation = through(bytes, size);
                 assert!(
                     violation.as_ref().is_err_and(|violation| violation.to_string().contains(expected)),
                     "{violation:?} in pieces of {size}"

@@ -9,6 +9,7 @@ mod fault;
 mod frames;
 mod headers;
 mod message;
+mod normal;
 mod publisher;
 mod session;
 mod socket;

@@ -10,11 +10,11 @@ use amiquip::IoStream;
 use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
-use super::frames::{FrameInspector, Violation};
+use super::frames::{Intake, Violation};
 use super::watchdog::KillSwitch;
 
-/// A half-open connection is found by heartbeats; where the broker has turned them off, by the kernel after this
-/// long without traffic.
+/// A half-open connection is found by heartbeats. Should there be none, then by the kernel after this long without
+/// traffic.
 const KEEPALIVE: Duration = Duration::from_mins(1);
 
 /// What the socket saw that amiquip does not tell.
@@ -52,7 +52,7 @@ impl Sightings {
 /// What amiquip reads from and writes to.
 pub(super) struct Socket {
     stream: Stream,
-    inspector: FrameInspector,
+    intake: Intake,
     sightings: Sightings,
 }
 
@@ -63,6 +63,14 @@ enum Stream {
 }
 
 impl Stream {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(tcp) => tcp.read(buf),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.read(buf),
+        }
+    }
+
     fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(tcp) => tcp,
@@ -114,7 +122,7 @@ impl Socket {
     }
 
     fn over(stream: Stream) -> Self {
-        Self { stream, inspector: FrameInspector::default(), sightings: Sightings::default() }
+        Self { stream, intake: Intake::default(), sightings: Sightings::default() }
     }
 
     /// Stays readable after amiquip has taken the socket.
@@ -152,23 +160,23 @@ impl From<io::Error> for TlsFailure {
 
 impl Read for Socket {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let result = match &mut self.stream {
-            Stream::Plain(tcp) => tcp.read(buf),
-            #[cfg(feature = "tls")]
-            Stream::Tls(tls) => tls.read(buf),
-        };
-        match &result {
-            Ok(0) if !buf.is_empty() => self.sightings.with(|seen| seen.closed_by_peer = true),
-            Ok(n) => {
-                if let Err(violation) = self.inspector.inspect(&buf[..*n]) {
-                    let error = io::Error::new(io::ErrorKind::InvalidData, violation.to_string());
-                    self.sightings.with(|seen| seen.violation = Some(violation));
-                    return Err(error);
-                }
+        loop {
+            let count = self.intake.take(buf);
+            if count > 0 || buf.is_empty() {
+                return Ok(count);
             }
-            Err(error) => self.note_error(error),
+            // Into the caller's room, but not for the caller yet.
+            let count = self.stream.read(buf).inspect_err(|error| self.note_error(error))?;
+            if count == 0 {
+                self.sightings.with(|seen| seen.closed_by_peer = true);
+                return Ok(0);
+            }
+            if let Err(violation) = self.intake.put(&buf[..count]) {
+                let error = io::Error::new(io::ErrorKind::InvalidData, violation.to_string());
+                self.sightings.with(|seen| seen.violation = Some(violation));
+                return Err(error);
+            }
         }
-        result
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod connect;
 mod credentials;
+mod foreign_headers;
 mod hostile;
 #[cfg(not(feature = "tls"))]
 mod no_tls;

@@ -51,7 +51,7 @@ pub(crate) fn read_frame(from: &mut impl Read) -> io::Result<Frame> {
     Ok(Frame { kind: head[0], channel: u16::from_be_bytes([head[1], head[2]]), payload })
 }
 
-fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
     let mut bytes = frame_announcing(kind, channel, u32::try_from(payload.len()).unwrap());
     bytes.extend(payload);
     bytes.push(FRAME_END);
@@ -66,7 +66,7 @@ pub(crate) fn frame_announcing(kind: u8, channel: u16, size: u32) -> Vec<u8> {
     bytes
 }
 
-fn method(channel: u16, (class, number): Method, arguments: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn method(channel: u16, (class, number): Method, arguments: &[&[u8]]) -> Vec<u8> {
     let mut payload = Vec::new();
     payload.extend(class.to_be_bytes());
     payload.extend(number.to_be_bytes());
@@ -74,13 +74,13 @@ fn method(channel: u16, (class, number): Method, arguments: &[&[u8]]) -> Vec<u8>
     frame(FRAME_METHOD, channel, &payload)
 }
 
-fn short(text: &str) -> Vec<u8> {
+pub(crate) fn short(text: &str) -> Vec<u8> {
     let mut bytes = vec![u8::try_from(text.len()).unwrap()];
     bytes.extend(text.as_bytes());
     bytes
 }
 
-fn long(text: &str) -> Vec<u8> {
+pub(crate) fn long(text: &str) -> Vec<u8> {
     let mut bytes = u32::try_from(text.len()).unwrap().to_be_bytes().to_vec();
     bytes.extend(text.as_bytes());
     bytes
@@ -129,10 +129,35 @@ const TAG: &str = "tag";
 
 /// Basic.Deliver and a content header that announces a body of that size; `body` is what really follows.
 pub(crate) fn deliver(channel: u16, tag: u64, announced: u64, body: &[u8]) -> Vec<u8> {
+    deliver_with(channel, tag, announced, 0, &[], body)
+}
+
+/// The same with properties.
+pub(crate) fn deliver_with(
+    channel: u16,
+    tag: u64,
+    announced: u64,
+    flags: u16,
+    properties: &[&[u8]],
+    body: &[u8],
+) -> Vec<u8> {
     let mut bytes =
         method(channel, (60, 60), &[&short(TAG), &tag.to_be_bytes(), &[0], &short(""), &short("queue")]);
-    let header = [&60_u16.to_be_bytes()[..], &[0; 2], &announced.to_be_bytes(), &[0; 2]].concat();
-    bytes.extend(frame(FRAME_HEADER, channel, &header));
+    bytes.extend(content(channel, announced, flags, properties, body));
+    bytes
+}
+
+/// A content header and, where there is one, a body in one frame.
+pub(crate) fn content(
+    channel: u16,
+    announced: u64,
+    flags: u16,
+    properties: &[&[u8]],
+    body: &[u8],
+) -> Vec<u8> {
+    let header =
+        [&60_u16.to_be_bytes()[..], &[0; 2], &announced.to_be_bytes(), &flags.to_be_bytes()].concat();
+    let mut bytes = frame(FRAME_HEADER, channel, &[&header[..], &properties.concat()].concat());
     if !body.is_empty() {
         bytes.extend(frame(FRAME_BODY, channel, body));
     }

@@ -8,6 +8,7 @@ pub(crate) mod node;
 pub(crate) mod poll;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod raw;
 pub(crate) mod sandbox;
 pub(crate) mod script;
 
