@@ -11,8 +11,10 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 
 NODE := scripts/rabbitmq-node
+RABBITMQ4 := target/rabbitmq4
 TASKQ := target/release/taskq
-SCRIPTS := scripts/install-deps scripts/rabbitmq-node scripts/bench $(wildcard scripts/demos/*) .ci/run
+SCRIPTS := scripts/install-deps scripts/rabbitmq-node scripts/rabbitmq4-tree scripts/bench $(wildcard scripts/demos/*) \
+	.ci/run
 BROKER := .nodes/broker
 DEMOS := demo demo-round-robin demo-ack demo-durability demo-fair demo-forgotten-ack demo-redeclare \
 	demo-retry demo-persistent
@@ -20,7 +22,7 @@ DEMOS := demo demo-round-robin demo-ack demo-durability demo-fair demo-forgotten
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ##@ Building
 
@@ -109,3 +111,11 @@ unit: ## The tests that need no broker
 test: test-deps ## All tests, against real brokers, with and without TLS support
 	$(NODE) with -- $(CARGO) test --locked
 	$(NODE) with -- $(CARGO) test --locked --no-default-features
+
+.PHONY: rabbitmq4
+rabbitmq4: ## Fetch RabbitMQ 4, beside the one that is installed, into target/
+	@scripts/rabbitmq4-tree $(RABBITMQ4)
+
+.PHONY: test-rabbitmq4
+test-rabbitmq4: test-deps ## All tests, against nodes of RabbitMQ 4
+	bin=$$(scripts/rabbitmq4-tree $(RABBITMQ4)) && RABBITMQ_BIN=$$bin $(NODE) with -- $(CARGO) test --locked
