@@ -129,7 +129,11 @@ fn a_limit_that_was_reached_waits_for_its_tasks_without_a_grace_period() {
 #[test]
 fn a_hang_up_is_a_reason_to_stop() {
     let sandbox = Sandbox::new();
-    let worker = busy(&sandbox, &[], 2);
+    sandbox.taskq(["send", ".."]).run().exits(0);
+    // The tests may run under nohup themselves.
+    let taskq = ["--default-signal=HUP", env!("CARGO_BIN_EXE_taskq"), "work"];
+    let worker = sandbox.program("env", taskq).start();
+    worker.says("Received a message");
     worker.signal(SIGHUP);
     worker.end().exits(0).says("Done");
 }
