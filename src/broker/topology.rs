@@ -59,13 +59,15 @@ pub struct QueueSpec {
 }
 
 impl QueueSpec {
-    /// Where this queue's tasks wait for `after`.
+    /// Where this queue's tasks wait for `after`. Always a quorum queue: a classic one hands over what has expired
+    /// without confirms, so that a broker which is killed in that moment loses it (RABBITMQ.md, 13).
     #[must_use]
     pub fn delay(&self, after: Duration, leased: bool) -> Self {
         Self {
             name: format!("{}.delay.{}", self.name, after.as_millis()),
             role: Role::Delay { after, back_to: self.name.clone(), leased },
-            ..self.clone()
+            kind: QueueType::Quorum,
+            declare: self.declare,
         }
     }
 
@@ -104,7 +106,7 @@ impl QueueSpec {
             set("x-dead-letter-exchange", text(""));
             set("x-dead-letter-routing-key", text(back_to));
             if self.kind == QueueType::Quorum {
-                // Otherwise a task whose target is not there at that moment would be dropped.
+                // It leaves this queue when the other one has confirmed it, and not before.
                 set("x-dead-letter-strategy", text("at-least-once"));
                 set("x-overflow", text("reject-publish"));
             }
@@ -123,6 +125,9 @@ enum Mismatch {
     Unsafe(&'static str),
     /// It is leased and was declared as permanent, or the other way round: declare it as what it is.
     OtherLease,
+    /// It is a classic queue and was declared as a quorum queue, or the broker is too old for quorum queues that let
+    /// messages expire (RabbitMQ 3.10 has them): declare it as a classic one, so that the rest is compared as well.
+    Classic,
     /// It works all the same: use it as it is.
     Harmless,
 }
@@ -137,6 +142,8 @@ fn judge_mismatch(role: &Role, message: &str) -> Mismatch {
         }
         (Some("exclusive"), _) => Mismatch::Unsafe("it belongs to another connection alone (exclusive)"),
         (Some("x-expires"), Role::Delay { .. }) => Mismatch::OtherLease,
+        (Some("x-queue-type"), Role::Delay { .. }) => Mismatch::Classic,
+        (None, Role::Delay { .. }) if message.contains("invalid arg '") => Mismatch::Classic,
         (
             Some("x-message-ttl" | "x-dead-letter-exchange" | "x-dead-letter-routing-key"),
             Role::Delay { .. },
@@ -158,21 +165,40 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Channel, 
     if !spec.declare {
         return look(session, &spec.name).map(|(channel, _)| channel);
     }
-    let fault = match declare(session, spec) {
+    let mut as_it_is = spec.clone();
+    let mut fault = match declare(session, &as_it_is) {
         Ok(channel) => return Ok(channel),
         Err(fault) => fault,
     };
-    if fault.kind == Kind::Refused {
-        return Err(fault.because_also(&format!(
+    // Each variation is tried once: the lease and the kind.
+    for _ in 0..2 {
+        if fault.kind != Kind::Configuration {
+            break;
+        }
+        match judge_mismatch(&spec.role, &fault.to_string()) {
+            Mismatch::OtherLease => as_it_is = as_it_is.with_other_lease(),
+            Mismatch::Classic => as_it_is.kind = QueueType::Classic,
+            Mismatch::Unsafe(_) | Mismatch::Harmless => break,
+        }
+        fault = match declare(session, &as_it_is) {
+            Ok(channel) => {
+                log::info!("the queue {} is used as it is ({fault})", spec.name);
+                return Ok(channel);
+            }
+            Err(fault) => fault,
+        };
+    }
+    settle_mismatch(session, spec, fault)
+}
+
+/// What a refused declaration comes to when no variation of it helped.
+fn settle_mismatch(session: &mut Session, spec: &QueueSpec, fault: Fault) -> Result<Channel, Fault> {
+    match (fault.kind, judge_mismatch(&spec.role, &fault.to_string())) {
+        (Kind::Refused, _) => Err(fault.because_also(&format!(
             "the queue {} cannot be declared; with --no-declare it is used as it is, without the configure permission",
             spec.name
-        )));
-    }
-    if fault.kind != Kind::Configuration {
-        return Err(fault);
-    }
-    match judge_mismatch(&spec.role, &fault.to_string()) {
-        Mismatch::Unsafe(why) => Err(Fault::channel(
+        ))),
+        (Kind::Configuration, Mismatch::Unsafe(why)) => Err(Fault::channel(
             Kind::Configuration,
             format!(
                 "the queue {0} cannot hold tasks safely: {why}. Delete it (rabbitmqctl delete_queue {0}) or choose \
@@ -180,12 +206,12 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Channel, 
                 spec.name
             ),
         )),
-        Mismatch::OtherLease => declare(session, &spec.with_other_lease()),
-        Mismatch::Harmless => {
+        (Kind::Configuration, _) => {
             let (channel, _) = look(session, &spec.name)?;
             log::info!("the queue {} exists with other settings and is used as it is ({fault})", spec.name);
             Ok(channel)
         }
+        _ => Err(fault),
     }
 }
 
@@ -264,14 +290,20 @@ mod tests {
             for property in ["durable", "auto_delete", "exclusive"] {
                 assert!(matches!(judge(role, property), Mismatch::Unsafe(_)), "{property}");
             }
+        }
+        for role in [&Role::Tasks, &Role::Dead] {
             assert_eq!(judge(role, "x-queue-type"), Mismatch::Harmless);
         }
+        assert_eq!(judge(&delay, "x-queue-type"), Mismatch::Classic);
         for property in ["x-max-priority", "x-message-ttl", "x-dead-letter-exchange", "x-expires"] {
             assert_eq!(judge(&Role::Tasks, property), Mismatch::Harmless, "{property}");
         }
         assert!(matches!(judge(&Role::Dead, "x-message-ttl"), Mismatch::Unsafe(_)));
         assert!(matches!(judge(&delay, "x-dead-letter-exchange"), Mismatch::Unsafe(_)));
         assert_eq!(judge(&delay, "x-expires"), Mismatch::OtherLease);
+        let too_old = "PRECONDITION_FAILED - invalid arg 'x-message-ttl' for queue 'q' in vhost '/' of queue type \
+                       rabbit_quorum_queue";
+        assert_eq!(judge_mismatch(&delay, too_old), Mismatch::Classic);
         assert_eq!(judge_mismatch(&Role::Tasks, "PRECONDITION_FAILED - something new"), Mismatch::Harmless);
     }
 
@@ -289,6 +321,8 @@ mod tests {
         let arguments = ladder.arguments();
         assert_eq!(arguments.get("x-message-ttl"), Some(&AmqpValue::LongLongInt(1500)));
         assert_eq!(arguments.get("x-dead-letter-routing-key"), Some(&AmqpValue::LongString("q".to_owned())));
+        let at_least_once = AmqpValue::LongString("at-least-once".to_owned());
+        assert_eq!(arguments.get("x-dead-letter-strategy"), Some(&at_least_once));
         assert_eq!(arguments.get("x-expires"), None);
         let leased = ladder.with_other_lease();
         assert_eq!(leased.arguments().get("x-expires"), Some(&AmqpValue::LongLongInt(3_601_500)));

@@ -75,6 +75,9 @@ fn permanent(sandbox: &Sandbox, milliseconds: i32) -> amiquip::FieldTable {
         ("x-message-ttl", number(milliseconds)),
         ("x-dead-letter-exchange", text("")),
         ("x-dead-letter-routing-key", text(&sandbox.queue)),
+        ("x-queue-type", text("quorum")),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
     ])
 }
 

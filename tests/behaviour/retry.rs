@@ -118,10 +118,11 @@ fn laden(queue: &str) -> AmqpProperties {
         .with_headers(arguments(&table))
 }
 
-/// All but taskq's own.
+/// All but taskq's own and the count with which a quorum queue hands a message out for the first time.
 fn foreign_headers(message: &Delivery) -> FieldTable {
     let mut table = headers(message);
-    table.retain(|name, _| !name.starts_with("x-taskq-"));
+    let first = ("x-delivery-count", &AmqpValue::LongLongInt(0));
+    table.retain(|name, value| !name.starts_with("x-taskq-") && (name.as_str(), &*value) != first);
     table
 }
 
@@ -178,6 +179,9 @@ fn the_last_pause_of_the_list_repeats() {
             ("x-message-ttl", number(milliseconds)),
             ("x-dead-letter-exchange", text("")),
             ("x-dead-letter-routing-key", text(&sandbox.queue)),
+            ("x-queue-type", text("quorum")),
+            ("x-dead-letter-strategy", text("at-least-once")),
+            ("x-overflow", text("reject-publish")),
         ];
         let queue = sandbox.delay_queue(u64::try_from(milliseconds).unwrap());
         broker.declare_with(&queue, durable(arguments(&back)));

@@ -111,7 +111,6 @@ fn collect_dead(broker: &Broker, sandbox: &Sandbox) -> BTreeMap<usize, String> {
 }
 
 #[test]
-#[ignore = "open: a classic delay queue hands tasks over unconfirmed, and a broker that is killed just then loses them"]
 fn killing_workers_and_the_broker_at_random_loses_neither_a_task_nor_a_failure() {
     const DEATHS: u64 = 10;
     let mut dice = Dice::new();
