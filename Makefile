@@ -11,11 +11,13 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 
 NODE := scripts/rabbitmq-node
+CLUSTER := scripts/rabbitmq-cluster
 RABBITMQ4 := target/rabbitmq4
 TASKQ := target/release/taskq
-SCRIPTS := scripts/install-deps scripts/rabbitmq-node scripts/rabbitmq4-tree scripts/bench $(wildcard scripts/demos/*) \
-	.ci/run
+SCRIPTS := scripts/install-deps scripts/rabbitmq-node scripts/rabbitmq-cluster scripts/rabbitmq4-tree scripts/bench \
+	$(wildcard scripts/demos/*) .ci/run
 BROKER := .nodes/broker
+BROKERS := .nodes/cluster
 DEMOS := demo demo-round-robin demo-ack demo-durability demo-fair demo-forgotten-ack demo-redeclare \
 	demo-retry demo-persistent
 
@@ -85,6 +87,17 @@ broker: deps ## Run a RabbitMQ on port 5672 until Ctrl-C, for playing in other t
 .PHONY: queues
 queues: ## List the queues of `make broker`
 	@$(NODE) queues $(BROKER)
+
+# From 5673 on, so that it runs beside `make broker`.
+.PHONY: cluster
+cluster: deps ## Run a RabbitMQ of three nodes until Ctrl-C, for playing in other terminals
+	@$(CLUSTER) with --port 5673 --dir $(BROKERS) -- sh -c ' \
+		echo "Three nodes, one cluster; Ctrl-C ends it. In other terminals:"; echo; \
+		echo "  export TASKQ_URL=$$TASKQ_URL"; \
+		echo "  taskq send --queue-type quorum hello"; \
+		echo "  $(NODE) kill $(BROKERS)/2      or freeze, cut, stop"; \
+		echo "  $(CLUSTER) mend $(BROKERS)     brings back what is away"; \
+		echo "  $(CLUSTER) queues $(BROKERS)"; exec sleep infinity'
 
 ##@ Checking
 
