@@ -1,9 +1,12 @@
 //! The file of `--unsent`: what was not confirmed, in the form in which it came in.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::unistd::{Uid, geteuid};
 
 /// How tasks are written, and where they came from.
 pub struct UnsentForm<'a> {
@@ -33,12 +36,14 @@ impl UnsentFile {
     /// # Errors
     /// Whatever the system says; and if a single body would have to be put after what is there.
     pub fn create(path: &Path, form: &UnsentForm<'_>) -> io::Result<Self> {
+        let path = &place(path, geteuid())?;
         let name = path.file_name().ok_or_else(|| io::Error::other("it is no file name"))?;
         if path.is_dir() {
             return Err(io::ErrorKind::IsADirectory.into());
         }
         let replaces_input = form.input.is_some_and(|input| is_same_file(input, path));
-        let earlier = if replaces_input { Vec::new() } else { read_earlier(path)? };
+        let earlier = read_earlier(path, geteuid())?;
+        let earlier = if replaces_input { Vec::new() } else { earlier };
         if !earlier.is_empty() && form.separator.is_none() {
             return Err(io::Error::other(
                 "it holds something already, perhaps an earlier task that was not sent",
@@ -105,13 +110,47 @@ impl Drop for UnsentFile {
     }
 }
 
-fn read_earlier(path: &Path) -> io::Result<Vec<u8>> {
-    match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        // Reading a pipe or a device would wait for ever, and it could not be replaced.
-        Ok(there) if !there.is_file() => Err(io::Error::other("it is no regular file")),
-        _ => fs::read(path),
+/// Where the file is to be: where a symbolic link leads, if it can be trusted. Anybody may put one into a directory that
+/// all write to.
+fn place(path: &Path, me: Uid) -> io::Result<PathBuf> {
+    match fs::symlink_metadata(path) {
+        Ok(there) if there.is_symlink() => {
+            if there.uid() == me.as_raw() || there.uid() == 0 {
+                fs::canonicalize(path)
+            } else {
+                Err(io::Error::other("it is a symbolic link of another user's"))
+            }
+        }
+        _ => Ok(path.to_owned()),
     }
+}
+
+/// Also finds out what would only show when everything is sent: that it cannot be replaced.
+fn read_earlier(path: &Path, me: Uid) -> io::Result<Vec<u8>> {
+    // Opening a pipe would wait for ever; and it was a link, if at all, a moment ago.
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
+    let mut file = match OpenOptions::new().read(true).custom_flags(flags.bits()).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        file => file?,
+    };
+    let there = file.metadata()?;
+    // Reading a device would wait for ever, and it could not be replaced.
+    if !there.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    if there.uid() != me.as_raw() && is_shared(path)? {
+        return Err(io::Error::other("it belongs to another user, in a directory that others may write to"));
+    }
+    let mut earlier = Vec::new();
+    file.read_to_end(&mut earlier)?;
+    Ok(earlier)
+}
+
+/// Everybody may write to the file's directory, or what is in it is its owners' to replace (the sticky bit, as in /tmp).
+fn is_shared(path: &Path) -> io::Result<bool> {
+    const STICKY_OR_OPEN: u32 = 0o1002;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(fs::metadata(directory)?.mode() & STICKY_OR_OPEN != 0)
 }
 
 fn is_same_file(one: &Path, other: &Path) -> bool {
@@ -159,6 +198,68 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two\n");
         UnsentFile::create(&path, &form).unwrap().finish().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    /// Somebody else.
+    fn stranger() -> Uid {
+        Uid::from_raw(geteuid().as_raw() + 1)
+    }
+
+    #[test]
+    fn links_lead_only_where_their_owner_may_send_us() {
+        let folder = folder("links");
+        let (target, link) = (folder.join("target"), folder.join("link"));
+        std::os::unix::fs::symlink("target", &link).unwrap();
+        assert!(place(&link, geteuid()).is_err(), "it leads nowhere");
+        fs::write(&target, "one\n").unwrap();
+        let mut file = UnsentFile::create(&link, &LINES).unwrap();
+        file.add(b"two").unwrap();
+        file.finish().unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"one\ntwo\n");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink(), "the link was replaced");
+        let trusted = geteuid().is_root();
+        assert_eq!(place(&link, stranger()).is_ok(), trusted, "only the superuser's links are everybody's");
+        assert!(read_earlier(&link, geteuid()).is_err(), "a link that appeared meanwhile");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn files_of_others_in_shared_directories_are_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = folder("shared");
+        let path = folder.join("unsent");
+        fs::write(&path, "planted\n").unwrap();
+        for (mode, refused) in [(0o755, false), (0o775, false), (0o777, true), (0o1777, true), (0o1775, true)]
+        {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(read_earlier(&path, stranger()).is_err(), refused, "{mode:o}");
+            assert_eq!(read_earlier(&path, geteuid()).unwrap(), b"planted\n", "{mode:o}");
+        }
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn the_file_is_for_its_owner_only() {
+        let folder = folder("mode");
+        let path = folder.join("unsent");
+        fs::write(&path, "open to all\n").unwrap();
+        let mut file = UnsentFile::create(&path, &LINES).unwrap();
+        let hidden = fs::read_dir(&folder).unwrap().map(Result::unwrap).find(|entry| entry.path() != path);
+        assert_eq!(hidden.unwrap().metadata().unwrap().mode() & 0o777, 0o600);
+        file.add(b"secret").unwrap();
+        file.finish().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_and_not_waited_for() {
+        let folder = folder("pipe");
+        let pipe = folder.join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(UnsentFile::create(&pipe, &LINES).is_err());
+        assert!(UnsentFile::create(Path::new("/dev/null"), &LINES).is_err());
         fs::remove_dir_all(folder).unwrap();
     }
 
