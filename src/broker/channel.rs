@@ -8,7 +8,7 @@ use crossbeam_channel::Receiver;
 
 use super::fault::Fault;
 use super::session::CLOSE_TIMEOUT;
-use super::watchdog::KillSwitch;
+use super::watchdog::{Guard, KillSwitch};
 
 /// A channel whose every call has a deadline. It is `Send` but not `Sync`: acknowledgements go back on the
 /// channel that delivered because nobody else has it.
@@ -28,24 +28,32 @@ impl Channel {
         Self { amqp: Some(amqp), keepalive: RefCell::new(Vec::new()), kill, rpc_timeout }
     }
 
-    /// Calls amiquip under the channel's deadline; `what` names the call for the error.
+    /// Calls amiquip under the channel's deadline, which begins anew as long as other things arrive; `what` names the
+    /// call for the error.
     pub(super) fn call<'a, T>(
         &'a self,
         what: &'static str,
         call: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
     ) -> Result<T, Fault> {
-        self.call_within(self.rpc_timeout, what, call)
+        self.call_under(self.kill.patient_guard(self.rpc_timeout, what), call)
     }
 
-    /// As [`Channel::call`], with a deadline of its own.
+    /// As [`Channel::call`], with a deadline of its own that holds whatever arrives.
     pub(super) fn call_within<'a, T>(
         &'a self,
         timeout: Duration,
         what: &'static str,
         call: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
     ) -> Result<T, Fault> {
+        self.call_under(self.kill.guard(timeout, what), call)
+    }
+
+    fn call_under<'a, T>(
+        &'a self,
+        _guard: Guard,
+        call: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
+    ) -> Result<T, Fault> {
         let amqp = self.amqp.as_ref().ok_or_else(|| Fault::lost("the channel is closed"))?;
-        let _guard = self.kill.guard(timeout, what);
         call(amqp).map_err(|error| Fault::from(error).because(self.kill.fired()))
     }
 
@@ -60,7 +68,7 @@ impl Channel {
     /// Whatever had closed it before, or the loss of the connection.
     pub fn close(mut self) -> Result<(), Fault> {
         let Some(amqp) = self.amqp.take() else { return Ok(()) };
-        let _guard = self.kill.guard(CLOSE_TIMEOUT, "a channel close");
+        let _guard = self.kill.patient_guard(CLOSE_TIMEOUT, "a channel close");
         amqp.close().map_err(|error| Fault::from(error).because(self.kill.fired()))
     }
 }
@@ -68,7 +76,7 @@ impl Channel {
 impl Drop for Channel {
     fn drop(&mut self) {
         if let Some(amqp) = self.amqp.take() {
-            let _guard = self.kill.guard(CLOSE_TIMEOUT, "a channel close");
+            let _guard = self.kill.patient_guard(CLOSE_TIMEOUT, "a channel close");
             drop(amqp);
         }
     }

@@ -12,6 +12,7 @@ use super::frames::FRAME_MAX;
 use super::session::{Purpose, Session, SessionOptions, explain, host_name};
 use super::socket::{Sightings, Socket};
 use super::url::{BrokerUrl, Credentials};
+use super::watchdog::KillSwitch;
 use crate::error::{Error, Result};
 
 /// What one connection may have open at most; without a limit amiquip hangs at the 65,536th. RabbitMQ's own
@@ -95,8 +96,9 @@ impl Dial<'_> {
             _ => Fault::lost(format!("{error} ({address})")),
         })?;
         let _guard = kill.guard(remaining(until), "the connection attempt");
-        let socket =
-            self.socket(tcp).map_err(|fault| if kill.fired().is_some() { too_late() } else { fault })?;
+        let socket = self
+            .socket(tcp, kill.clone())
+            .map_err(|fault| if kill.fired().is_some() { too_late() } else { fault })?;
         let sightings = socket.sightings();
         let tuning = ConnectionTuning::default().mem_channel_bound(self.purpose.channel_bound());
         let opened = match &self.url.credentials {
@@ -129,20 +131,20 @@ impl Dial<'_> {
     }
 
     #[cfg(feature = "tls")]
-    fn socket(&self, tcp: std::net::TcpStream) -> std::result::Result<Socket, Fault> {
+    fn socket(&self, tcp: std::net::TcpStream, kill: KillSwitch) -> std::result::Result<Socket, Fault> {
         match self.tls {
-            Some(connector) if self.url.tls => Socket::tls(tcp, connector.native(), &self.url.host)
+            Some(connector) if self.url.tls => Socket::tls(tcp, kill, connector.native(), &self.url.host)
                 .map_err(|failure| super::tls::failure_fault(failure, &self.url.host)),
-            _ => Socket::plain(tcp).map_err(|error| Fault::lost(error.to_string())),
+            _ => Socket::plain(tcp, kill).map_err(|error| Fault::lost(error.to_string())),
         }
     }
 
     #[cfg(not(feature = "tls"))]
-    fn socket(&self, tcp: std::net::TcpStream) -> std::result::Result<Socket, Fault> {
+    fn socket(&self, tcp: std::net::TcpStream, kill: KillSwitch) -> std::result::Result<Socket, Fault> {
         if self.url.tls {
             return Err(Fault::connection(Kind::Configuration, "this taskq was built without TLS"));
         }
-        Socket::plain(tcp).map_err(|error| Fault::lost(error.to_string()))
+        Socket::plain(tcp, kill).map_err(|error| Fault::lost(error.to_string()))
     }
 
     fn amqp_options(&self, auth: Auth) -> ConnectionOptions<Auth> {

@@ -49,12 +49,15 @@ pub(super) struct Intake {
     passed: usize,
     /// How much of the current frame may pass unseen.
     unseen: usize,
+    /// The current frame says nothing.
+    heartbeat: bool,
     seen_frame: bool,
 }
 
 impl Intake {
-    /// Takes in what came next from the peer.
-    pub(super) fn put(&mut self, bytes: &[u8]) -> Result<(), Violation> {
+    /// Takes in what came next from the peer; tells whether it was anything but heartbeats.
+    pub(super) fn put(&mut self, bytes: &[u8]) -> Result<bool, Violation> {
+        let mut substance = false;
         if self.taken > 0 {
             self.bytes.drain(..self.taken);
             self.passed -= self.taken;
@@ -66,11 +69,16 @@ impl Intake {
                 let passing = self.unseen.min(self.bytes.len() - self.passed);
                 self.unseen -= passing;
                 self.passed += passing;
-            } else if !self.pass_frame()? {
-                break;
+                substance |= !self.heartbeat;
+            } else {
+                let whole = self.pass_frame()?;
+                substance |= !self.heartbeat;
+                if !whole {
+                    break;
+                }
             }
         }
-        Ok(())
+        Ok(substance)
     }
 
     /// Hands on what has passed, as far as there is room.
@@ -87,6 +95,7 @@ impl Intake {
         if !self.seen_frame {
             check_first(frame)?;
         }
+        self.heartbeat = frame[0] == HEARTBEAT;
         let Some((prefix, rest)) = frame.split_at_mut_checked(PREFIX) else { return Ok(false) };
         self.seen_frame = true;
         let size = u32::from_be_bytes([prefix[3], prefix[4], prefix[5], prefix[6]]);
@@ -192,13 +201,25 @@ mod tests {
         let mut intake = Intake::default();
         let mut room = [0; 100];
         let body = frame(BODY, &[7; 20]);
-        assert_eq!(intake.put(&frame(METHOD, &[7; 4])), Ok(()));
+        assert_eq!(intake.put(&frame(METHOD, &[7; 4])), Ok(true));
         assert_eq!(intake.take(&mut room), 12);
-        assert_eq!((intake.put(&body[..9]), intake.take(&mut room)), (Ok(()), 9));
-        assert_eq!((intake.put(&body[9..]), intake.take(&mut room)), (Ok(()), 19));
+        assert_eq!((intake.put(&body[..9]), intake.take(&mut room)), (Ok(true), 9));
+        assert_eq!((intake.put(&body[9..]), intake.take(&mut room)), (Ok(true), 19));
         let header = content_header(5);
-        assert_eq!((intake.put(&header[..header.len() - 1]), intake.take(&mut room)), (Ok(()), 0));
-        assert_eq!((intake.put(&[0xce]), intake.take(&mut room)), (Ok(()), header.len()));
+        assert_eq!((intake.put(&header[..header.len() - 1]), intake.take(&mut room)), (Ok(true), 0));
+        assert_eq!((intake.put(&[0xce]), intake.take(&mut room)), (Ok(true), header.len()));
+    }
+
+    #[test]
+    fn heartbeats_say_nothing() {
+        let mut intake = Intake::default();
+        assert_eq!(intake.put(&frame(METHOD, &[7; 4])), Ok(true));
+        for byte in frame(HEARTBEAT, &[]) {
+            assert_eq!(intake.put(&[byte]), Ok(false));
+        }
+        let beats = frame(HEARTBEAT, &[]).repeat(3);
+        assert_eq!(intake.put(&beats), Ok(false));
+        assert_eq!(intake.put(&[&beats[..], &frame(BODY, &[7])].concat()), Ok(true));
     }
 
     #[test]

@@ -14,8 +14,8 @@ use super::url::BrokerUrl;
 use super::watchdog::{self, KillSwitch};
 use crate::error::Result;
 
-/// How long any single question to the broker may stay unanswered. Far more than a busy broker takes, less than
-/// a drain waits by default.
+/// How long any single question to the broker may stay unanswered while nothing else comes either. Far more than a busy
+/// broker takes, less than a drain waits by default. Answers come in their turn: on a slow line behind a large body.
 const RPC_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a goodbye may take before the socket is cut: nothing depends on it.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -117,7 +117,7 @@ impl Session {
             return Err(Fault::lost("the connection is closed"));
         };
         let opened = {
-            let _guard = self.kill.guard(RPC_TIMEOUT, "a channel open");
+            let _guard = self.kill.patient_guard(RPC_TIMEOUT, "a channel open");
             connection.open_channel(None)
         };
         match opened {

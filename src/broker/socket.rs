@@ -54,6 +54,7 @@ pub(super) struct Socket {
     stream: Stream,
     intake: Intake,
     sightings: Sightings,
+    kill: KillSwitch,
 }
 
 enum Stream {
@@ -92,16 +93,17 @@ impl Socket {
     }
 
     /// AMQP in clear.
-    pub(super) fn plain(tcp: StdStream) -> io::Result<Self> {
+    pub(super) fn plain(tcp: StdStream, kill: KillSwitch) -> io::Result<Self> {
         let tcp = TcpStream::from_stream(tcp)?;
         tcp.set_keepalive(Some(KEEPALIVE))?;
-        Ok(Self::over(Stream::Plain(tcp)))
+        Ok(Self::over(Stream::Plain(tcp), kill))
     }
 
     /// AMQP over TLS: performs the handshake, which blocks until the peer answers or the kill switch fires.
     #[cfg(feature = "tls")]
     pub(super) fn tls(
         tcp: StdStream,
+        kill: KillSwitch,
         connector: &native_tls::TlsConnector,
         host: &str,
     ) -> std::result::Result<Self, TlsFailure> {
@@ -118,11 +120,11 @@ impl Socket {
             }
         };
         mode.set_nonblocking(true)?;
-        Ok(Self::over(Stream::Tls(Box::new(tls))))
+        Ok(Self::over(Stream::Tls(Box::new(tls)), kill))
     }
 
-    fn over(stream: Stream) -> Self {
-        Self { stream, intake: Intake::default(), sightings: Sightings::default() }
+    fn over(stream: Stream, kill: KillSwitch) -> Self {
+        Self { stream, intake: Intake::default(), sightings: Sightings::default(), kill }
     }
 
     /// Stays readable after amiquip has taken the socket.
@@ -171,10 +173,14 @@ impl Read for Socket {
                 self.sightings.with(|seen| seen.closed_by_peer = true);
                 return Ok(0);
             }
-            if let Err(violation) = self.intake.put(&buf[..count]) {
-                let error = io::Error::new(io::ErrorKind::InvalidData, violation.to_string());
-                self.sightings.with(|seen| seen.violation = Some(violation));
-                return Err(error);
+            match self.intake.put(&buf[..count]) {
+                Ok(true) => self.kill.note_arrival(),
+                Ok(false) => {}
+                Err(violation) => {
+                    let error = io::Error::new(io::ErrorKind::InvalidData, violation.to_string());
+                    self.sightings.with(|seen| seen.violation = Some(violation));
+                    return Err(error);
+                }
             }
         }
     }

@@ -3,11 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+
+/// An answer may wait behind bodies that come over a slow line, but not for ever: a peer could send one word at a time.
+const LONGEST_PATIENCE: Duration = Duration::from_hours(1);
 
 /// Cuts one connection's TCP stream, from any thread.
 #[derive(Debug, Clone)]
@@ -17,12 +21,14 @@ pub(super) struct KillSwitch(Arc<Target>);
 struct Target {
     stream: TcpStream,
     why: Mutex<Option<String>>,
+    /// Counts arrivals of something other than heartbeats.
+    arrivals: AtomicU64,
 }
 
 impl KillSwitch {
     /// `stream` is a clone (`try_clone`) of the connection's own.
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self(Arc::new(Target { stream, why: Mutex::new(None) }))
+        Self(Arc::new(Target { stream, why: Mutex::new(None), arrivals: AtomicU64::new(0) }))
     }
 
     /// Shuts the socket down; the first reason given is kept.
@@ -37,15 +43,35 @@ impl KillSwitch {
         lock(&self.0.why).clone()
     }
 
+    /// The peer has sent something other than heartbeats.
+    pub(super) fn note_arrival(&self) {
+        self.0.arrivals.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn arrivals(&self) -> u64 {
+        self.0.arrivals.load(Ordering::Relaxed)
+    }
+
     /// Fires when the returned guard still exists after `timeout`. `what` names the call for the reason:
     /// "no answer to {what} within ...".
     pub(super) fn guard(&self, timeout: Duration, what: &'static str) -> Guard {
+        self.arm(timeout, what, None)
+    }
+
+    /// As [`KillSwitch::guard`], for an answer that comes in its turn: as long as anything else arrives, `timeout`
+    /// begins anew.
+    pub(super) fn patient_guard(&self, timeout: Duration, what: &'static str) -> Guard {
+        let until = Instant::now() + LONGEST_PATIENCE;
+        self.arm(timeout, what, Some(Patience { arrivals: self.arrivals(), until }))
+    }
+
+    fn arm(&self, timeout: Duration, what: &'static str, patience: Option<Patience>) -> Guard {
         let watchdog = watchdog();
         let due = Instant::now() + timeout;
         let mut watches = lock(&watchdog.watches);
         watches.serial += 1;
-        let key = (due, watches.serial);
-        watches.armed.insert(key, Armed { kill: self.clone(), timeout, what });
+        let key = watches.serial;
+        watches.armed.insert(key, Armed { due, kill: self.clone(), timeout, what, patience });
         // Deadlines are mostly alike, so a new one is rarely the next to pass and the thread can sleep on.
         if watches.wakes_at.is_none_or(|at| due < at) {
             watchdog.changed.notify_one();
@@ -58,7 +84,7 @@ impl KillSwitch {
 #[derive(Debug)]
 #[must_use = "the deadline holds only as long as the guard lives"]
 pub(super) struct Guard {
-    key: (Instant, u64),
+    key: u64,
 }
 
 impl Drop for Guard {
@@ -68,13 +94,36 @@ impl Drop for Guard {
 }
 
 struct Armed {
+    due: Instant,
     kill: KillSwitch,
     timeout: Duration,
     what: &'static str,
+    patience: Option<Patience>,
+}
+
+impl Armed {
+    /// Whether it can wait on, because something has arrived since it was last due.
+    fn waits_on(&mut self, now: Instant) -> bool {
+        let arrivals = self.kill.arrivals();
+        match &mut self.patience {
+            Some(patience) if patience.arrivals != arrivals && now < patience.until => {
+                patience.arrivals = arrivals;
+                self.due = now + self.timeout;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+struct Patience {
+    /// The peer's arrivals when the current timeout began.
+    arrivals: u64,
+    until: Instant,
 }
 
 struct Watches {
-    armed: BTreeMap<(Instant, u64), Armed>,
+    armed: BTreeMap<u64, Armed>,
     serial: u64,
     /// When the thread looks next; `None` while it waits to be told.
     wakes_at: Option<Instant>,
@@ -115,15 +164,15 @@ fn watch() {
     let mut watches = lock(&watchdog.watches);
     loop {
         let now = Instant::now();
-        while let Some(entry) = watches.armed.first_entry().filter(|entry| entry.key().0 <= now) {
-            let armed = entry.remove();
-            armed.kill.fire(&format!(
-                "no answer to {} within {}",
-                armed.what,
-                crate::duration::show(armed.timeout)
-            ));
-        }
-        watches.wakes_at = watches.armed.first_key_value().map(|(key, _)| key.0);
+        watches.armed.retain(|_, armed| {
+            let keep = armed.due > now || armed.waits_on(now);
+            if !keep {
+                let waited = crate::duration::show(armed.timeout);
+                armed.kill.fire(&format!("no answer to {} within {waited}", armed.what));
+            }
+            keep
+        });
+        watches.wakes_at = watches.armed.values().map(|armed| armed.due).min();
         watches = match watches.wakes_at {
             Some(at) => watchdog
                 .changed
@@ -164,6 +213,22 @@ mod tests {
         assert_eq!(near.read(&mut [0]).unwrap(), 0);
         assert_eq!(kill.fired().unwrap(), "no answer to a channel close within 20ms");
         drop((long, short));
+    }
+
+    #[test]
+    fn a_patient_guard_waits_while_something_arrives() {
+        start().unwrap();
+        let (mut near, _far) = pair();
+        let kill = KillSwitch::new(near.try_clone().unwrap());
+        let began = Instant::now();
+        let guard = kill.patient_guard(Duration::from_millis(300), "a question");
+        for _ in 0..60 {
+            kill.note_arrival();
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(near.read(&mut [0]).unwrap(), 0);
+        assert!(began.elapsed() >= Duration::from_millis(600));
+        drop(guard);
     }
 
     #[test]

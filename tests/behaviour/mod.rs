@@ -21,6 +21,8 @@ mod send;
 mod send_refused;
 
 mod acknowledgement_timeout;
+mod network;
+mod network_slow;
 mod soak;
 mod staying_up;
 mod stop;

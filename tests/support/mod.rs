@@ -17,5 +17,5 @@ pub(crate) use dice::Dice;
 pub(crate) use node::Node;
 pub(crate) use poll::until;
 pub(crate) use process::{Finished, Invocation, Process};
-pub(crate) use proxy::Proxy;
+pub(crate) use proxy::{Proxy, Way};
 pub(crate) use sandbox::Sandbox;
