@@ -19,6 +19,9 @@ const WINDOW: u16 = 100;
 const NOTHING_MORE: Duration = Duration::from_secs(3);
 /// How long a copy may take to be confirmed.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+/// To look at a task counts as a delivery of it, and a quorum queue may drop a task after so many: RabbitMQ 4 after 20,
+/// unless the queue was declared by taskq. Well before that the task is replaced by a copy that was never delivered.
+const WORN: u64 = 10;
 
 /// One dead task, as a person looks at it.
 pub struct DeadTask<'a> {
@@ -58,27 +61,39 @@ pub fn browse(
 ) -> Result<()> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(()) };
     let channel = place.session.open_channel().map_err(Fault::into_error)?;
-    browse_on(&channel, &place, look).and_then(|()| channel.close()).map_err(Fault::into_error)?;
+    let refresher = Refresher { options, dead: &place.dead, mover: None, failed: false };
+    browse_on(&channel, &place, look, refresher).and_then(|()| channel.close()).map_err(Fault::into_error)?;
     place.session.close();
     Ok(())
 }
 
-fn browse_on(
-    channel: &Channel,
+fn browse_on<'c>(
+    channel: &'c Channel,
     place: &Place,
     look: &mut dyn FnMut(&DeadTask<'_>) -> bool,
+    mut refresher: Refresher<'_, 'c>,
 ) -> std::result::Result<(), Fault> {
-    let consumer = Consumer::start(channel, &place.name, UNLIMITED)?;
+    let consumer = Consumer::start(channel, &place.dead.name, UNLIMITED)?;
+    let mut looking = true;
     for _ in 0..place.ready {
         let Some(delivery) = next(&consumer)? else { break };
         let properties = delivery.properties();
         let task = DeadTask { properties, record: properties.record(), body: delivery.body() };
-        // Never answered: it goes back to its place when the channel closes.
-        if !look(&task) {
+        looking = looking && look(&task);
+        // What is worn is at the front. Everything else is never answered: it goes back to its place when the channel
+        // closes.
+        if is_worn(&delivery) {
+            refresher.refresh(&consumer, delivery);
+        } else if !looking {
             break;
         }
     }
+    refresher.close(&consumer);
     consumer.cancel()
+}
+
+fn is_worn(delivery: &Delivery<'_>) -> bool {
+    delivery.properties().delivery_count().is_some_and(|count| count >= WORN)
 }
 
 /// Sends the selected tasks to their queue again, as if they were new. Each is taken out only after the broker has
@@ -90,7 +105,7 @@ pub fn requeue(options: &SessionOptions, queue: &QueueSpec, selection: &Selectio
     let Some(mut place) = Place::open(options, queue)? else { return Ok(Requeued::default()) };
     let publisher = Publisher::open_carefully(options, queue)?;
     let channel = place.session.open_channel().map_err(Fault::into_error)?;
-    let mut mover = Mover { publisher, under_way: HashMap::new(), done: Requeued::default() };
+    let mut mover = Mover::new(publisher);
     let result = mover.run(&channel, &place, queue, selection);
     let Mover { publisher, done, .. } = mover;
     // The close is what makes sure that the last acknowledgements arrived.
@@ -98,19 +113,30 @@ pub fn requeue(options: &SessionOptions, queue: &QueueSpec, selection: &Selectio
     publisher.close();
     place.session.close();
     result.and(closed).map_err(|error| {
-        error.context(&format!("{} sent again, the others are still in {}", done.count, place.name))
+        error.context(&format!("{} sent again, the others are still in {}", done.count, place.dead.name))
     })?;
     Ok(done)
 }
 
+/// Replaces tasks by copies, some of them at a time.
 struct Mover<'c> {
     publisher: Publisher,
-    /// Originals by the tag of their copy.
-    under_way: HashMap<u64, Delivery<'c>>,
+    under_way: HashMap<u64, Moving<'c>>,
     done: Requeued,
 }
 
+/// A task whose copy is published and not confirmed.
+struct Moving<'c> {
+    original: Delivery<'c>,
+    /// The copy is what was asked for.
+    counts: bool,
+}
+
 impl<'c> Mover<'c> {
+    fn new(publisher: Publisher) -> Self {
+        Self { publisher, under_way: HashMap::new(), done: Requeued::default() }
+    }
+
     fn run(
         &mut self,
         channel: &'c Channel,
@@ -123,11 +149,8 @@ impl<'c> Mover<'c> {
             // What is not wanted must not keep the broker from sending what is.
             Selection::Ids(_) => UNLIMITED,
         };
-        let consumer = Consumer::start(channel, &place.name, prefetch).map_err(Fault::into_error)?;
+        let consumer = Consumer::start(channel, &place.dead.name, prefetch).map_err(Fault::into_error)?;
         for _ in 0..place.ready {
-            while self.under_way.len() >= usize::from(WINDOW) {
-                self.settle(&consumer)?;
-            }
             let Some(delivery) = next(&consumer).map_err(Fault::into_error)? else { break };
             let wanted = match selection {
                 Selection::All => true,
@@ -135,14 +158,42 @@ impl<'c> Mover<'c> {
             };
             if wanted {
                 let copy = delivery.properties().copy(&Record::default());
-                let published = self.publisher.publish(&queue.name, delivery.body(), &copy, CONFIRM_TIMEOUT);
-                self.under_way.insert(published.map_err(Fault::into_error)?, delivery);
+                self.replace(&consumer, Moving { original: delivery, counts: true }, &queue.name, &copy)?;
+            } else if is_worn(&delivery) {
+                self.refresh(&consumer, delivery, &place.dead.name)?;
             }
         }
-        while !self.under_way.is_empty() {
-            self.settle(&consumer)?;
-        }
+        self.finish(&consumer)?;
         consumer.cancel().map_err(Fault::into_error)
+    }
+
+    /// Puts a copy into the same queue. It is the same in everything but how often it was delivered, and its place.
+    fn refresh(&mut self, consumer: &Consumer<'c>, original: Delivery<'c>, name: &str) -> Result<()> {
+        let copy = original.properties().copy(&original.properties().record());
+        self.replace(consumer, Moving { original, counts: false }, name, &copy)
+    }
+
+    fn replace(
+        &mut self,
+        consumer: &Consumer<'c>,
+        moving: Moving<'c>,
+        to: &str,
+        copy: &Properties,
+    ) -> Result<()> {
+        let published = self.publisher.publish(to, moving.original.body(), copy, CONFIRM_TIMEOUT);
+        self.under_way.insert(published.map_err(Fault::into_error)?, moving);
+        // The broker sends nothing more while so many are unanswered.
+        while self.under_way.len() >= usize::from(WINDOW) {
+            self.settle(consumer)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, consumer: &Consumer<'c>) -> Result<()> {
+        while !self.under_way.is_empty() {
+            self.settle(consumer)?;
+        }
+        Ok(())
     }
 
     /// Waits for confirms, and takes out what they confirm.
@@ -159,11 +210,13 @@ impl<'c> Mover<'c> {
             Wake::TimedOut => return Err(Error::try_again("the broker did not confirm in time")),
         }
         for (tag, settlement) in self.publisher.take_settled() {
-            let Some(original) = self.under_way.remove(&tag) else { continue };
+            let Some(Moving { original, counts }) = self.under_way.remove(&tag) else { continue };
             match settlement {
                 Settlement::Confirmed => {
-                    self.done.count += 1;
-                    self.done.ids.insert(original.properties().id().to_owned());
+                    if counts {
+                        self.done.count += 1;
+                        self.done.ids.insert(original.properties().id().to_owned());
+                    }
                     consumer.ack(original).map_err(Fault::into_error)?;
                 }
                 Settlement::Unroutable => {
@@ -178,13 +231,56 @@ impl<'c> Mover<'c> {
     }
 }
 
+/// Refreshes worn tasks for somebody who only wants to look: connects when there are any, and failing is no error.
+struct Refresher<'o, 'c> {
+    options: &'o SessionOptions,
+    dead: &'o QueueSpec,
+    mover: Option<Mover<'c>>,
+    failed: bool,
+}
+
+impl<'c> Refresher<'_, 'c> {
+    fn refresh(&mut self, consumer: &Consumer<'c>, original: Delivery<'c>) {
+        if !self.failed {
+            let refreshed = self.try_refresh(consumer, original);
+            self.note(refreshed);
+        }
+    }
+
+    fn try_refresh(&mut self, consumer: &Consumer<'c>, original: Delivery<'c>) -> Result<()> {
+        let mover = match &mut self.mover {
+            Some(mover) => mover,
+            none => none.insert(Mover::new(Publisher::open_carefully(self.options, self.dead)?)),
+        };
+        mover.refresh(consumer, original, &self.dead.name)
+    }
+
+    fn note(&mut self, refreshed: Result<()>) {
+        if let Err(error) = refreshed {
+            self.failed = true;
+            log::warn!(
+                "tasks in {} were looked at more than {WORN} times, and could not be replaced by copies ({error}); a \
+                 quorum queue drops what was delivered too often, by default 20 times on RabbitMQ 4",
+                self.dead.name
+            );
+        }
+    }
+
+    fn close(mut self, consumer: &Consumer<'c>) {
+        let Some(mut mover) = self.mover.take() else { return };
+        let finished = mover.finish(consumer);
+        mover.publisher.close();
+        self.note(finished);
+    }
+}
+
 /// Deletes all dead tasks and returns how many.
 ///
 /// # Errors
 /// The broker's.
 pub fn purge_all(options: &SessionOptions, queue: &QueueSpec) -> Result<u32> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(0) };
-    let count = purge(&mut place.session, &place.name).map_err(Fault::into_error)?;
+    let count = purge(&mut place.session, &place.dead.name).map_err(Fault::into_error)?;
     place.session.close();
     Ok(count)
 }
@@ -202,7 +298,8 @@ pub fn count(options: &SessionOptions, queue: &QueueSpec) -> Result<u32> {
 /// A connection, and what was in the queue of dead tasks when it was opened.
 struct Place {
     session: Session,
-    name: String,
+    /// The queue, as it is.
+    dead: QueueSpec,
     ready: u32,
 }
 
@@ -210,9 +307,9 @@ impl Place {
     /// `None` where no task ever died.
     fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Option<Self>> {
         let mut session = Session::open(options, Purpose::Consume).map_err(Error::on_first_connect)?;
-        let name = queue.dead().name;
-        match count_ready(&mut session, &name) {
-            Ok(ready) => Ok(Some(Self { session, name, ready })),
+        let dead = QueueSpec { declare: false, ..queue.dead() };
+        match count_ready(&mut session, &dead.name) {
+            Ok(ready) => Ok(Some(Self { session, dead, ready })),
             Err(fault) if fault.kind == Kind::NotFound => Ok(None),
             Err(fault) => Err(fault.into_error()),
         }

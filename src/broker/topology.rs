@@ -42,6 +42,9 @@ pub enum Role {
 const LEASE: Duration = Duration::from_hours(1);
 /// How long a declaration is trusted. Well within the lease.
 pub(super) const RENEW_AFTER: Duration = Duration::from_mins(1);
+/// How often a dead task may be delivered. To look at one counts, and RabbitMQ 4 drops a message after 20 unless told
+/// otherwise. "No limit" can only be said to 4: to 3 a limit of -1 means that the first delivery is the last.
+const DEAD_DELIVERIES: i32 = i32::MAX;
 /// The longest delay: RabbitMQ's timers count 32 bits of milliseconds, the lease included.
 pub const MAX_DELAY: Duration = Duration::from_hours(24 * 49);
 
@@ -100,6 +103,9 @@ impl QueueSpec {
         };
         if self.kind == QueueType::Quorum {
             set("x-queue-type", text("quorum"));
+        }
+        if self.kind == QueueType::Quorum && self.role == Role::Dead {
+            set("x-delivery-limit", AmqpValue::LongInt(DEAD_DELIVERIES));
         }
         if let Role::Delay { after, back_to, leased } = &self.role {
             set("x-message-ttl", millis(*after));
@@ -312,6 +318,7 @@ mod tests {
         assert!(spec().arguments().is_empty() && spec().dead().arguments().is_empty());
         let quorum = QueueSpec { kind: QueueType::Quorum, ..spec() };
         assert_eq!(quorum.arguments().len(), 1);
+        assert_eq!(quorum.dead().arguments().get("x-delivery-limit"), Some(&AmqpValue::LongInt(i32::MAX)));
     }
 
     #[test]

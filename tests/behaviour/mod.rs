@@ -39,6 +39,7 @@ mod persistent;
 
 mod copies_refused;
 mod dead;
+mod dead_quorum;
 mod delay;
 mod poison;
 mod retry;

@@ -1,0 +1,84 @@
+//! Quorum queues count deliveries, and may drop what was delivered too often: RabbitMQ 4 after 20, unless told
+//! otherwise. To look at a dead task is a delivery.
+
+use crate::support::Sandbox;
+use crate::support::broker::{arguments, durable, number, text};
+use crate::support::handler::{attempt, body, header};
+
+/// More than any limit in these tests.
+const LOOKS: u32 = 24;
+
+/// Two dead tasks, `a` and `b`.
+fn two_dead(sandbox: &Sandbox, kind: &str) {
+    for id in ["a", "b"] {
+        sandbox.taskq(["send", "--queue-type", kind, "--id", id, &format!("body of {id}")]).run().exits(0);
+    }
+    let script = r#"echo "error of $TASKQ_ID" >&2; exit 65"#;
+    sandbox.work_with(&["--until-empty", "--queue-type", kind], script).run().exits(1);
+}
+
+/// Looks at them in all the ways there are, and finds them every time.
+fn look_often(sandbox: &Sandbox) {
+    for look in 0..LOOKS {
+        let looked = match look % 3 {
+            0 => sandbox.taskq(["dead", "list"]).run().exits(0),
+            1 => sandbox.taskq(["dead", "show", "a"]).run().exits(0),
+            _ => sandbox.taskq(["dead", "requeue", "a", "no-such-id"]).run().exits(65),
+        };
+        if look % 3 == 2 {
+            // Dead again, and therefore the last in the row.
+            sandbox.work_with(&["--until-empty"], "echo error of a >&2; exit 65").run().exits(1);
+        } else {
+            let shown = looked.stdout_text();
+            assert!(shown.contains("body of a"), "look {look}: {shown}");
+            assert!(look % 3 == 1 || shown.contains("body of b"), "look {look}: {shown}");
+            assert_eq!(looked.stderr, "");
+        }
+    }
+    let broker = sandbox.broker();
+    broker.wait_ready(&sandbox.dead_queue(), 2);
+    let mut dead = broker.drain(&sandbox.dead_queue());
+    dead.sort_by_key(body);
+    for (task, id) in dead.iter().zip(["a", "b"]) {
+        assert_eq!(body(task), format!("body of {id}"));
+        assert_eq!(task.properties.message_id().as_deref(), Some(id));
+        assert_eq!(*task.properties.delivery_mode(), Some(2));
+        assert_eq!(attempt(task), Some(1));
+        assert_eq!(header(task, "x-taskq-error").trim_end(), format!("error of {id}"));
+        assert_eq!(header(task, "x-taskq-queue"), sandbox.queue);
+    }
+}
+
+#[test]
+fn dead_tasks_in_taskqs_own_quorum_queue_can_be_looked_at_for_ever() {
+    let sandbox = Sandbox::new();
+    two_dead(&sandbox, "quorum");
+    look_often(&sandbox);
+}
+
+#[test]
+fn dead_tasks_in_a_queue_that_drops_what_is_delivered_often_are_renewed_in_time() {
+    let sandbox = Sandbox::new();
+    let limited = [("x-queue-type", text("quorum")), ("x-delivery-limit", number(15))];
+    sandbox.broker().declare_with(&sandbox.dead_queue(), durable(arguments(&limited)));
+    two_dead(&sandbox, "classic");
+    look_often(&sandbox);
+}
+
+#[test]
+fn who_may_only_read_is_told_that_dead_tasks_wear_out() {
+    let sandbox = Sandbox::new();
+    let reader = format!("reader-{}", std::process::id());
+    sandbox.node().ctl(&["add_user", &reader, "secret"]);
+    sandbox.node().ctl(&["set_permissions", &reader, "^$", "^$", ".*"]);
+    two_dead(&sandbox, "quorum");
+    let url = format!("amqp://{reader}:secret@127.0.0.1:{}", sandbox.node().port());
+    let mut told = 0;
+    for _ in 0..LOOKS {
+        let listed = sandbox.taskq(["dead", "list", "--url", &url]).run().exits(0);
+        assert_eq!(listed.stdout_lines().len(), 3);
+        told += u32::from(listed.stderr.contains("could not be replaced"));
+    }
+    assert!(told > 0, "nothing was said");
+    sandbox.broker().wait_ready(&sandbox.dead_queue(), 2);
+}
