@@ -34,7 +34,10 @@ pub enum Role {
         leased: bool,
     },
     /// Tasks that used up their attempts are kept in it for a person.
-    Dead,
+    Dead {
+        /// As a quorum queue it is asked never to drop a task for having been looked at too often.
+        patient: bool,
+    },
 }
 
 /// How long a leased delay queue lives beyond its delay when nobody declares it. It is declared again before each
@@ -77,7 +80,7 @@ impl QueueSpec {
     /// Where this queue's dead tasks are kept.
     #[must_use]
     pub fn dead(&self) -> Self {
-        Self { name: format!("{}.dead", self.name), role: Role::Dead, ..self.clone() }
+        Self { name: format!("{}.dead", self.name), role: Role::Dead { patient: true }, ..self.clone() }
     }
 
     fn with_other_lease(&self) -> Self {
@@ -104,7 +107,7 @@ impl QueueSpec {
         if self.kind == QueueType::Quorum {
             set("x-queue-type", text("quorum"));
         }
-        if self.kind == QueueType::Quorum && self.role == Role::Dead {
+        if self.kind == QueueType::Quorum && self.role == (Role::Dead { patient: true }) {
             set("x-delivery-limit", AmqpValue::LongInt(DEAD_DELIVERIES));
         }
         if let Role::Delay { after, back_to, leased } = &self.role {
@@ -134,6 +137,8 @@ enum Mismatch {
     /// It is a classic queue and was declared as a quorum queue, or the broker is too old for quorum queues that let
     /// messages expire (RabbitMQ 3.10 has them): declare it as a classic one, so that the rest is compared as well.
     Classic,
+    /// It counts deliveries, and was declared without [`DEAD_DELIVERIES`]: declare it so, for the same reason.
+    Impatient,
     /// It works all the same: use it as it is.
     Harmless,
 }
@@ -148,13 +153,14 @@ fn judge_mismatch(role: &Role, message: &str) -> Mismatch {
         }
         (Some("exclusive"), _) => Mismatch::Unsafe("it belongs to another connection alone (exclusive)"),
         (Some("x-expires"), Role::Delay { .. }) => Mismatch::OtherLease,
-        (Some("x-queue-type"), Role::Delay { .. }) => Mismatch::Classic,
+        (Some("x-queue-type"), Role::Delay { .. } | Role::Dead { .. }) => Mismatch::Classic,
+        (Some("x-delivery-limit"), Role::Dead { .. }) => Mismatch::Impatient,
         (None, Role::Delay { .. }) if message.contains("invalid arg '") => Mismatch::Classic,
         (
             Some("x-message-ttl" | "x-dead-letter-exchange" | "x-dead-letter-routing-key"),
             Role::Delay { .. },
         ) => Mismatch::Unsafe("its tasks would not come back, or not at their time"),
-        (Some("x-expires" | "x-message-ttl"), Role::Dead) => {
+        (Some("x-expires" | "x-message-ttl"), Role::Dead { .. }) => {
             Mismatch::Unsafe("it drops what it keeps after a time")
         }
         _ => Mismatch::Harmless,
@@ -176,7 +182,7 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Channel, 
         Ok(channel) => return Ok(channel),
         Err(fault) => fault,
     };
-    // Each variation is tried once: the lease and the kind.
+    // Each variation is tried once: the kind, and the lease or the patience.
     for _ in 0..2 {
         if fault.kind != Kind::Configuration {
             break;
@@ -184,6 +190,7 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Channel, 
         match judge_mismatch(&spec.role, &fault.to_string()) {
             Mismatch::OtherLease => as_it_is = as_it_is.with_other_lease(),
             Mismatch::Classic => as_it_is.kind = QueueType::Classic,
+            Mismatch::Impatient => as_it_is.role = Role::Dead { patient: false },
             Mismatch::Unsafe(_) | Mismatch::Harmless => break,
         }
         fault = match declare(session, &as_it_is) {
@@ -292,19 +299,20 @@ mod tests {
     fn only_what_would_lose_tasks_is_refused() {
         let judge = |role: &Role, property: &str| judge_mismatch(role, &message(property));
         let delay = spec().delay(Duration::from_secs(5), false).role;
-        for role in [&Role::Tasks, &Role::Dead, &delay] {
+        let dead = spec().dead().role;
+        for role in [&Role::Tasks, &dead, &delay] {
             for property in ["durable", "auto_delete", "exclusive"] {
                 assert!(matches!(judge(role, property), Mismatch::Unsafe(_)), "{property}");
             }
         }
-        for role in [&Role::Tasks, &Role::Dead] {
-            assert_eq!(judge(role, "x-queue-type"), Mismatch::Harmless);
-        }
+        assert_eq!(judge(&Role::Tasks, "x-queue-type"), Mismatch::Harmless);
         assert_eq!(judge(&delay, "x-queue-type"), Mismatch::Classic);
+        assert_eq!(judge(&dead, "x-queue-type"), Mismatch::Classic);
+        assert_eq!(judge(&dead, "x-delivery-limit"), Mismatch::Impatient);
         for property in ["x-max-priority", "x-message-ttl", "x-dead-letter-exchange", "x-expires"] {
             assert_eq!(judge(&Role::Tasks, property), Mismatch::Harmless, "{property}");
         }
-        assert!(matches!(judge(&Role::Dead, "x-message-ttl"), Mismatch::Unsafe(_)));
+        assert!(matches!(judge(&dead, "x-message-ttl"), Mismatch::Unsafe(_)));
         assert!(matches!(judge(&delay, "x-dead-letter-exchange"), Mismatch::Unsafe(_)));
         assert_eq!(judge(&delay, "x-expires"), Mismatch::OtherLease);
         let too_old = "PRECONDITION_FAILED - invalid arg 'x-message-ttl' for queue 'q' in vhost '/' of queue type \

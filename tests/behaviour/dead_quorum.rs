@@ -82,3 +82,17 @@ fn who_may_only_read_is_told_that_dead_tasks_wear_out() {
     assert!(told > 0, "nothing was said");
     sandbox.broker().wait_ready(&sandbox.dead_queue(), 2);
 }
+
+#[test]
+fn a_queue_of_dead_tasks_that_is_unfit_is_refused_whatever_else_it_is() {
+    for unfit in [
+        vec![("x-queue-type", text("quorum")), ("x-message-ttl", number(60_000))],
+        vec![("x-message-ttl", number(60_000))],
+        vec![("x-queue-type", text("quorum")), ("x-expires", number(60_000))],
+    ] {
+        let sandbox = Sandbox::new();
+        sandbox.broker().declare_with(&sandbox.dead_queue(), durable(arguments(&unfit)));
+        let refused = sandbox.work_with(&["--queue-type", "quorum"], "exit 65").run().exits(78);
+        assert!(refused.stderr.contains("drops what it keeps"), "{unfit:?}: {}", refused.stderr);
+    }
+}
