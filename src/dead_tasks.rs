@@ -317,9 +317,9 @@ impl Place {
 }
 
 fn next<'c>(consumer: &Consumer<'c>) -> std::result::Result<Option<Delivery<'c>>, Fault> {
-    match consumer.next(&never(), Some(Instant::now() + NOTHING_MORE)) {
+    match consumer.next(&never(), &never(), Some(Instant::now() + NOTHING_MORE)) {
         Next::Delivery(delivery) => Ok(Some(delivery)),
-        Next::Stopped | Next::TimedOut => Ok(None),
+        Next::Stopped | Next::Woken | Next::TimedOut => Ok(None),
         Next::Ended(fault) => Err(fault),
     }
 }

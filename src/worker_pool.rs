@@ -4,7 +4,9 @@
 //! This thread hears the signals and keeps the deadlines; it never calls the broker, so nothing the broker does can
 //! keep it from ending the process. The supervisor owns the connection, the slots run the tasks.
 
+mod consume;
 mod copies;
+mod intake;
 mod judge;
 mod ledger;
 mod shared;
@@ -142,6 +144,7 @@ impl Pool {
                 copies: copies.clone(),
                 drain: draining.clone(),
                 abort: aborting.clone(),
+                bell: crossbeam_channel::bounded(1),
             };
             let last_words = LastWords { events: events_in.clone(), _alive: Sender::clone(&alive) };
             let handlers = Arc::clone(handlers);

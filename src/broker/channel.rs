@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use amiquip::ConsumerMessage;
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, TryRecvError};
 
 use super::fault::Fault;
 use super::session::CLOSE_TIMEOUT;
@@ -57,8 +57,11 @@ impl Channel {
         call(amqp).map_err(|error| Fault::from(error).because(self.kill.fired()))
     }
 
+    /// Also lets go of those that have ended: their last message was taken, so nothing looks for them any more.
     pub(super) fn keep_alive(&self, receiver: Receiver<ConsumerMessage>) {
-        self.keepalive.borrow_mut().push(receiver);
+        let mut receivers = self.keepalive.borrow_mut();
+        receivers.retain(|receiver| !matches!(receiver.try_recv(), Err(TryRecvError::Disconnected)));
+        receivers.push(receiver);
     }
 
     /// Closes the channel. When it returns `Ok`, the broker has processed everything sent on it before,

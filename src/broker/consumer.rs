@@ -50,6 +50,8 @@ pub enum Next<'c> {
     Delivery(Delivery<'c>),
     /// The stop channel closed.
     Stopped,
+    /// The bell rang.
+    Woken,
     /// The deadline passed.
     TimedOut,
     /// No further delivery will come.
@@ -76,10 +78,10 @@ impl<'c> Consumer<'c> {
         Ok(Self { amqp, channel })
     }
 
-    /// Waits for the next delivery, until `stop` closes or the deadline passes. Without a deadline the wait is
-    /// bounded by the connection's heartbeats.
+    /// Waits for the next delivery, until `stop` closes, `bell` rings or the deadline passes. Without a deadline the
+    /// wait is bounded by the connection's heartbeats.
     #[must_use]
-    pub fn next(&self, stop: &Receiver<Never>, deadline: Option<Instant>) -> Next<'c> {
+    pub fn next(&self, stop: &Receiver<Never>, bell: &Receiver<()>, deadline: Option<Instant>) -> Next<'c> {
         let timer = deadline.map_or_else(never, crossbeam_channel::at);
         select! {
             recv(self.amqp.receiver()) -> message => match message {
@@ -88,6 +90,7 @@ impl<'c> Consumer<'c> {
                 Err(_) => Next::Ended(Fault::lost("the connection is gone")),
             },
             recv(stop) -> _ => Next::Stopped,
+            recv(bell) -> _ => Next::Woken,
             recv(timer) -> _ => Next::TimedOut,
         }
     }
@@ -99,7 +102,7 @@ impl<'c> Consumer<'c> {
             match self.amqp.receiver().try_recv() {
                 Ok(message) => match into_next(message) {
                     Next::Delivery(delivery) => return Some(delivery),
-                    Next::Stopped | Next::TimedOut | Next::Ended(_) => {}
+                    Next::Stopped | Next::Woken | Next::TimedOut | Next::Ended(_) => {}
                 },
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => return None,
             }

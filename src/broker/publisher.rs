@@ -157,11 +157,17 @@ impl Publisher {
     /// # Errors
     /// As [`ensure_queue`].
     pub fn prepare(&mut self, queue: &QueueSpec) -> std::result::Result<(), Fault> {
-        if self.prepared.get(&queue.name).is_none_or(|at| at.elapsed() >= RENEW_AFTER) {
+        if !self.is_prepared(queue) {
             ensure_queue(&mut self.session, queue)?;
             self.prepared.insert(queue.name.clone(), Instant::now());
         }
         Ok(())
+    }
+
+    /// Whether [`Publisher::prepare`] has nothing to do now.
+    #[must_use]
+    pub fn is_prepared(&self, queue: &QueueSpec) -> bool {
+        self.prepared.get(&queue.name).is_some_and(|at| at.elapsed() < RENEW_AFTER)
     }
 
     /// A message came back: no queue is certain any more.

@@ -3,9 +3,13 @@
 //!
 //! A copy is kept when the broker has confirmed it. Only then is the original acknowledged: whatever dies between the
 //! two leaves the task twice, never not at all.
+//!
+//! While the broker blocks publishing, copies are held here unpublished: those that nobody waits for any more can
+//! then be forgotten, instead of turning up when the alarm ends.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +20,7 @@ use crate::broker::{Fault, Kind, Properties, Publisher, QueueSpec, Settlement, W
 use crate::error::{Error, Exit};
 use crate::handler::Never;
 
-/// How long a copy may take. A worker thread holds the original meanwhile.
+/// How long the broker may take to confirm a copy while it does not block publishing.
 const COPY_TIMEOUT: Duration = Duration::from_secs(30);
 /// A connection that is not used goes away after this long; most workers rarely need one.
 const IDLE_CLOSE: Duration = Duration::from_mins(5);
@@ -26,9 +30,29 @@ struct Request {
     to: QueueSpec,
     body: Vec<u8>,
     properties: Properties,
-    reply: Sender<Result<(), Refusal>>,
+    asker: Asker,
     /// It came back once because its queue was gone; the queue was declared again since.
     came_back: bool,
+}
+
+/// Who waits for the answer.
+struct Asker {
+    reply: Sender<Result<(), Refusal>>,
+    bell: Sender<()>,
+    withdrawn: Arc<AtomicBool>,
+}
+
+impl Asker {
+    /// Whoever asked may have given up.
+    fn answer(&self, kept: Result<(), Refusal>) {
+        let _ = self.reply.send(kept);
+        // A full bell rings already.
+        let _ = self.bell.try_send(());
+    }
+
+    fn is_gone(&self) -> bool {
+        self.withdrawn.load(Ordering::SeqCst)
+    }
 }
 
 /// Why a copy could not be kept.
@@ -42,9 +66,42 @@ pub(super) enum Refusal {
     Aborted,
 }
 
+/// A copy that was asked for. Dropping it withdraws it, unless it is published already.
+pub(super) struct Pending {
+    replies: Receiver<Result<(), Refusal>>,
+    withdrawn: Arc<AtomicBool>,
+}
+
+impl Pending {
+    /// Waits for the answer; `None` when there was none within `patience`.
+    ///
+    /// # Errors
+    /// The copy is not kept for certain.
+    pub(super) fn wait(&self, patience: Duration, abort: &Receiver<Never>) -> Option<Result<(), Refusal>> {
+        select! {
+            recv(self.replies) -> kept => Some(kept.unwrap_or_else(|_| Err(gone()))),
+            recv(abort) -> _ => Some(Err(Refusal::Aborted)),
+            default(patience) => None,
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.withdrawn.store(true, Ordering::SeqCst);
+    }
+}
+
+fn gone() -> Refusal {
+    Refusal::Later("the publishing thread is gone".to_owned())
+}
+
 /// Hands copies to the publishing thread.
 #[derive(Clone)]
-pub(super) struct Copies(Sender<Request>);
+pub(super) struct Copies {
+    requests: Sender<Request>,
+    blocked: Arc<AtomicBool>,
+}
 
 impl Copies {
     /// Starts the thread; it ends when the last `Copies` is gone. `alive` is held until then.
@@ -54,31 +111,41 @@ impl Copies {
     pub(super) fn start(shared: &Arc<Shared>, alive: Sender<Never>) -> std::io::Result<Self> {
         let (sender, requests) = crossbeam_channel::unbounded();
         let shared = Arc::clone(shared);
+        let blocked = Arc::new(AtomicBool::new(false));
+        let keeper = Keeper {
+            shared,
+            requests,
+            publisher: None,
+            outstanding: HashMap::new(),
+            held: VecDeque::new(),
+            blocked: Arc::clone(&blocked),
+        };
         thread::Builder::new().name("copies".into()).spawn(move || {
             let _alive = alive;
-            Keeper { shared, requests, publisher: None, outstanding: HashMap::new() }.run();
+            keeper.run();
         })?;
-        Ok(Self(sender))
+        Ok(Self { requests: sender, blocked })
     }
 
-    /// Publishes one copy and waits for its confirm.
-    ///
-    /// # Errors
-    /// It is not kept for certain.
-    pub(super) fn keep(
+    /// Asks for one copy. `bell` gets a message when there is an answer.
+    pub(super) fn request(
         &self,
         to: QueueSpec,
         body: Vec<u8>,
         properties: Properties,
-        abort: &Receiver<Never>,
-    ) -> Result<(), Refusal> {
+        bell: &Sender<()>,
+    ) -> Pending {
         let (reply, replies) = crossbeam_channel::bounded(1);
-        let gone = || Refusal::Later("the publishing thread is gone".to_owned());
-        self.0.send(Request { to, body, properties, reply, came_back: false }).map_err(|_| gone())?;
-        select! {
-            recv(replies) -> kept => kept.unwrap_or_else(|_| Err(gone())),
-            recv(abort) -> _ => Err(Refusal::Aborted),
-        }
+        let withdrawn = Arc::new(AtomicBool::new(false));
+        let asker = Asker { reply, bell: bell.clone(), withdrawn: Arc::clone(&withdrawn) };
+        // Without the thread the reply channel is closed, which is an answer.
+        let _ = self.requests.send(Request { to, body, properties, asker, came_back: false });
+        Pending { replies, withdrawn }
+    }
+
+    /// The broker is known not to take any copy now.
+    pub(super) fn are_blocked(&self) -> bool {
+        self.blocked.load(Ordering::SeqCst)
     }
 }
 
@@ -87,6 +154,10 @@ struct Keeper {
     requests: Receiver<Request>,
     publisher: Option<Publisher>,
     outstanding: HashMap<u64, Outstanding>,
+    /// What cannot be published now, in the order in which it came.
+    held: VecDeque<Request>,
+    /// What [`Copies::are_blocked`] tells.
+    blocked: Arc<AtomicBool>,
 }
 
 /// A copy that is published and not settled.
@@ -123,8 +194,8 @@ impl Keeper {
                     _ => Refusal::Later(error.to_string()),
                 };
                 // Those that wait already would only wait for the same.
-                answer(&request.reply, Err(refusal.clone()));
-                self.requests.try_iter().for_each(|request| answer(&request.reply, Err(refusal.clone())));
+                request.asker.answer(Err(refusal.clone()));
+                self.requests.try_iter().for_each(|request| request.asker.answer(Err(refusal.clone())));
             }
         }
         false
@@ -133,12 +204,13 @@ impl Keeper {
     /// Publishes what comes and answers what is settled. Returns whether the worker has ended.
     fn serve(&mut self) -> bool {
         let now = Instant::now();
-        let due = self.outstanding.values().map(|outstanding| outstanding.due).min();
+        let blocked = self.is_blocked();
+        self.held.retain(|request| !request.asker.is_gone());
+        // However long an alarm lasts, what was published before it is neither kept nor refused.
+        let due = self.outstanding.values().map(|outstanding| outstanding.due).min().filter(|_| !blocked);
         if due.is_some_and(|due| due <= now) {
-            let blocked = self.publisher.as_ref().is_some_and(Publisher::is_blocked);
-            let why =
-                if blocked { "the broker has blocked publishing" } else { "the broker confirmed nothing" };
-            self.drop_connection(&format!("{why} within {}", crate::duration::show(COPY_TIMEOUT)));
+            let timeout = crate::duration::show(COPY_TIMEOUT);
+            self.drop_connection(&format!("the broker confirmed nothing within {timeout}"));
             return false;
         }
         let Some(publisher) = &mut self.publisher else { return false };
@@ -151,17 +223,25 @@ impl Keeper {
                 for (tag, settlement) in publisher.take_settled() {
                     self.settle(tag, &settlement);
                 }
+                self.publish_held();
             }
             Wake::Blocked(reason) => {
                 log::warn!(
-                    "{} has blocked publishing ({reason}): failed tasks go back to the queue instead of waiting for their \
-                     retry; finished ones are acknowledged as always",
+                    "{} has blocked publishing ({reason}): failed tasks wait here, unacknowledged, until it takes \
+                     their copies; finished ones are acknowledged as always",
                     publisher.label()
                 );
+                self.blocked.store(true, Ordering::SeqCst);
             }
-            Wake::Unblocked => log::info!("{} accepts publishes again", publisher.label()),
+            Wake::Unblocked => {
+                log::info!("{} accepts publishes again", publisher.label());
+                self.blocked.store(false, Ordering::SeqCst);
+                let due = Instant::now() + COPY_TIMEOUT;
+                self.outstanding.values_mut().for_each(|outstanding| outstanding.due = due);
+                self.publish_held();
+            }
             Wake::Lost(fault) => self.lost(&fault),
-            Wake::TimedOut if due.is_none() => {
+            Wake::TimedOut if due.is_none() && !blocked => {
                 if let Some(publisher) = self.publisher.take() {
                     publisher.close();
                 }
@@ -187,17 +267,38 @@ impl Keeper {
                 Err(Refusal::Later("the broker refused it (is the queue full?)".to_owned()))
             }
         };
-        answer(&request.reply, kept);
+        request.asker.answer(kept);
     }
 
     fn publish(&mut self, request: Request) {
-        let Some(publisher) = &mut self.publisher else {
-            return answer(&request.reply, Err(Refusal::Later("the connection is gone".to_owned())));
-        };
-        if publisher.is_blocked() {
-            let why = "the broker has blocked publishing (a memory or disk alarm)";
-            return answer(&request.reply, Err(Refusal::Later(why.to_owned())));
+        self.held.push_back(request);
+        self.publish_held();
+    }
+
+    fn publish_held(&mut self) {
+        while let Some(request) = self.held.front()
+            && self.is_open_for(request)
+            && let Some(request) = self.held.pop_front()
+        {
+            self.publish_now(request);
         }
+    }
+
+    /// A queue is declared only where nothing is outstanding: what is may have met an alarm that we have not heard of
+    /// yet, and then the declaration would not be answered either.
+    fn is_open_for(&self, request: &Request) -> bool {
+        !self.is_blocked()
+            && (self.outstanding.is_empty()
+                || self.publisher.as_ref().is_none_or(|publisher| publisher.is_prepared(&request.to)))
+    }
+
+    fn publish_now(&mut self, request: Request) {
+        if request.asker.is_gone() {
+            return;
+        }
+        let Some(publisher) = &mut self.publisher else {
+            return request.asker.answer(Err(Refusal::Later("the connection is gone".to_owned())));
+        };
         let sent = publisher.prepare(&request.to).and_then(|()| {
             publisher.publish(&request.to.name, &request.body, &request.properties, COPY_TIMEOUT)
         });
@@ -207,26 +308,32 @@ impl Keeper {
                 self.outstanding.insert(tag, Outstanding { request, due });
             }
             Err(fault) => {
-                answer(&request.reply, Err(refusal(&fault)));
+                request.asker.answer(Err(refusal(&fault)));
                 self.lost(&fault);
             }
         }
     }
 
+    fn is_blocked(&self) -> bool {
+        self.publisher.as_ref().is_some_and(Publisher::is_blocked)
+    }
+
     /// What is outstanding is unknown, so nothing of it counts as kept.
     fn lost(&mut self, fault: &Fault) {
-        self.refuse_outstanding(&refusal(fault));
+        self.refuse_all(&refusal(fault));
         self.drop_connection(&fault.to_string());
     }
 
-    fn refuse_outstanding(&mut self, refusal: &Refusal) {
-        for (_, outstanding) in self.outstanding.drain() {
-            answer(&outstanding.request.reply, Err(refusal.clone()));
+    fn refuse_all(&mut self, refusal: &Refusal) {
+        let outstanding = self.outstanding.drain().map(|(_, outstanding)| outstanding.request);
+        for request in outstanding.chain(self.held.drain(..)) {
+            request.asker.answer(Err(refusal.clone()));
         }
     }
 
     fn drop_connection(&mut self, why: &str) {
-        self.refuse_outstanding(&Refusal::Later(why.to_owned()));
+        self.blocked.store(false, Ordering::SeqCst);
+        self.refuse_all(&Refusal::Later(why.to_owned()));
         if let Some(publisher) = self.publisher.take() {
             log::debug!("closing the connection for copies: {why}");
             publisher.cut();
@@ -239,9 +346,4 @@ fn refusal(fault: &Fault) -> Refusal {
         Kind::Refused | Kind::Configuration => Refusal::Never(fault.clone().into_error()),
         _ => Refusal::Later(fault.to_string()),
     }
-}
-
-/// The thread that asked may have given up.
-fn answer(reply: &Sender<Result<(), Refusal>>, kept: Result<(), Refusal>) {
-    let _ = reply.send(kept);
 }

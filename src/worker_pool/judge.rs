@@ -1,13 +1,14 @@
 //! One delivery from its arrival to the decision what the broker is told about it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender, select};
 
 use super::Event;
-use super::copies::{Copies, Refusal};
-use super::ledger::{Claim, Unproven};
+use super::copies::{Copies, Pending, Refusal};
+use super::ledger::{Claim, Fingerprint, Unproven};
 use super::shared::Shared;
 use crate::broker::{Delivery, QueueSpec, Record};
 use crate::duration;
@@ -16,8 +17,14 @@ use crate::handler::{Failure, Handler, Never, Outcome, Task};
 use crate::output;
 use crate::retry::Decision;
 
+/// How long a worker thread waits for a copy to be kept before it turns to the next task.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Quorum queues count deliveries, and RabbitMQ 4 drops a message after 20 unless it is configured otherwise. Well
+/// before that a copy takes its place, whose count begins again and carries the old one in a header.
+const RECOUNT_AT: u64 = 10;
+
 /// What the broker is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// The task is done, or a copy of it is kept.
     Acknowledge,
@@ -25,6 +32,33 @@ pub(super) enum Verdict {
     GiveBack,
     /// As `GiveBack`, and nothing may be taken for a while: it would come back at once.
     GiveBackAndPause,
+    /// Nothing yet: the broker takes its time with the copy.
+    SetAside(Keeping),
+}
+
+/// A copy that is to take the place of a delivery.
+pub(super) struct Keeping {
+    pending: Pending,
+    /// The queue it goes to.
+    name: String,
+    purpose: Purpose,
+    fingerprint: Option<Fingerprint>,
+}
+
+impl Keeping {
+    pub(super) fn fingerprint(&self) -> Option<Fingerprint> {
+        self.fingerprint
+    }
+}
+
+/// What a copy is for.
+enum Purpose {
+    /// The next attempt.
+    Retried,
+    /// A person, for this reason.
+    Dead(String),
+    /// The next delivery of a task whose count of deliveries has to be written.
+    Counted,
 }
 
 /// The verdict on one delivery, and whether its task was run for it.
@@ -46,6 +80,8 @@ pub(super) struct Judge<'a> {
     pub(super) copies: &'a Copies,
     pub(super) drain: &'a Receiver<Never>,
     pub(super) abort: &'a Receiver<Never>,
+    /// Rung when something is known of a delivery that was set aside.
+    pub(super) bell: &'a Sender<()>,
 }
 
 impl Judge<'_> {
@@ -82,9 +118,11 @@ impl Judge<'_> {
                 }
             }
         };
-        let judged = self.judge_claimed(delivery, &record, handler);
-        if judged.verdict == Verdict::Acknowledge {
-            unproven.acknowledging(fingerprint);
+        let mut judged = self.judge_claimed(delivery, &record, handler);
+        match &mut judged.verdict {
+            Verdict::Acknowledge => unproven.acknowledging(fingerprint),
+            Verdict::SetAside(keeping) => keeping.fingerprint = fingerprint,
+            Verdict::GiveBack | Verdict::GiveBackAndPause => {}
         }
         // Only now: whoever waits for it must find it remembered.
         drop(running);
@@ -103,11 +141,10 @@ impl Judge<'_> {
             let failure = Failure { exit: why, stderr: Vec::new() };
             return Judged::unrun(self.bury(delivery, record, &failure));
         }
-        if delivery.redelivered() && delivery.properties().delivery_count().is_none() {
-            let counted = self.count_delivery(delivery, record, unanswered);
-            if let Some(verdict) = counted {
-                return Judged::unrun(verdict);
-            }
+        if must_be_counted(delivery)
+            && let Some(verdict) = self.count_delivery(delivery, record, unanswered)
+        {
+            return Judged::unrun(verdict);
         }
         let (outcome, attempt) = (self.execute(delivery, record, handler), record.attempt);
         let failure = match &outcome {
@@ -128,7 +165,9 @@ impl Judge<'_> {
                     duration::show(delay)
                 );
                 let to = self.shared.options.queue.delay(delay, false);
-                self.keep(delivery, to, &self.after_failure(record, next, &failure))
+                let copy = self.after_failure(record, next, &failure);
+                let body = delivery.take_body();
+                self.keep(delivery, body, to, &copy, Purpose::Retried)
             }
             Decision::Dead(why) => self.bury(delivery, record, &Failure { exit: why, ..failure }),
             Decision::Requeue => Verdict::GiveBack,
@@ -142,13 +181,9 @@ impl Judge<'_> {
 
     fn bury(&self, delivery: &mut Delivery<'_>, record: &Record, failure: &Failure) -> Verdict {
         let to = self.shared.options.queue.dead();
-        let name = to.name.clone();
-        let verdict = self.keep(delivery, to, &self.after_failure(record, record.attempt, failure));
-        if verdict == Verdict::Acknowledge {
-            log::warn!("dead ({}); kept in {name}", failure.exit);
-            self.shared.died();
-        }
-        verdict
+        let copy = self.after_failure(record, record.attempt, failure);
+        let body = delivery.take_body();
+        self.keep(delivery, body, to, &copy, Purpose::Dead(failure.exit.clone()))
     }
 
     /// A redelivered task that the broker does not count is counted by taskq, before it runs: should it take the
@@ -160,32 +195,52 @@ impl Judge<'_> {
         record: &Record,
         unanswered: u64,
     ) -> Option<Verdict> {
+        let broker_counts = delivery.properties().delivery_count().is_some();
+        let shared = self.shared;
+        if shared.cannot_count.load(Ordering::Relaxed) || self.copies.are_blocked() && !broker_counts {
+            // Tasks have to go on: it may be this queue that fills the broker.
+            log::warn!("a redelivered task runs uncounted: publishing is blocked or not allowed");
+            return None;
+        }
         let deliveries = u32::try_from(unanswered).unwrap_or(u32::MAX);
         let counted = Record { deliveries, ..record.clone() };
-        let body = delivery.body().to_vec();
         log::debug!("delivery {} of a task without an answer: counting it", deliveries.saturating_add(1));
-        match self.publish(self.shared.options.queue.clone(), body, delivery, &counted) {
-            Ok(()) => Some(Verdict::Acknowledge),
-            Err(Refusal::Never(error)) => {
-                log::warn!("a redelivered task runs uncounted: {error}");
-                None
-            }
-            Err(Refusal::Later(why)) => {
-                log::warn!(
-                    "a redelivered task cannot be counted now ({why}); it goes back to the queue for a while"
-                );
-                Some(Verdict::GiveBackAndPause)
-            }
-            Err(Refusal::Aborted) => Some(Verdict::GiveBack),
+        // It may have to run after all.
+        let body = delivery.body().to_vec();
+        match self.keep(delivery, body, shared.options.queue.clone(), &counted, Purpose::Counted) {
+            Verdict::GiveBack if shared.cannot_count.load(Ordering::Relaxed) => None,
+            verdict => Some(verdict),
         }
     }
 
     /// Keeps a copy in place of the original.
-    fn keep(&self, delivery: &mut Delivery<'_>, to: QueueSpec, record: &Record) -> Verdict {
-        let body = delivery.take_body();
+    fn keep(
+        &self,
+        delivery: &Delivery<'_>,
+        body: Vec<u8>,
+        to: QueueSpec,
+        record: &Record,
+        purpose: Purpose,
+    ) -> Verdict {
         let name = to.name.clone();
-        match self.publish(to, body, delivery, record) {
-            Ok(()) => Verdict::Acknowledge,
+        let properties = delivery.properties().copy(record);
+        let pending = self.copies.request(to, body, properties, self.bell);
+        let patience = if self.copies.are_blocked() { Duration::ZERO } else { PATIENCE };
+        let keeping = Keeping { pending, name, purpose, fingerprint: None };
+        self.look_at(&keeping, patience).unwrap_or(Verdict::SetAside(keeping))
+    }
+
+    /// What became of a copy; `None` when nothing is known of it within `patience`.
+    pub(super) fn look_at(&self, keeping: &Keeping, patience: Duration) -> Option<Verdict> {
+        let name = &keeping.name;
+        Some(match keeping.pending.wait(patience, self.abort)? {
+            Ok(()) => {
+                if let Purpose::Dead(why) = &keeping.purpose {
+                    log::warn!("dead ({why}); kept in {name}");
+                    self.shared.died();
+                }
+                Verdict::Acknowledge
+            }
             Err(Refusal::Aborted) => Verdict::GiveBack,
             Err(Refusal::Later(why)) => {
                 log::warn!(
@@ -193,23 +248,18 @@ impl Judge<'_> {
                 );
                 Verdict::GiveBackAndPause
             }
+            Err(Refusal::Never(error)) if matches!(keeping.purpose, Purpose::Counted) => {
+                log::warn!("redelivered tasks cannot be counted: {error}");
+                self.shared.cannot_count.store(true, Ordering::Relaxed);
+                Verdict::GiveBack
+            }
             Err(Refusal::Never(error)) => {
                 let _ = self
                     .events
-                    .send(Event::Fatal(error.context(&format!("cannot keep a failed task in {name}"))));
+                    .send(Event::Fatal(error.context(&format!("cannot keep a copy of a task in {name}"))));
                 Verdict::GiveBack
             }
-        }
-    }
-
-    fn publish(
-        &self,
-        to: QueueSpec,
-        body: Vec<u8>,
-        delivery: &Delivery<'_>,
-        record: &Record,
-    ) -> Result<(), Refusal> {
-        self.copies.keep(to, body, delivery.properties().copy(record), self.abort)
+        })
     }
 
     fn after_failure(&self, record: &Record, attempt: u32, failure: &Failure) -> Record {
@@ -238,11 +288,14 @@ impl Judge<'_> {
     }
 }
 
-/// How many deliveries of this task ended without an answer. Quorum queues count for us; elsewhere the flag says that
-/// there was one since the count was last written.
+/// How many deliveries of this task ended without an answer. Quorum queues count for us since the count was last
+/// written; elsewhere the flag says that there was one.
 fn unanswered(delivery: &Delivery<'_>, record: &Record) -> u64 {
-    match delivery.properties().delivery_count() {
-        Some(count) => count,
-        None => u64::from(record.deliveries) + u64::from(delivery.redelivered()),
-    }
+    let since = delivery.properties().delivery_count().unwrap_or(u64::from(delivery.redelivered()));
+    u64::from(record.deliveries).saturating_add(since)
+}
+
+/// Whether the count has to be written before the task may run.
+fn must_be_counted(delivery: &Delivery<'_>) -> bool {
+    delivery.properties().delivery_count().map_or(delivery.redelivered(), |count| count >= RECOUNT_AT)
 }

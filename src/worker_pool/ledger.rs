@@ -137,6 +137,7 @@ impl Ledger {
 /// deliveries out on a channel, so each new one proves that all but the last few acknowledgements arrived.
 pub(super) struct Unproven<'l> {
     ledger: &'l Ledger,
+    /// As many as can be out at once: more than the channel's own where deliveries were set aside.
     prefetch: usize,
     acknowledged: VecDeque<Fingerprint>,
 }
@@ -144,6 +145,11 @@ pub(super) struct Unproven<'l> {
 impl<'l> Unproven<'l> {
     pub(super) fn new(ledger: &'l Ledger, prefetch: u16) -> Self {
         Self { ledger, prefetch: usize::from(prefetch), acknowledged: VecDeque::new() }
+    }
+
+    /// A delivery stays unsettled while others come beside it.
+    pub(super) fn set_aside(&mut self) {
+        self.prefetch += 1;
     }
 
     /// To be called before the acknowledgement is sent.

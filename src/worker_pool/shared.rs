@@ -18,6 +18,8 @@ pub(super) struct Shared {
     settled: AtomicU64,
     finished: AtomicU64,
     dead: AtomicU64,
+    /// This user may not publish, so that redelivered tasks cannot be counted.
+    pub(super) cannot_count: AtomicBool,
     pub(super) host: String,
     connected: AtomicBool,
     /// The pool ends because the queue is empty: what was delivered meanwhile is run, not given back.
@@ -35,6 +37,7 @@ impl Shared {
             settled: AtomicU64::new(0),
             finished: AtomicU64::new(0),
             dead: AtomicU64::new(0),
+            cannot_count: AtomicBool::new(false),
             host: crate::broker::host_name(),
             connected: AtomicBool::new(false),
             finishing: AtomicBool::new(false),

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
 use super::Event;
+use super::consume::consume;
 use super::copies::Copies;
-use super::judge::{Judge, Judged, Verdict};
 use super::ledger::Unproven;
 use super::shared::Shared;
 use super::supervisor::{Grant, Request};
 use crate::backoff::Backoff;
-use crate::broker::{Channel, Consumer, Delivery, Fault, Kind, Next};
+use crate::broker::{Fault, Kind};
 use crate::error::Error;
 use crate::handler::{Handler, Never};
 
@@ -32,10 +32,12 @@ pub(super) struct Slot {
     pub(super) drain: Receiver<Never>,
     /// Closes when running tasks must be given up.
     pub(super) abort: Receiver<Never>,
+    /// Rings when something is known of a copy; this thread's own.
+    pub(super) bell: (Sender<()>, Receiver<()>),
 }
 
 /// How the use of one channel ended.
-enum End {
+pub(super) enum End {
     /// The thread is done: drained, or out of permits.
     Done,
     /// A task was given back and would come at once again: take nothing for a while.
@@ -100,7 +102,7 @@ impl Slot {
     fn use_channel(&self, grant: Grant, handler: &mut dyn Handler) -> End {
         let channel = grant.channel;
         let mut unproven = Unproven::new(&self.shared.ledger, self.shared.options.prefetch);
-        let end = match self.consume(&channel, &mut unproven, handler) {
+        let end = match consume(self, &channel, &mut unproven, handler) {
             Ok(end) => end,
             Err(fault) => return End::Lost(fault),
         };
@@ -113,96 +115,6 @@ impl Slot {
             }
         }
         end
-    }
-
-    /// Consumes until the drain begins, the permits are used up or a pause is needed. On `Ok` everything was settled
-    /// and the consumer cancelled.
-    fn consume(
-        &self,
-        channel: &Channel,
-        unproven: &mut Unproven<'_>,
-        handler: &mut dyn Handler,
-    ) -> Result<End, Fault> {
-        // Held while waiting, so that with --max-tasks no task is taken only to be given back.
-        let Some(mut permit) = self.shared.permits.take() else { return Ok(End::Done) };
-        let options = &self.shared.options;
-        let consumer = Consumer::start(channel, &options.queue.name, options.prefetch)?;
-        loop {
-            match consumer.next(&self.drain, None) {
-                Next::Delivery(mut delivery) => {
-                    let busy = self.shared.begin();
-                    unproven.delivered();
-                    let Judged { verdict, ran } = self.judge(&mut delivery, unproven, handler);
-                    let pause = verdict == Verdict::GiveBackAndPause;
-                    let next = if ran {
-                        permit.used();
-                        self.shared.permits.take()
-                    } else {
-                        Some(permit)
-                    };
-                    let next = next.filter(|_| !pause && !self.draining());
-                    if next.is_none() {
-                        // Before the acknowledgement: it makes room for a next delivery, which would come only to be
-                        // given back, flagged as redelivered.
-                        consumer.cancel()?;
-                    }
-                    settle(&consumer, delivery, verdict)?;
-                    drop(busy);
-                    match next {
-                        Some(next) => permit = next,
-                        None if pause => return Ok(End::Pause),
-                        None => break,
-                    }
-                }
-                Next::Stopped | Next::TimedOut => break,
-                Next::Ended(fault) => return Err(fault),
-            }
-        }
-        consumer.cancel()?;
-        if self.shared.finishing() {
-            while let (Some(mut permit), Some(mut delivery)) =
-                (self.shared.permits.take(), consumer.leftover())
-            {
-                let _busy = self.shared.begin();
-                let Judged { verdict, ran } = self.judge(&mut delivery, unproven, handler);
-                if ran {
-                    permit.used();
-                }
-                settle(&consumer, delivery, verdict)?;
-            }
-        }
-        Ok(End::Done)
-    }
-
-    fn judge(
-        &self,
-        delivery: &mut Delivery<'_>,
-        unproven: &mut Unproven<'_>,
-        handler: &mut dyn Handler,
-    ) -> Judged {
-        let judged = Judge {
-            shared: &self.shared,
-            events: &self.events,
-            copies: &self.copies,
-            drain: &self.drain,
-            abort: &self.abort,
-        }
-        .judge(delivery, unproven, handler);
-        if judged.verdict == Verdict::Acknowledge {
-            self.shared.settle();
-        }
-        judged
-    }
-
-    fn draining(&self) -> bool {
-        self.drain.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected)
-    }
-}
-
-fn settle<'c>(consumer: &Consumer<'c>, delivery: Delivery<'c>, verdict: Verdict) -> Result<(), Fault> {
-    match verdict {
-        Verdict::Acknowledge => consumer.ack(delivery),
-        Verdict::GiveBack | Verdict::GiveBackAndPause => consumer.requeue(delivery),
     }
 }
 

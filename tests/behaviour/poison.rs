@@ -46,6 +46,16 @@ fn a_task_that_kills_its_worker_is_dead_after_so_many_deliveries() {
 }
 
 #[test]
+fn a_limit_of_the_broker_does_not_come_before_that_of_the_worker() {
+    // RabbitMQ 4 drops what a quorum queue has delivered more than 20 times.
+    let sandbox = Sandbox::new();
+    sandbox.taskq(["send", "--queue-type", "quorum", "poison"]).run().exits(0);
+    run_until_dead(&sandbox, &["--queue-type", "quorum", "--max-deliveries", "25"], 1);
+    assert_eq!(runs(&sandbox, "poison"), 25);
+    assert_eq!(body(&sandbox.broker().take(&sandbox.dead_queue())), "poison");
+}
+
+#[test]
 fn one_delivery_without_an_answer_can_be_enough() {
     let sandbox = Sandbox::new();
     sandbox.taskq(["send", "poison"]).run().exits(0);

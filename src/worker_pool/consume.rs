@@ -1,0 +1,179 @@
+//! What a worker thread does with one channel: takes deliveries, judges each, settles it or sets it aside.
+
+use std::time::{Duration, Instant};
+
+use super::intake::{Aside, Intake};
+use super::judge::{Judge, Judged, Verdict};
+use super::ledger::Unproven;
+use super::shared::Permit;
+use super::slot::{End, Slot};
+use crate::broker::{Channel, Consumer, Delivery, Fault, Next};
+use crate::handler::Handler;
+
+/// At the end: how often to look whether waiting for the last copies has become pointless.
+const LAST_LOOK: Duration = Duration::from_secs(1);
+
+/// Consumes until the drain begins, the permits are used up or a pause is needed. On `Ok` the consumer is cancelled;
+/// what was not settled goes back to the queue with the channel.
+pub(super) fn consume(
+    slot: &Slot,
+    channel: &Channel,
+    unproven: &mut Unproven<'_>,
+    handler: &mut dyn Handler,
+) -> Result<End, Fault> {
+    // Held while waiting, so that with --max-tasks no task is taken only to be given back.
+    let Some(mut permit) = slot.shared.permits.take() else { return Ok(End::Done) };
+    let options = &slot.shared.options;
+    let intake = Intake::start(channel, &options.queue.name, options.prefetch)?;
+    let mut consuming = Consuming { slot, intake, unproven, handler };
+    loop {
+        if consuming.settle_answered()? {
+            consuming.intake.consumer.cancel()?;
+            return Ok(End::Pause);
+        }
+        match consuming.intake.next(&slot.drain, &slot.bell.1) {
+            Next::Delivery(delivery) => match consuming.take(delivery, permit)? {
+                Step::Next(next) => permit = next,
+                Step::Pause => return Ok(End::Pause),
+                Step::Stop => break,
+            },
+            Next::Woken | Next::TimedOut => {}
+            Next::Stopped => break,
+            Next::Ended(fault) => return Err(fault),
+        }
+    }
+    consuming.finish()?;
+    Ok(End::Done)
+}
+
+/// What to do after a delivery.
+enum Step<'s> {
+    /// Take the next one.
+    Next(Permit<'s>),
+    /// The consumer is cancelled: take nothing for a while.
+    Pause,
+    /// The consumer is cancelled: no more are wanted.
+    Stop,
+}
+
+/// One thread at work on one channel.
+struct Consuming<'c, 's, 'u, 'l> {
+    slot: &'s Slot,
+    intake: Intake<'c, 's>,
+    unproven: &'u mut Unproven<'l>,
+    handler: &'u mut dyn Handler,
+}
+
+impl<'c, 's> Consuming<'c, 's, '_, '_> {
+    fn take(&mut self, mut delivery: Delivery<'c>, mut permit: Permit<'s>) -> Result<Step<'s>, Fault> {
+        let (shared, since) = (&self.slot.shared, Instant::now());
+        let busy = shared.begin();
+        self.unproven.delivered();
+        let Judged { verdict, ran } = self.judge().judge(&mut delivery, self.unproven, self.handler);
+        let verdict = match verdict {
+            Verdict::SetAside(_) if self.intake.is_full() => Verdict::GiveBackAndPause,
+            verdict => verdict,
+        };
+        let pause = matches!(verdict, Verdict::GiveBackAndPause);
+        let next = if ran {
+            permit.used();
+            shared.permits.take()
+        } else {
+            Some(permit)
+        };
+        let next = next.filter(|_| !pause && !self.draining());
+        if next.is_none() {
+            // Before the acknowledgement: it makes room for a next delivery, which would come only to be given back,
+            // flagged as redelivered.
+            self.intake.consumer.cancel()?;
+        }
+        match verdict {
+            Verdict::SetAside(keeping) => {
+                self.unproven.set_aside();
+                self.intake.aside.push_back(Aside { delivery, keeping, since, _busy: busy });
+                if next.is_some() {
+                    self.intake.renew()?;
+                }
+            }
+            Verdict::Acknowledge => {
+                self.intake.consumer.ack(delivery)?;
+                shared.settle();
+            }
+            Verdict::GiveBack | Verdict::GiveBackAndPause => self.intake.consumer.requeue(delivery)?,
+        }
+        Ok(match next {
+            Some(next) => Step::Next(next),
+            None if pause => Step::Pause,
+            None => Step::Stop,
+        })
+    }
+
+    /// Settles what was set aside and has an answer by now, or has waited for one for too long. Whether a pause is
+    /// needed after that.
+    fn settle_answered(&mut self) -> Result<bool, Fault> {
+        let mut pause = false;
+        for aside in std::mem::take(&mut self.intake.aside) {
+            let verdict = self.judge().look_at(&aside.keeping, Duration::ZERO);
+            match verdict.or_else(|| aside.is_overdue().then_some(Verdict::GiveBackAndPause)) {
+                Some(verdict) => {
+                    pause |= matches!(verdict, Verdict::GiveBackAndPause);
+                    self.settle(aside, &verdict)?;
+                }
+                None => self.intake.aside.push_back(aside),
+            }
+        }
+        Ok(pause)
+    }
+
+    /// Takes nothing more. What is here already is run where the queue is to be empty, and the last copies are waited
+    /// for; when the worker was told to stop, only while they can be kept.
+    fn finish(&mut self) -> Result<(), Fault> {
+        self.intake.consumer.cancel()?;
+        let shared = &self.slot.shared;
+        if shared.finishing() {
+            while let (Some(permit), Some(delivery)) = (shared.permits.take(), self.intake.leftover()) {
+                self.take(delivery, permit)?;
+            }
+        }
+        for aside in std::mem::take(&mut self.intake.aside) {
+            let verdict = loop {
+                if let Some(verdict) = self.judge().look_at(&aside.keeping, LAST_LOOK) {
+                    break verdict;
+                }
+                if aside.is_overdue() || self.draining() && self.slot.copies.are_blocked() {
+                    log::warn!("the copy of a task was not confirmed; the task goes back to the queue");
+                    break Verdict::GiveBack;
+                }
+            };
+            self.settle(aside, &verdict)?;
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, aside: Aside<'c, '_>, verdict: &Verdict) -> Result<(), Fault> {
+        let consumer: &Consumer<'c> = &self.intake.consumer;
+        if let Verdict::Acknowledge = verdict {
+            self.unproven.acknowledging(aside.keeping.fingerprint());
+            consumer.ack(aside.delivery)?;
+            self.slot.shared.settle();
+            return Ok(());
+        }
+        consumer.requeue(aside.delivery)
+    }
+
+    fn judge(&self) -> Judge<'s> {
+        let slot = self.slot;
+        Judge {
+            shared: &slot.shared,
+            events: &slot.events,
+            copies: &slot.copies,
+            drain: &slot.drain,
+            abort: &slot.abort,
+            bell: &slot.bell.0,
+        }
+    }
+
+    fn draining(&self) -> bool {
+        self.slot.drain.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected)
+    }
+}

@@ -1,0 +1,89 @@
+//! The deliveries of one channel, and those of them that are set aside.
+//!
+//! A failed task is acknowledged when the broker has its copy, which can take as long as a memory alarm lasts. Its
+//! worker thread does not wait for that: it sets the delivery aside, unacknowledged, and takes another one. Otherwise
+//! a few failing tasks could hold up the very queue whose length caused the alarm.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+
+use super::judge::Keeping;
+use super::shared::Busy;
+use crate::broker::{Channel, Consumer, Delivery, Fault, Next};
+use crate::handler::Never;
+
+/// How many deliveries one thread sets aside; it holds their bodies in memory.
+const MAX_ASIDE: usize = 32;
+/// How long a delivery is held in all: less than the 30 minutes that the broker waits for an acknowledgement.
+const HOLD_LIMIT: Duration = Duration::from_mins(25);
+
+/// A delivery whose copy is not kept yet.
+pub(super) struct Aside<'c, 's> {
+    pub(super) delivery: Delivery<'c>,
+    pub(super) keeping: Keeping,
+    /// When it arrived.
+    pub(super) since: Instant,
+    /// The worker has something to do until this is settled.
+    pub(super) _busy: Busy<'s>,
+}
+
+impl Aside<'_, '_> {
+    /// It has to go back to the queue, or the broker closes the channel.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.since.elapsed() >= HOLD_LIMIT
+    }
+}
+
+/// Takes deliveries off one channel.
+pub(super) struct Intake<'c, 's> {
+    channel: &'c Channel,
+    queue: &'c str,
+    prefetch: u16,
+    pub(super) consumer: Consumer<'c>,
+    /// What an earlier consumer had prefetched.
+    backlog: VecDeque<Delivery<'c>>,
+    pub(super) aside: VecDeque<Aside<'c, 's>>,
+}
+
+impl<'c> Intake<'c, '_> {
+    /// # Errors
+    /// As [`Consumer::start`].
+    pub(super) fn start(channel: &'c Channel, queue: &'c str, prefetch: u16) -> Result<Self, Fault> {
+        let consumer = Consumer::start(channel, queue, prefetch)?;
+        Ok(Self { channel, queue, prefetch, consumer, backlog: VecDeque::new(), aside: VecDeque::new() })
+    }
+
+    /// As [`Consumer::next`].
+    pub(super) fn next(&mut self, stop: &Receiver<Never>, bell: &Receiver<()>) -> Next<'c> {
+        if let Some(delivery) = self.backlog.pop_front() {
+            return Next::Delivery(delivery);
+        }
+        let overdue = self.aside.front().map(|oldest| oldest.since + HOLD_LIMIT);
+        self.consumer.next(stop, bell, overdue)
+    }
+
+    /// What has arrived although nothing more is taken.
+    pub(super) fn leftover(&mut self) -> Option<Delivery<'c>> {
+        self.backlog.pop_front().or_else(|| self.consumer.leftover())
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.aside.len() >= MAX_ASIDE
+    }
+
+    /// Makes room beside the deliveries that are set aside: prefetch counts the unacknowledged ones of a consumer, and
+    /// those of one that was cancelled are nobody's.
+    ///
+    /// # Errors
+    /// The channel or connection is gone.
+    pub(super) fn renew(&mut self) -> Result<(), Fault> {
+        self.consumer.cancel()?;
+        while let Some(delivery) = self.consumer.leftover() {
+            self.backlog.push_back(delivery);
+        }
+        self.consumer = Consumer::start(self.channel, self.queue, self.prefetch)?;
+        Ok(())
+    }
+}
