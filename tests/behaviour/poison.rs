@@ -1,16 +1,16 @@
 //! Tasks that take their worker down: they do not circulate for ever.
 
-use crate::support::Sandbox;
 use crate::support::handler::{attempt, body, header};
 use crate::support::poll::within;
+use crate::support::{Process, Sandbox};
 use std::time::Duration;
 
 /// Kills the worker that runs it for bodies that begin with `poison`.
 const POISON: &str =
     r#"task=$(cat); echo "$task" >>"$1/runs"; case $task in poison*) kill -9 $PPID; sleep 10;; esac"#;
 
-/// Starts a worker in the place of each that was killed until so many tasks are dead.
-fn run_until_dead(sandbox: &Sandbox, options: &[&str], dead: u32) {
+/// Starts a worker in the place of each that was killed until so many tasks are dead. The last one goes on.
+fn run_until_dead(sandbox: &Sandbox, options: &[&str], dead: u32) -> Process {
     let broker = sandbox.broker();
     let mut worker = sandbox.work_with(options, POISON).start();
     within(Duration::from_mins(2), "the poison among the dead tasks", || {
@@ -19,6 +19,7 @@ fn run_until_dead(sandbox: &Sandbox, options: &[&str], dead: u32) {
         }
         (broker.counts(&sandbox.dead_queue())?.0 == dead).then_some(())
     });
+    worker
 }
 
 fn runs(sandbox: &Sandbox, task: &str) -> usize {
@@ -31,7 +32,8 @@ fn a_task_that_kills_its_worker_is_dead_after_so_many_deliveries() {
         let sandbox = Sandbox::new();
         let send = ["send", "--queue-type", kind, "--lines"];
         sandbox.taskq(send).feed("good 1\npoison\ngood 2\n").exits(0);
-        run_until_dead(&sandbox, &["--queue-type", kind, "--max-deliveries", "3", "--attempts", "2"], 1);
+        let options = ["--queue-type", kind, "--max-deliveries", "3", "--attempts", "2"];
+        let _worker = run_until_dead(&sandbox, &options, 1);
         let dead = sandbox.broker().take(&sandbox.dead_queue());
         assert_eq!(body(&dead), "poison");
         assert_eq!(runs(&sandbox, "poison"), 3, "{kind}: {:?}", sandbox.lines("runs"));
@@ -50,7 +52,7 @@ fn a_limit_of_the_broker_does_not_come_before_that_of_the_worker() {
     // RabbitMQ 4 drops what a quorum queue has delivered more than 20 times.
     let sandbox = Sandbox::new();
     sandbox.taskq(["send", "--queue-type", "quorum", "poison"]).run().exits(0);
-    run_until_dead(&sandbox, &["--queue-type", "quorum", "--max-deliveries", "25"], 1);
+    drop(run_until_dead(&sandbox, &["--queue-type", "quorum", "--max-deliveries", "25"], 1));
     assert_eq!(runs(&sandbox, "poison"), 25);
     assert_eq!(body(&sandbox.broker().take(&sandbox.dead_queue())), "poison");
 }
@@ -59,7 +61,7 @@ fn a_limit_of_the_broker_does_not_come_before_that_of_the_worker() {
 fn one_delivery_without_an_answer_can_be_enough() {
     let sandbox = Sandbox::new();
     sandbox.taskq(["send", "poison"]).run().exits(0);
-    run_until_dead(&sandbox, &["--max-deliveries", "1"], 1);
+    drop(run_until_dead(&sandbox, &["--max-deliveries", "1"], 1));
     assert_eq!(runs(&sandbox, "poison"), 1);
 }
 
@@ -85,7 +87,7 @@ fn a_dead_poison_that_is_sent_again_is_counted_from_the_start() {
     let sandbox = Sandbox::new();
     sandbox.taskq(["send", "poison"]).run().exits(0);
     for round in 1..=2 {
-        run_until_dead(&sandbox, &["--max-deliveries", "2"], 1);
+        drop(run_until_dead(&sandbox, &["--max-deliveries", "2"], 1));
         assert_eq!(runs(&sandbox, "poison"), 2 * round);
         sandbox.taskq(["dead", "requeue", "--all"]).run().exits(0);
     }
