@@ -136,9 +136,11 @@ fn requeue(ids: Vec<String>, all: bool, place: Place) -> Result<Exit> {
     let wanted: HashSet<String> = ids.into_iter().collect();
     let selection = if all { Selection::All } else { Selection::Ids(wanted.clone()) };
     let done = dead_tasks::requeue(&options, &queue, &selection)?;
-    log::info!("{} sent again to {}", done.count, queue.name);
     let mut missing: Vec<String> = wanted.difference(&done.ids).cloned().collect();
     missing.sort();
+    if done.count > 0 || missing.is_empty() {
+        log::info!("{} sent again to {}", done.count, queue.name);
+    }
     if missing.is_empty() { Ok(Exit::Success) } else { Err(not_found(&missing, &queue)) }
 }
 
