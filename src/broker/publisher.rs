@@ -14,6 +14,8 @@ use super::session::{Purpose, Session, SessionOptions};
 use super::topology::{QueueSpec, RENEW_AFTER, declare_unseen, ensure_queue};
 use crate::error::Result;
 
+/// How many confirms one wait takes at most: a broker that never stops talking must not outtalk deadlines.
+const CONFIRMS_AT_ONCE: usize = 1024;
 /// How long [`Publisher::check_permission`] waits for an answer.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -59,10 +61,8 @@ pub struct Publisher {
     /// When each queue beside the main one was last made sure of.
     prepared: HashMap<String, Instant>,
     next_tag: u64,
-    /// Tag of each outstanding publish and the message id it carries.
-    outstanding: BTreeMap<u64, String>,
-    /// Ids of returned messages whose confirm has not come yet. A return carries no tag.
-    returned: Vec<String>,
+    /// By tag.
+    outstanding: BTreeMap<u64, Outstanding>,
     settled: Vec<(u64, Settlement)>,
 }
 
@@ -122,7 +122,6 @@ impl Publisher {
             prepared: HashMap::new(),
             next_tag: 1,
             outstanding: BTreeMap::new(),
-            returned: Vec::new(),
             settled: Vec::new(),
         }
     }
@@ -229,7 +228,9 @@ impl Publisher {
         self.channel.call_within(timeout, "a publish", |amqp| amqp.basic_publish("", publish))?;
         let tag = self.next_tag;
         self.next_tag += 1;
-        self.outstanding.insert(tag, properties.id().to_owned());
+        let outstanding =
+            Outstanding { queue: queue.to_owned(), id: properties.id().to_owned(), returned: false };
+        self.outstanding.insert(tag, outstanding);
         Ok(tag)
     }
 
@@ -246,12 +247,17 @@ impl Publisher {
             recv(self.confirms) -> confirm => match confirm {
                 Ok(confirm) => {
                     self.settle(&confirm);
-                    while let Ok(confirm) = self.confirms.try_recv() {
-                        self.settle(&confirm);
-                    }
+                    self.settle_queued();
                     Wake::Settled
                 }
                 Err(_) => Wake::Lost(self.why_lost()),
+            },
+            recv(self.returns) -> returned => match returned {
+                Ok(returned) => {
+                    self.note_return(&returned);
+                    Wake::Settled
+                }
+                Err(_) => self.end(),
             },
             recv(self.session.blocked()) -> notification => match notification {
                 Ok(ConnectionBlockedNotification::Blocked(reason)) => {
@@ -262,7 +268,7 @@ impl Publisher {
                     self.blocked = false;
                     Wake::Unblocked
                 }
-                Err(_) => Wake::Lost(self.why_lost()),
+                Err(_) => self.end(),
             },
             recv(interrupt) -> sent => Wake::Interrupted(sent.unwrap_or_default()),
             recv(input.unwrap_or(&no_input)) -> item => Wake::Input(item.ok()),
@@ -293,6 +299,19 @@ impl Publisher {
         self.session.cut("taskq gave up");
     }
 
+    /// What came before the end still counts.
+    fn end<I, S>(&mut self) -> Wake<I, S> {
+        self.settle_queued();
+        if self.settled.is_empty() { Wake::Lost(self.why_lost()) } else { Wake::Settled }
+    }
+
+    fn settle_queued(&mut self) {
+        for _ in 0..CONFIRMS_AT_ONCE {
+            let Ok(confirm) = self.confirms.try_recv() else { break };
+            self.settle(&confirm);
+        }
+    }
+
     /// Confirms come out of order, and `multiple` settles everything up to its tag.
     fn settle(&mut self, confirm: &Confirm) {
         let (payload, settlement) = match confirm {
@@ -300,22 +319,25 @@ impl Publisher {
             Confirm::Nack(payload) => (payload, Settlement::Nacked),
         };
         // A message's return is queued before its confirm.
-        self.returned.extend(
-            self.returns
-                .try_iter()
-                .map(|returned| returned.properties.message_id().clone().unwrap_or_default()),
-        );
+        for _ in 0..self.returns.len() {
+            let Ok(returned) = self.returns.try_recv() else { break };
+            self.note_return(&returned);
+        }
         for tag in self.covered(payload) {
-            let Some(id) = self.outstanding.remove(&tag) else { continue };
-            let returned = self.returned.iter().position(|returned| *returned == id);
-            let settlement = match returned {
-                Some(at) => {
-                    self.returned.swap_remove(at);
-                    Settlement::Unroutable
-                }
-                None => settlement.clone(),
-            };
+            let Some(outstanding) = self.outstanding.remove(&tag) else { continue };
+            let settlement = if outstanding.returned { Settlement::Unroutable } else { settlement.clone() };
             self.settled.push((tag, settlement));
+        }
+    }
+
+    /// A return carries no tag. Where several messages look like it (many have no id), all count as returned, and where
+    /// none does, any may have been: better to send a task twice than to take a lost one for sent.
+    fn note_return(&mut self, returned: &Return) {
+        let id = returned.properties.message_id().as_deref().unwrap_or_default();
+        let alike = |sent: &Outstanding| sent.id == id && sent.queue == returned.routing_key;
+        let known = self.outstanding.values().any(alike);
+        for sent in self.outstanding.values_mut().filter(|sent| !known || alike(sent)) {
+            sent.returned = true;
         }
     }
 
@@ -334,6 +356,14 @@ impl Publisher {
             Ok(()) => Fault::channel(Kind::Lost, "the confirms ended"),
         }
     }
+}
+
+/// A publish that is not settled.
+struct Outstanding {
+    queue: String,
+    id: String,
+    /// No queue took it; its confirm is still to come.
+    returned: bool,
 }
 
 /// A channel in confirm mode.
