@@ -123,6 +123,11 @@ impl From<amiquip::Error> for Fault {
                 Self::lost("the connection is gone")
             }
             Amqp::IoThreadPanic => Self::lost("the connection broke down"),
+            Amqp::ExhaustedChannelIds => Self::connection(
+                Kind::Configuration,
+                "a connection may not have as many channels as are needed, one for each thread (channel_max of the \
+                 broker, or in the URL)",
+            ),
             Amqp::ClientClosedChannel => Self::channel(Kind::Lost, "the channel is closed"),
             other => Self::lost(other.to_string()),
         }

@@ -138,8 +138,14 @@ impl Supervisor {
             let Some(request) = self.waiting.pop() else { break };
             match session.open_channel() {
                 Ok(channel) => {
+                    // Only now: a connection that is lost as soon as it is used must not be tried without pauses.
+                    self.backoff.reset();
                     // A thread that drains meanwhile no longer listens.
                     let _ = request.reply.send(Grant { channel, generation: self.generation });
+                }
+                Err(fault) if fault.kind == Kind::Configuration => {
+                    self.fatal(fault.into_error());
+                    break;
                 }
                 Err(fault) => {
                     self.waiting.push(request);
@@ -187,7 +193,6 @@ impl Supervisor {
         match opened {
             Ok(session) => {
                 self.generation += 1;
-                self.backoff.reset();
                 self.lost_at = None;
                 if first {
                     log::debug!("connected to {} ({})", session.label(), session.server());
