@@ -9,13 +9,13 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 /// What ending may take longer than `--connect-timeout`.
-const SLACK: Duration = Duration::from_secs(10);
+pub(super) const SLACK: Duration = Duration::from_secs(10);
 
 /// No answer makes taskq hold more than this, in KiB. It starts with some 10 MiB.
-const MEMORY: u64 = 64 * 1024;
+pub(super) const MEMORY: u64 = 64 * 1024;
 
 /// Its end, and its peak memory shortly before.
-fn end(mut process: Process, deadline: Duration) -> (crate::support::Finished, u64) {
+pub(super) fn end(mut process: Process, deadline: Duration) -> (crate::support::Finished, u64) {
     let mut peak = 0;
     crate::support::poll::within(deadline, "an end", || {
         if process.is_running() {
@@ -30,7 +30,7 @@ fn end(mut process: Process, deadline: Duration) -> (crate::support::Finished, u
 }
 
 /// Against this server `send` and `work` both end in time with one line and this code.
-fn both_end(code: i32, script: impl Fn(&mut TcpStream) -> io::Result<()> + Send + Sync + 'static) {
+pub(super) fn both_end(code: i32, script: impl Fn(&mut TcpStream) -> io::Result<()> + Send + Sync + 'static) {
     let sandbox = Sandbox::new();
     let server = Script::run(script);
     for args in [["send", "hello"], ["work", "--until-empty"]] {
@@ -164,7 +164,10 @@ fn a_frame_that_announces_gigabytes_is_no_broker() {
 }
 
 /// After the handshake the broker counts as reached: `send` goes on trying for `--retry-for`, and ends.
-fn send_ends(method: Method, then: impl Fn(&mut TcpStream, u16) -> io::Result<()> + Send + Sync + 'static) {
+pub(super) fn send_ends(
+    method: Method,
+    then: impl Fn(&mut TcpStream, u16) -> io::Result<()> + Send + Sync + 'static,
+) {
     let sandbox = Sandbox::new();
     let server = Script::run(move |stream| {
         let frame = amqp::play_until(stream, method)?;
@@ -217,7 +220,7 @@ fn send_ends_when_a_frame_announces_gigabytes() {
 }
 
 /// A worker goes on trying for ever: it stays small, and it stops when told to.
-fn worker_survives(then: impl Fn(&mut TcpStream, u16) -> io::Result<()> + Send + Sync + 'static) {
+pub(super) fn worker_survives(then: impl Fn(&mut TcpStream, u16) -> io::Result<()> + Send + Sync + 'static) {
     let sandbox = Sandbox::new();
     let server = Script::run(move |stream| {
         let consume = amqp::play_until(stream, amqp::CONSUME)?;

@@ -5,6 +5,7 @@ mod connect;
 mod credentials;
 mod foreign_headers;
 mod hostile;
+mod hostile_words;
 #[cfg(not(feature = "tls"))]
 mod no_tls;
 #[cfg(feature = "tls")]

@@ -103,17 +103,28 @@ pub(crate) fn channel_close(channel: u16, code: u16, text: &str) -> Vec<u8> {
     method(channel, CHANNEL_CLOSE, &[&code.to_be_bytes(), &short(text), &[0; 4]])
 }
 
+/// Connection.Tune: how many channels, how large a frame, how many seconds between heartbeats.
+pub(crate) fn tune(channels: u16, frame: u32, heartbeat: u16) -> Vec<u8> {
+    method(0, (10, 30), &[&channels.to_be_bytes(), &frame.to_be_bytes(), &heartbeat.to_be_bytes()])
+}
+
+/// Basic.Ack of a publish.
+pub(crate) fn confirm(channel: u16, tag: u64, multiple: bool) -> Vec<u8> {
+    method(channel, (60, 80), &[&tag.to_be_bytes(), &[u8::from(multiple)]])
+}
+
+/// Basic.Return of a message with these properties and the body `returned`.
+pub(crate) fn return_with(channel: u16, queue: &str, flags: u16, properties: &[&[u8]]) -> Vec<u8> {
+    let mut bytes =
+        method(channel, (60, 50), &[&312_u16.to_be_bytes(), &short("NO_ROUTE"), &short(""), &short(queue)]);
+    bytes.extend(content(channel, 8, flags, properties, b"returned"));
+    bytes
+}
+
 /// What a broker that has nothing against it answers.
 pub(crate) fn answer(channel: u16, to: Method) -> Option<Vec<u8>> {
     let arguments: Vec<u8> = match to {
-        // Tune: 2047 channels, frames of 128 KiB, a heartbeat every 60 s.
-        START_OK => {
-            return Some(method(
-                0,
-                (10, 30),
-                &[&2047_u16.to_be_bytes(), &0x2_0000_u32.to_be_bytes(), &[0, 60]],
-            ));
-        }
+        START_OK => return Some(tune(2047, 128 * 1024, 60)),
         OPEN => short(""),
         CHANNEL_OPEN => long(""),
         DECLARE => [short("queue"), vec![0; 8]].concat(),
@@ -164,6 +175,23 @@ pub(crate) fn content(
     bytes
 }
 
+/// Whether the client wants no answer, of the methods of which taskq does not.
+fn is_nowait(frame: &Frame) -> bool {
+    match frame.method() {
+        // After a reserved number and the queue's name.
+        Some(DECLARE) => frame.payload[7 + usize::from(frame.payload[6])] & 16 != 0,
+        Some(CONFIRM) => frame.payload[4] & 1 != 0,
+        _ => false,
+    }
+}
+
+/// Plays a faultless broker that confirms and delivers nothing, until the client closes.
+pub(crate) fn play<S: Read + Write>(stream: &mut S) -> io::Result<()> {
+    serve_until(stream, CLOSE)?;
+    stream.write_all(&answer(0, CLOSE).unwrap())?;
+    stream.read(&mut [0]).map(drop)
+}
+
 /// Plays a faultless broker up to and including `last`: returns the frame of that method, not yet answered.
 pub(crate) fn play_until<S: Read + Write>(stream: &mut S, last: Method) -> io::Result<Frame> {
     stream.read_exact(&mut [0; PROTOCOL_HEADER.len()])?;
@@ -179,7 +207,7 @@ pub(crate) fn serve_until<S: Read + Write>(stream: &mut S, last: Method) -> io::
         if method == last {
             return Ok(frame);
         }
-        if let Some(answer) = answer(frame.channel, method) {
+        if let Some(answer) = answer(frame.channel, method).filter(|_| !is_nowait(&frame)) {
             stream.write_all(&answer)?;
         }
     }

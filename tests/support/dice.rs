@@ -16,6 +16,11 @@ impl Dice {
         Self(seed)
     }
 
+    /// From this seed.
+    pub(crate) fn from(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
