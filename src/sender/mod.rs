@@ -1,27 +1,24 @@
 //! Sends the tasks of a source: up to a thousand at a time unconfirmed, in order, and again after a lost
 //! connection. A task is sent when the broker has confirmed it, and not before.
 
+mod link;
 mod source;
 mod unsent;
 mod window;
 
-use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender as ChannelSender, never, select};
+use crossbeam_channel::{Receiver, never, select};
 
-use crate::backoff::{Backoff, Reminder};
-use crate::broker::{Fault, Kind, Properties, Publisher, QueueSpec, SessionOptions, Settlement, Wake};
+use crate::broker::{Fault, Kind, Properties, QueueSpec, SessionOptions, Settlement, Wake};
 use crate::duration;
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, Exit};
 
+use link::{Link, State};
 pub use source::{Item, MAX_BODY_BYTES, Parcel, Source};
 pub use unsent::{UnsentFile, UnsentForm};
 use window::{Entry, Window};
 
-/// The pauses between attempts to reach a broker that went away; it is usually back within seconds.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// After the first signal: how long to wait for what is on its way.
 const STOP_WAIT: Duration = Duration::from_secs(3);
 /// A task that comes back unroutable although its queue was declared again and again.
@@ -80,26 +77,12 @@ pub fn send(
         report,
         summary: Summary::default(),
         window: Window::default(),
-        link: open(job),
-        backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
-        connected_once: false,
-        was_lost: false,
-        reminder: Reminder::default(),
+        link: Link::open(job),
         body_limit: u64::MAX,
         stopping: None,
     };
     sending.run(parcels, signals);
     sending.summary
-}
-
-/// The state of the connection.
-enum Link {
-    Up(Box<Publisher>),
-    /// Being opened on a thread of its own, so that signals are heard meanwhile.
-    Opening(Receiver<Result<Publisher>>),
-    Resting {
-        until: Instant,
-    },
 }
 
 struct Sending<'a> {
@@ -108,11 +91,6 @@ struct Sending<'a> {
     summary: Summary,
     window: Window,
     link: Link,
-    backoff: Backoff,
-    /// The first connection is tried once only: a wrong address should not look like a hang.
-    connected_once: bool,
-    was_lost: bool,
-    reminder: Reminder,
     /// The broker's limit for bodies, once it has told.
     body_limit: u64,
     /// A signal came: nothing more is read, and this is when waiting ends.
@@ -157,9 +135,7 @@ impl Sending<'_> {
         if let (Some((signal, _)), None) = (self.stopping, &self.summary.ended) {
             self.summary.ended = Some(interrupted(signal));
         }
-        if let Link::Up(publisher) =
-            std::mem::replace(&mut self.link, Link::Resting { until: Instant::now() })
-        {
+        if let Some(publisher) = self.link.take() {
             publisher.close();
         }
     }
@@ -167,28 +143,29 @@ impl Sending<'_> {
     /// Waits for the next thing to happen, whatever the state of the link.
     fn step(&mut self, input: Option<&Receiver<Parcel>>, signals: &Receiver<i32>) -> Step {
         let deadline = self.deadline();
-        match &mut self.link {
-            Link::Up(_) => self.step_connected(input, signals, deadline),
-            Link::Opening(opened) => {
-                let no_input = never();
-                select! {
-                    recv(opened) -> opened => {
-                        let lost = || Error::internal("the connecting thread is gone");
-                        self.connected(opened.unwrap_or_else(|_| Err(lost())))
+        let no_input = never();
+        match &mut self.link.state {
+            State::Up(_) => self.step_connected(input, signals, deadline),
+            State::Opening(opened) => select! {
+                recv(opened) -> opened => {
+                    let lost = || Error::internal("the connecting thread is gone");
+                    match self.link.opened(opened.unwrap_or_else(|_| Err(lost()))) {
+                        Ok(()) => Step::Again,
+                        Err(error) => Step::GiveUp(error),
                     }
-                    recv(input.unwrap_or(&no_input)) -> parcel => Step::Input(parcel.ok()),
-                    recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
-                    recv(crossbeam_channel::at(deadline)) -> _ => Step::Again,
                 }
-            }
-            Link::Resting { until } => {
-                let (until, no_input) = (*until, never());
+                recv(input.unwrap_or(&no_input)) -> parcel => Step::Input(parcel.ok()),
+                recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
+                recv(crossbeam_channel::at(deadline)) -> _ => Step::Again,
+            },
+            State::Resting { until } => {
+                let until = *until;
                 select! {
                     recv(input.unwrap_or(&no_input)) -> parcel => Step::Input(parcel.ok()),
                     recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
                     recv(crossbeam_channel::at(until.min(deadline))) -> _ => {
                         if Instant::now() >= until {
-                            self.link = open(self.job);
+                            self.link.open_again(self.job);
                         }
                         Step::Again
                     }
@@ -206,7 +183,7 @@ impl Sending<'_> {
         if let Err(fault) = self.publish_queued() {
             return self.lost(&fault);
         }
-        let Link::Up(publisher) = &mut self.link else { return Step::Again };
+        let Some(publisher) = self.link.publisher() else { return Step::Again };
         match publisher.wait(input, signals, Some(deadline)) {
             Wake::Settled => {
                 let settled = publisher.take_settled();
@@ -231,26 +208,6 @@ impl Sending<'_> {
         }
     }
 
-    fn connected(&mut self, opened: Result<Publisher>) -> Step {
-        match opened {
-            Ok(publisher) => {
-                if std::mem::take(&mut self.was_lost) {
-                    log::info!("connected to {}", publisher.label());
-                }
-                log::debug!("{} is {}", publisher.label(), publisher.server());
-                self.connected_once = true;
-                self.backoff.reset();
-                self.link = Link::Up(Box::new(publisher));
-                Step::Again
-            }
-            Err(error) if self.connected_once && error.exit == Exit::Unavailable => {
-                self.rest(&error.to_string());
-                Step::Again
-            }
-            Err(error) => Step::GiveUp(if self.connected_once { error } else { error.on_first_connect() }),
-        }
-    }
-
     /// Everything in flight is unknown now and will be published again.
     fn lost(&mut self, fault: &Fault) -> Step {
         self.window.requeue_in_flight();
@@ -261,36 +218,16 @@ impl Sending<'_> {
                 let largest = self.window.largest();
                 self.body_limit = limit.filter(|limit| *limit < largest).unwrap_or(largest.saturating_sub(1));
                 self.refuse_too_large();
-                self.recover();
+                self.link.recover(self.job);
             }
-            Kind::NotFound => self.recover(),
-            Kind::Refused | Kind::Configuration if !self.queue_is_certain() => self.recover(),
+            Kind::NotFound => self.link.recover(self.job),
+            Kind::Refused | Kind::Configuration if !self.link.queue_is_certain() => {
+                self.link.recover(self.job);
+            }
             Kind::Refused | Kind::Configuration => return Step::GiveUp(fault.clone().into_error()),
-            _ => self.rest(&fault.to_string()),
+            _ => self.link.rest(&fault.to_string()),
         }
         Step::Again
-    }
-
-    fn queue_is_certain(&self) -> bool {
-        matches!(&self.link, Link::Up(publisher) if publisher.queue_is_certain())
-    }
-
-    /// Looks at the queue and goes on with another channel of the same connection.
-    fn recover(&mut self) {
-        let resting = Link::Resting { until: Instant::now() };
-        if let Link::Up(publisher) = std::mem::replace(&mut self.link, resting) {
-            let queue = self.job.queue.clone();
-            self.link = opening(move || publisher.recover(&queue));
-        }
-    }
-
-    fn rest(&mut self, why: &str) {
-        let pause = self.backoff.pause();
-        self.was_lost = true;
-        if self.reminder.is_due(why) {
-            log::warn!("the connection for sending is down: {why}; trying again");
-        }
-        self.link = Link::Resting { until: Instant::now() + pause };
     }
 
     fn accept(&mut self, items: Vec<Item>) {
@@ -315,7 +252,7 @@ impl Sending<'_> {
     }
 
     fn publish_queued(&mut self) -> std::result::Result<(), Fault> {
-        let Link::Up(publisher) = &mut self.link else { return Ok(()) };
+        let Some(publisher) = self.link.publisher() else { return Ok(()) };
         let to = self.job.delay.as_ref().unwrap_or(&self.job.queue);
         while let Some((sequence, entry)) = self.window.next_queued() {
             let Ok(body) = &entry.item.body else { break };
@@ -406,24 +343,7 @@ impl Sending<'_> {
         if now < since + self.job.retry_for {
             return None;
         }
-        let waited = duration::show(self.job.retry_for);
-        Some(match &self.link {
-            Link::Up(publisher) if publisher.is_blocked() => Error::try_again(format!(
-                "{} has blocked publishing (a memory or disk alarm) and did not go on within {waited}; safe to try \
-                 again later, or wait longer with --retry-for",
-                publisher.label()
-            )),
-            Link::Up(publisher) => Error::try_again(format!(
-                "{} confirmed nothing within {waited}; safe to try again, or wait longer with --retry-for",
-                publisher.label()
-            )),
-            Link::Opening(_) | Link::Resting { .. } if !self.connected_once => {
-                Error::unavailable(format!("the broker did not answer within {waited} (--retry-for)"))
-            }
-            Link::Opening(_) | Link::Resting { .. } => Error::unavailable(format!(
-                "the broker went away and did not come back within {waited} (--retry-for)"
-            )),
-        })
+        Some(self.link.why_stalled(&duration::show(self.job.retry_for)))
     }
 
     /// Everything that is not confirmed by now has failed.
@@ -431,9 +351,7 @@ impl Sending<'_> {
         self.window.fail_open(&error);
         self.summary.ended = Some(error);
         self.summarise();
-        if let Link::Up(publisher) =
-            std::mem::replace(&mut self.link, Link::Resting { until: Instant::now() })
-        {
+        if let Some(publisher) = self.link.take() {
             publisher.cut();
         }
     }
@@ -444,30 +362,6 @@ enum Step {
     Interrupted(i32),
     GiveUp(Error),
     Again,
-}
-
-fn open(job: &Job) -> Link {
-    let (session, queue) = (job.session.clone(), job.queue.clone());
-    // A single task saves two round trips by not waiting for the queue's declaration. Many tasks do not notice them,
-    // and must not be under way when a declaration is refused.
-    let single = job.single;
-    opening(move || {
-        if single { Publisher::open(&session, &queue) } else { Publisher::open_carefully(&session, &queue) }
-    })
-}
-
-/// Runs `open` on a thread of its own.
-fn opening(open: impl FnOnce() -> Result<Publisher> + Send + 'static) -> Link {
-    let (sender, receiver) = crossbeam_channel::bounded(1);
-    let spawned = thread::Builder::new().name("connect".into()).spawn({
-        let sender: ChannelSender<Result<Publisher>> = sender.clone();
-        // Nobody listens any more when the sending has ended meanwhile.
-        move || drop(sender.send(open()))
-    });
-    if let Err(error) = spawned {
-        let _ = sender.send(Err(Error::internal(format!("cannot start a thread: {error}"))));
-    }
-    Link::Opening(receiver)
 }
 
 fn interrupted(signal: i32) -> Error {

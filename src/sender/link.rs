@@ -1,0 +1,157 @@
+//! The connection that tasks are sent on: opened, lost, and opened again.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::Job;
+use crate::backoff::{Backoff, Reminder};
+use crate::broker::Publisher;
+use crate::error::{Error, Exit, Result};
+
+/// The pauses between attempts to reach a broker that went away; it is usually back within seconds.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The connection and what is remembered of earlier ones.
+pub(super) struct Link {
+    pub(super) state: State,
+    backoff: Backoff,
+    /// The first connection is tried once only: a wrong address should not look like a hang.
+    connected_once: bool,
+    was_lost: bool,
+    reminder: Reminder,
+}
+
+/// How the connection is.
+pub(super) enum State {
+    Up(Box<Publisher>),
+    /// Being opened on a thread of its own, so that signals are heard meanwhile.
+    Opening(Receiver<Result<Publisher>>),
+    Resting {
+        until: Instant,
+    },
+}
+
+impl Link {
+    pub(super) fn open(job: &Job) -> Self {
+        Self {
+            state: open(job),
+            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+            connected_once: false,
+            was_lost: false,
+            reminder: Reminder::default(),
+        }
+    }
+
+    pub(super) fn open_again(&mut self, job: &Job) {
+        self.state = open(job);
+    }
+
+    /// None while there is no connection.
+    pub(super) fn publisher(&mut self) -> Option<&mut Publisher> {
+        if let State::Up(publisher) = &mut self.state { Some(publisher) } else { None }
+    }
+
+    /// Leaves no connection behind.
+    pub(super) fn take(&mut self) -> Option<Publisher> {
+        let resting = State::Resting { until: Instant::now() };
+        if let State::Up(publisher) = std::mem::replace(&mut self.state, resting) {
+            Some(*publisher)
+        } else {
+            None
+        }
+    }
+
+    /// An attempt to connect has ended.
+    ///
+    /// # Errors
+    /// Why another one would be of no use.
+    pub(super) fn opened(&mut self, opened: Result<Publisher>) -> Result<()> {
+        match opened {
+            Ok(publisher) => {
+                if std::mem::take(&mut self.was_lost) {
+                    log::info!("connected to {}", publisher.label());
+                }
+                log::debug!("{} is {}", publisher.label(), publisher.server());
+                self.connected_once = true;
+                self.backoff.reset();
+                self.state = State::Up(Box::new(publisher));
+                Ok(())
+            }
+            Err(error) if self.connected_once && error.exit == Exit::Unavailable => {
+                self.rest(&error.to_string());
+                Ok(())
+            }
+            Err(error) => Err(if self.connected_once { error } else { error.on_first_connect() }),
+        }
+    }
+
+    pub(super) fn queue_is_certain(&self) -> bool {
+        matches!(&self.state, State::Up(publisher) if publisher.queue_is_certain())
+    }
+
+    /// Looks at the queue and goes on with another channel of the same connection.
+    pub(super) fn recover(&mut self, job: &Job) {
+        if let Some(publisher) = self.take() {
+            let queue = job.queue.clone();
+            self.state = opening(move || publisher.recover(&queue));
+        }
+    }
+
+    /// The connection is lost: another attempt comes after a pause.
+    pub(super) fn rest(&mut self, why: &str) {
+        let pause = self.backoff.pause();
+        self.was_lost = true;
+        if self.reminder.is_due(why) {
+            log::warn!("the connection for sending is down: {why}; trying again");
+        }
+        self.state = State::Resting { until: Instant::now() + pause };
+    }
+
+    /// Why nothing was confirmed for as long as `waited` says.
+    pub(super) fn why_stalled(&self, waited: &str) -> Error {
+        match &self.state {
+            State::Up(publisher) if publisher.is_blocked() => Error::try_again(format!(
+                "{} has blocked publishing (a memory or disk alarm) and did not go on within {waited}; safe to try \
+                 again later, or wait longer with --retry-for",
+                publisher.label()
+            )),
+            State::Up(publisher) => Error::try_again(format!(
+                "{} confirmed nothing within {waited}; safe to try again, or wait longer with --retry-for",
+                publisher.label()
+            )),
+            State::Opening(_) | State::Resting { .. } if !self.connected_once => {
+                Error::unavailable(format!("the broker did not answer within {waited} (--retry-for)"))
+            }
+            State::Opening(_) | State::Resting { .. } => Error::unavailable(format!(
+                "the broker went away and did not come back within {waited} (--retry-for)"
+            )),
+        }
+    }
+}
+
+fn open(job: &Job) -> State {
+    let (session, queue) = (job.session.clone(), job.queue.clone());
+    // A single task saves two round trips by not waiting for the queue's declaration. Many tasks do not notice them,
+    // and must not be under way when a declaration is refused.
+    let single = job.single;
+    opening(move || {
+        if single { Publisher::open(&session, &queue) } else { Publisher::open_carefully(&session, &queue) }
+    })
+}
+
+/// Runs `open` on a thread of its own.
+fn opening(open: impl FnOnce() -> Result<Publisher> + Send + 'static) -> State {
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    let spawned = thread::Builder::new().name("connect".into()).spawn({
+        let sender: Sender<Result<Publisher>> = sender.clone();
+        // Nobody listens any more when the sending has ended meanwhile.
+        move || drop(sender.send(open()))
+    });
+    if let Err(error) = spawned {
+        let _ = sender.send(Err(Error::internal(format!("cannot start a thread: {error}"))));
+    }
+    State::Opening(receiver)
+}
