@@ -132,10 +132,10 @@ impl Publisher {
         self.session.label()
     }
 
-    /// Product and version of the broker.
+    /// The same, with what it says it is.
     #[must_use]
-    pub fn server(&self) -> &str {
-        self.session.server()
+    pub fn introduction(&self) -> String {
+        self.session.introduction()
     }
 
     /// Whether the broker has said that it does not read from this connection.

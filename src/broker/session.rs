@@ -132,10 +132,10 @@ impl Session {
         &self.label
     }
 
-    /// Product and version as the broker told, such as `RabbitMQ 3.10.8`.
+    /// The same, with product and version as the broker told: `amqp://guest@localhost:5672 (RabbitMQ 4.0.5)`.
     #[must_use]
-    pub fn server(&self) -> &str {
-        &self.server
+    pub fn introduction(&self) -> String {
+        format!("{} ({})", self.label, self.server)
     }
 
     /// Tells when the broker blocks and unblocks publishing.

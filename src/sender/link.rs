@@ -71,10 +71,10 @@ impl Link {
     pub(super) fn opened(&mut self, opened: Result<Publisher>) -> Result<()> {
         match opened {
             Ok(publisher) => {
-                if std::mem::take(&mut self.was_lost) {
-                    log::info!("connected to {}", publisher.label());
-                }
-                log::debug!("{} is {}", publisher.label(), publisher.server());
+                // Who sends one task wants to read one line; who was told of a loss wants to know that it is over.
+                let level =
+                    if std::mem::take(&mut self.was_lost) { log::Level::Info } else { log::Level::Debug };
+                log::log!(level, "connected to {}", publisher.introduction());
                 self.connected_once = true;
                 self.backoff.reset();
                 self.state = State::Up(Box::new(publisher));

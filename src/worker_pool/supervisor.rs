@@ -195,11 +195,9 @@ impl Supervisor {
                 self.generation += 1;
                 self.lost_at = None;
                 if first {
-                    log::debug!("connected to {} ({})", session.label(), session.server());
                     log::info!(" [*] Waiting for messages. To exit press CTRL+C");
-                } else {
-                    log::info!("connected to {}", session.label());
                 }
+                log::info!("connected to {}", session.introduction());
                 self.link = Link::Up(Box::new(session));
                 self.shared.set_connected(true);
             }

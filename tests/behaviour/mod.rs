@@ -12,6 +12,7 @@ mod no_tls;
 mod tls;
 
 mod bad_input;
+mod broker_version;
 mod bulk;
 mod bulk_outage;
 mod pace;

@@ -54,6 +54,17 @@ impl Broker {
         Self { publisher: RefCell::default(), connection: RefCell::new(connection) }
     }
 
+    /// What the broker says it is: `RabbitMQ 4.0.5`.
+    pub(crate) fn product(&self) -> String {
+        let connection = self.connection.borrow();
+        let properties = connection.server_properties();
+        let [product, version] = ["product", "version"].map(|name| match &properties[name] {
+            AmqpValue::LongString(text) => text.clone(),
+            other => panic!("{name} is {other:?}"),
+        });
+        format!("{product} {version}")
+    }
+
     /// A new channel: an error of the broker closes the channel it happened on.
     pub(crate) fn channel(&self) -> Channel {
         self.connection.borrow_mut().open_channel(None).unwrap()

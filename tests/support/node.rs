@@ -138,9 +138,13 @@ impl Node {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    pub(crate) fn log_tail(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         let log = std::fs::read(setting(&self.dir, "LOG")).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    pub(crate) fn log_tail(&self) -> String {
+        let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
