@@ -116,7 +116,9 @@ impl Dial<'_> {
         let mut connection = match opened {
             Ok(connection) => connection,
             Err(_) if kill.fired().is_some() => return Err(too_late()),
-            Err(amiquip::Error::InvalidCredentials) => return Err(refused_or_lost(&sightings)),
+            Err(amiquip::Error::InvalidCredentials) => {
+                return Err(refused_or_lost(&sightings, &self.url.credentials));
+            }
             Err(error) => {
                 // TLS 1.3 refuses a missing client certificate only after the handshake.
                 #[cfg(feature = "tls")]
@@ -177,15 +179,20 @@ fn identity(purpose: Purpose) -> String {
 /// `InvalidCredentials` is what amiquip makes of any end after the user name was sent. A broker that refuses it closes
 /// the connection without a word, or (with what we sent last unread) resets it. One that dies at that very moment looks
 /// the same; that is why a refusal is believed at once only on the first connect.
-fn refused_or_lost(sightings: &Sightings) -> Fault {
+fn refused_or_lost(sightings: &Sightings, credentials: &Credentials) -> Fault {
     if let Some(violation) = sightings.violation() {
         return Fault::lost(violation.to_string());
     }
     if sightings.closed_by_peer() {
-        return Fault::connection(
-            Kind::Refused,
-            "user name or password refused (check them in the URL; guest may log in from the broker's machine only)",
-        );
+        let words = match credentials {
+            Credentials::Plain { .. } => {
+                "user name or password refused (check them in the URL; guest may log in from the broker's machine only)"
+            }
+            Credentials::External => {
+                "no user stands behind the client certificate, or there is none (--tls-cert, auth_mechanism=external)"
+            }
+        };
+        return Fault::connection(Kind::Refused, words);
     }
     Fault::lost(sightings.error().unwrap_or_else(|| "the connection broke during the login".to_owned()))
 }

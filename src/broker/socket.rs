@@ -39,7 +39,7 @@ impl Sightings {
         self.with(|seen| seen.violation.clone())
     }
 
-    /// The first error of the socket itself.
+    /// The errors of the socket itself, the first one first.
     pub(super) fn error(&self) -> Option<String> {
         self.with(|seen| seen.error.clone())
     }
@@ -132,12 +132,22 @@ impl Socket {
         self.sightings.clone()
     }
 
+    /// TLS 1.3 refuses a client certificate after the handshake, with words that lie unread when the next write fails.
+    fn hear_last_words(&mut self) {
+        if let Err(error) = self.stream.read(&mut [0]) {
+            self.note_error(&error);
+        }
+    }
+
     fn note_error(&self, error: &io::Error) {
         if error.kind() != io::ErrorKind::WouldBlock && error.kind() != io::ErrorKind::Interrupted {
             let reset = matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
             self.sightings.with(|seen| {
                 seen.closed_by_peer |= reset;
-                seen.error.get_or_insert_with(|| error.to_string());
+                match &mut seen.error {
+                    None => seen.error = Some(error.to_string()),
+                    Some(first) => *first = format!("{first}; {error}"),
+                }
             });
         }
     }
@@ -193,8 +203,11 @@ impl Write for Socket {
             #[cfg(feature = "tls")]
             Stream::Tls(tls) => tls.write(buf),
         };
-        if let Err(error) = &result {
+        if let Err(error) = &result
+            && error.kind() != io::ErrorKind::WouldBlock
+        {
             self.note_error(error);
+            self.hear_last_words();
         }
         result
     }
