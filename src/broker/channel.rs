@@ -35,7 +35,7 @@ impl Channel {
         what: &'static str,
         call: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
     ) -> Result<T, Fault> {
-        self.call_under(self.kill.patient_guard(self.rpc_timeout, what), call)
+        self.call_under(self.kill.patient_guard(self.rpc_timeout, what), what, call)
     }
 
     /// As [`Channel::call`], with a deadline of its own that holds whatever arrives.
@@ -45,16 +45,17 @@ impl Channel {
         what: &'static str,
         call: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
     ) -> Result<T, Fault> {
-        self.call_under(self.kill.guard(timeout, what), call)
+        self.call_under(self.kill.guard(timeout, what), what, call)
     }
 
     fn call_under<'a, T>(
         &'a self,
         _guard: Guard,
+        what: &str,
         call: impl FnOnce(&'a amiquip::Channel) -> amiquip::Result<T>,
     ) -> Result<T, Fault> {
         let amqp = self.amqp.as_ref().ok_or_else(|| Fault::lost("the channel is closed"))?;
-        call(amqp).map_err(|error| Fault::from(error).because(self.kill.fired()))
+        call(amqp).map_err(|error| Fault::from(error).lacking_permission(what).because(self.kill.fired()))
     }
 
     /// Also lets go of those that have ended: their last message was taken, so nothing looks for them any more.

@@ -6,6 +6,9 @@ use std::fmt;
 use crate::error::{Error, Exit};
 use crate::output;
 
+/// Before the broker's own words.
+const REFUSED_ACCESS: &str = "the broker refused access: ";
+
 /// How much of what was open is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
@@ -76,6 +79,24 @@ impl Fault {
         self
     }
 
+    /// The same trouble with the permission that `call` needs, where the broker refused it: RabbitMQ tells on what, and
+    /// not which.
+    #[must_use]
+    pub(super) fn lacking_permission(self, call: &str) -> Self {
+        if self.scope != Scope::Channel || self.kind != Kind::Refused {
+            return self;
+        }
+        let (permission, what) = match call {
+            // Publishing is refused after the call, and tasks go through the default exchange.
+            _ if self.text.contains("access to exchange") => ("write", "amq.default, the default exchange"),
+            "queue.declare" => ("configure", "the queue"),
+            "basic.consume" | "basic.get" | "queue.purge" => ("read", "the queue"),
+            _ => return self,
+        };
+        let words = self.text.strip_prefix(REFUSED_ACCESS).unwrap_or(&self.text);
+        Self { text: format!("the user lacks the permission \"{permission}\" for {what}: {words}"), ..self }
+    }
+
     /// The same trouble with what it hindered before it.
     #[must_use]
     pub(super) fn because_also(mut self, text: &str) -> Self {
@@ -137,14 +158,14 @@ impl From<amiquip::Error> for Fault {
 fn closed_connection(code: u16, message: &str) -> Fault {
     match code {
         320 => Fault::lost(format!("the broker closed the connection: {message}")),
-        403 | 530 => Fault::connection(Kind::Refused, format!("the broker refused access: {message}")),
+        403 | 530 => Fault::connection(Kind::Refused, format!("{REFUSED_ACCESS}{message}")),
         _ => Fault::lost(format!("the broker closed the connection ({code}): {message}")),
     }
 }
 
 fn closed_channel(code: u16, message: &str) -> Fault {
     match code {
-        403 | 530 => Fault::channel(Kind::Refused, format!("the broker refused access: {message}")),
+        403 | 530 => Fault::channel(Kind::Refused, format!("{REFUSED_ACCESS}{message}")),
         404 => Fault::channel(Kind::NotFound, format!("not found: {message}")),
         405 => Fault::channel(
             Kind::Configuration,
@@ -211,6 +232,24 @@ mod tests {
         assert_eq!(differing_property(text), Some("durable"));
         assert_eq!(differing_property("PRECONDITION_FAILED"), None);
         assert_eq!(channel_fault(406, text).kind, Kind::Configuration);
+    }
+
+    #[test]
+    fn the_missing_permission_is_named() {
+        let queue = "ACCESS_REFUSED - access to queue 'q' in vhost '/' refused for user 'u'";
+        let lacking =
+            |call: &str, message: &str| channel_fault(403, message).lacking_permission(call).to_string();
+        assert!(lacking("queue.declare", queue).contains("\"configure\" for the queue"));
+        assert!(lacking("basic.consume", queue).contains("\"read\" for the queue"));
+        let exchange = queue.replace("queue 'q'", "exchange 'amq.default'");
+        assert!(lacking("basic.qos", &exchange).contains("\"write\" for amq.default"));
+        assert!(!lacking("basic.qos", queue).contains("lacks"));
+        assert!(
+            !channel_fault(404, "NOT_FOUND")
+                .lacking_permission("queue.declare")
+                .to_string()
+                .contains("lacks")
+        );
     }
 
     #[test]

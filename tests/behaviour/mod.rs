@@ -8,6 +8,7 @@ mod hostile;
 mod hostile_words;
 #[cfg(not(feature = "tls"))]
 mod no_tls;
+mod permissions;
 #[cfg(feature = "tls")]
 mod tls;
 

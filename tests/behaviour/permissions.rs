@@ -1,0 +1,147 @@
+//! Users that may do little: it is enough, or what is missing is named. And what a command does not get to see.
+
+use crate::support::{Finished, Invocation, Sandbox, until};
+use nix::sys::signal::Signal::SIGTERM;
+use std::os::unix::fs::FileTypeExt;
+
+const NONE: &str = "^$";
+/// Where tasks are published to.
+const DEFAULT_EXCHANGE: &str = "^amq\\.default$";
+
+/// A URL of a user of the test's own, who may configure, write and read this.
+fn user(sandbox: &Sandbox, name: &str, [configure, write, read]: [&str; 3]) -> String {
+    let name = format!("{name}-{}", sandbox.queue);
+    sandbox.node().ctl(&["add_user", &name, "opensesame"]);
+    sandbox.node().ctl(&["set_permissions", &name, configure, write, read]);
+    format!("amqp://{name}:opensesame@127.0.0.1:{}", sandbox.node().port())
+}
+
+/// The sandbox's queue alone.
+fn only(queue: &str) -> String {
+    format!("^{}$", queue.replace('.', "\\."))
+}
+
+fn run(sandbox: &Sandbox, url: &str, args: &[&str]) -> Finished {
+    let command: Invocation = sandbox.taskq(args).env("TASKQ_URL", url);
+    command.run().never_says("opensesame")
+}
+
+/// It is refused for want of this permission on this.
+fn lacks(sandbox: &Sandbox, url: &str, args: &[&str], permission: &str, on: &str) {
+    let refused = run(sandbox, url, args).exits(77).never_says("panicked");
+    refused.says(&format!("lacks the permission \"{permission}\"")).says(on);
+}
+
+#[test]
+fn who_may_only_write_can_send_and_who_may_only_read_can_work() {
+    let sandbox = Sandbox::new();
+    sandbox.broker().declare(&sandbox.queue);
+    let queue = only(&sandbox.queue);
+    let writer = user(&sandbox, "writer", [NONE, DEFAULT_EXCHANGE, NONE]);
+    let reader = user(&sandbox, "reader", [NONE, NONE, &queue]);
+    run(&sandbox, &writer, &["send", "--no-declare", "hello"]).exits(0);
+    let worked = run(&sandbox, &reader, &["work", "--no-declare", "--until-empty"]).exits(0);
+    worked.says("Received a message: hello\nDone\n");
+    // Neither can do the other's.
+    lacks(&sandbox, &reader, &["send", "--no-declare", "hello"], "write", "amq.default");
+    lacks(&sandbox, &writer, &["work", "--no-declare"], "read", &sandbox.queue);
+}
+
+#[test]
+fn a_missing_permission_is_named_with_its_object() {
+    let sandbox = Sandbox::new();
+    sandbox.broker().declare(&sandbox.queue);
+    let queue = only(&sandbox.queue);
+    let unconfigured = user(&sandbox, "unconfigured", [NONE, ".*", ".*"]);
+    for args in [["send", "hello"].as_slice(), &["work"], &["work", "--", "true"]] {
+        lacks(&sandbox, &unconfigured, args, "configure", &sandbox.queue);
+    }
+    let mut bulk = sandbox.taskq(["send", "--lines"]).env("TASKQ_URL", &unconfigured).start();
+    bulk.write("one\ntwo\n");
+    bulk.close_stdin();
+    bulk.end().exits(77).says("lacks the permission \"configure\"").never_says("opensesame");
+    let narrow = user(&sandbox, "narrow", [&queue, ".*", ".*"]);
+    lacks(&sandbox, &narrow, &["work", "--", "true"], "configure", &format!("{}.", sandbox.queue));
+    let mute = user(&sandbox, "mute", [".*", NONE, ".*"]);
+    lacks(&sandbox, &mute, &["send", "hello"], "write", "amq.default");
+    lacks(&sandbox, &mute, &["work", "--", "true"], "write", "amq.default");
+    let blind = user(&sandbox, "blind", [".*", ".*", NONE]);
+    lacks(&sandbox, &blind, &["work"], "read", &sandbox.queue);
+    assert_eq!(sandbox.broker().counts(&sandbox.queue), Some((0, 0)));
+}
+
+#[test]
+fn another_vhost_is_refused_by_name() {
+    let sandbox = Sandbox::new();
+    let url = user(&sandbox, "stranger", [".*", ".*", ".*"]);
+    let vhost = format!("v{}", std::process::id());
+    sandbox.node().ctl(&["add_vhost", &vhost]);
+    let url = format!("{url}/{vhost}");
+    for args in [["send", "hello"], ["work", "--until-empty"]] {
+        run(&sandbox, &url, &args).exits(77).in_one_line().says(&vhost);
+    }
+    sandbox.node().ctl(&["delete_vhost", &vhost]);
+}
+
+/// What systemd gives a worker, and a URL.
+fn worker_with_secrets(sandbox: &Sandbox, options: &[&str], script: &str) -> crate::support::Process {
+    let credential = sandbox.file("taskq-url", sandbox.url());
+    let worker = sandbox
+        .work_with(options, script)
+        .env("CREDENTIALS_DIRECTORY", credential.parent().unwrap())
+        .env("NOTIFY_SOCKET", "/nowhere/notify")
+        .env("WATCHDOG_USEC", "30000000")
+        .env("WATCHDOG_PID", "1")
+        .start();
+    worker.says("[*] Waiting");
+    worker
+}
+
+/// Neither in its environment nor among its files.
+fn looks_clean(pid: &str) {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+    let environment = String::from_utf8_lossy(&environment);
+    for secret in ["guest:guest", "TASKQ_URL=", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_"] {
+        assert!(!environment.contains(secret), "{secret} is in the environment");
+    }
+    let open: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|entry| {
+            let entry = entry.unwrap();
+            let target = std::fs::read_link(entry.path()).unwrap();
+            // What the tests themselves were given by whoever runs them.
+            let ours = std::path::Path::new("/proc/self/fd").join(entry.file_name());
+            if std::fs::read_link(ours).is_ok_and(|ours| ours == target) {
+                return None;
+            }
+            let socket = std::fs::metadata(entry.path()).is_ok_and(|there| there.file_type().is_socket());
+            assert!(!socket, "a socket is open: {}", target.display());
+            Some(format!("{} -> {}", entry.file_name().display(), target.display()))
+        })
+        .collect();
+    assert_eq!(open.len(), 3, "more than stdin, stdout and stderr: {open:?}");
+}
+
+#[test]
+fn a_command_inherits_no_secret_and_no_connection() {
+    for persistent in [false, true] {
+        let sandbox = Sandbox::new();
+        let options: &[&str] =
+            if persistent { &["--persistent", "--threads", "2"] } else { &["--threads", "2"] };
+        // The replacement by another program is what a secret would survive.
+        let script = r#"echo $$ >>"$1/pids"; exec sleep 600"#;
+        let worker = worker_with_secrets(&sandbox, options, script);
+        for _ in 0..2 {
+            sandbox.broker().publish(&sandbox.queue, "task");
+        }
+        for pid in sandbox.wait_lines("pids", 2) {
+            until("the sleep", || {
+                let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+                (command.trim() == "sleep").then_some(())
+            });
+            looks_clean(&pid);
+        }
+        worker.signal(SIGTERM).says("SIGTERM").signal(SIGTERM);
+        worker.end().exits(143);
+    }
+}
