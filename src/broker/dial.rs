@@ -71,7 +71,10 @@ struct Dial<'a> {
 
 impl Dial<'_> {
     fn any_address(&self) -> std::result::Result<Session, Fault> {
-        let addresses = resolve(&self.url.host, self.url.port, self.deadline)?;
+        self.any_of(&resolve(&self.url.host, self.url.port, self.deadline)?)
+    }
+
+    fn any_of(&self, addresses: &[SocketAddr]) -> std::result::Result<Session, Fault> {
         let mut last = Fault::lost("its name has no address");
         for (tried, address) in addresses.iter().enumerate() {
             let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
@@ -293,6 +296,36 @@ mod tests {
         assert!(name(Some(&"x".repeat(70_000)), Some(&"9".repeat(70_000))).len() <= 2 * MAX_SERVER_CHARS + 1);
         let other = [("product".to_owned(), AmqpValue::LongInt(7))].into_iter().collect();
         assert_eq!(server_name(&other), name(None, None));
+    }
+
+    #[test]
+    fn all_addresses_of_a_name_are_tried_and_none_takes_the_time_of_the_others() {
+        use std::net::TcpListener;
+        let listen = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let (silent, closed, last) = (listen(), listen(), listen());
+        let addresses = [&silent, &closed, &last].map(|listener| listener.local_addr().unwrap());
+        drop(closed);
+        let options = SessionOptions {
+            urls: vec![BrokerUrl::parse("amqp://several.example").unwrap()],
+            tls: super::super::tls::TlsFiles::default(),
+            connect_timeout: None,
+            heartbeat: None,
+        };
+        super::super::watchdog::start().unwrap();
+        let dial = Dial {
+            url: &options.urls[0],
+            options: &options,
+            purpose: Purpose::Publish,
+            deadline: Instant::now() + Duration::from_millis(600),
+            #[cfg(feature = "tls")]
+            tls: None,
+        };
+        let Err(fault) = dial.any_of(&addresses) else { panic!("nobody answers there") };
+        assert_eq!(fault.to_string(), "no answer within the connect timeout");
+        for listener in [silent, last] {
+            listener.set_nonblocking(true).unwrap();
+            assert!(listener.accept().is_ok(), "not tried");
+        }
     }
 
     #[test]

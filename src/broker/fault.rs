@@ -166,6 +166,8 @@ fn closed_connection(code: u16, message: &str) -> Fault {
 fn closed_channel(code: u16, message: &str) -> Fault {
     match code {
         403 | 530 => Fault::channel(Kind::Refused, format!("{REFUSED_ACCESS}{message}")),
+        // A classic queue, and the queue's node is away; the others of its cluster know that there is one.
+        404 if message.contains("is down or inaccessible") => Fault::channel(Kind::Lost, message),
         404 => Fault::channel(Kind::NotFound, format!("not found: {message}")),
         405 => Fault::channel(
             Kind::Configuration,
@@ -217,6 +219,9 @@ mod tests {
         assert_eq!(channel_fault(406, tag).kind, Kind::Lost);
         assert_eq!(channel_fault(403, "ACCESS_REFUSED").kind, Kind::Refused);
         assert_eq!(channel_fault(404, "NOT_FOUND").kind, Kind::NotFound);
+        let away =
+            "NOT_FOUND - home node 'rabbit@one' of durable queue 'q' in vhost '/' is down or inaccessible";
+        assert_eq!(channel_fault(404, away).into_error().exit, Exit::Unavailable);
         assert_eq!(channel_fault(405, "RESOURCE_LOCKED").into_error().exit, Exit::Configuration);
         let closed =
             amiquip::Error::ServerClosedConnection { code: 320, message: "CONNECTION_FORCED".into() };
