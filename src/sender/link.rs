@@ -8,11 +8,28 @@ use crossbeam_channel::{Receiver, Sender};
 use super::Job;
 use crate::backoff::{Backoff, Reminder};
 use crate::broker::Publisher;
+use crate::duration;
 use crate::error::{Error, Exit, Result};
 
 /// The pauses between attempts to reach a broker that went away; it is usually back within seconds.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long what was published beside a refused task may still be confirmed. Some of it never is, nor refused.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(3);
+const REFUSED: &str = "the broker refuses tasks: the queue is full, or the broker has an error of its own";
+
+/// Whether the broker has refused (nacked) a task since it last confirmed one. The queue may be full. Or it is a quorum
+/// queue that was between two leaders when this connection first published to it: RabbitMQ then refuses all that comes
+/// on this connection, for as long as the old leader's node is away, while another connection would do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    None,
+    /// On this connection, at that time: nothing more is published on it.
+    Here(Instant),
+    /// On one before this.
+    Before,
+}
 
 /// The connection and what is remembered of earlier ones.
 pub(super) struct Link {
@@ -21,6 +38,7 @@ pub(super) struct Link {
     /// The first connection is tried once only: a wrong address should not look like a hang.
     connected_once: bool,
     was_lost: bool,
+    refusal: Refusal,
     reminder: Reminder,
 }
 
@@ -41,6 +59,7 @@ impl Link {
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             connected_once: false,
             was_lost: false,
+            refusal: Refusal::None,
             reminder: Reminder::default(),
         }
     }
@@ -52,6 +71,39 @@ impl Link {
     /// None while there is no connection.
     pub(super) fn publisher(&mut self) -> Option<&mut Publisher> {
         if let State::Up(publisher) = &mut self.state { Some(publisher) } else { None }
+    }
+
+    /// The same where it also takes tasks.
+    pub(super) fn publisher_in_favour(&mut self) -> Option<&mut Publisher> {
+        if matches!(self.refusal, Refusal::Here(_)) { None } else { self.publisher() }
+    }
+
+    /// When a connection that is out of favour is given up, whatever is in flight on it.
+    pub(super) fn spent_at(&self) -> Option<Instant> {
+        if let Refusal::Here(since) = self.refusal { Some(since + SETTLE_PATIENCE) } else { None }
+    }
+
+    /// The broker has refused a task.
+    pub(super) fn refused(&mut self) {
+        if !matches!(self.refusal, Refusal::Here(_)) {
+            self.refusal = Refusal::Here(Instant::now());
+        }
+    }
+
+    /// The broker has confirmed a task.
+    pub(super) fn confirmed(&mut self) {
+        if self.refusal == Refusal::Before {
+            self.refusal = Refusal::None;
+            self.backoff.reset();
+        }
+    }
+
+    /// Another connection, after a pause.
+    pub(super) fn try_another(&mut self, patience: Duration) {
+        if self.reminder.is_due(REFUSED) {
+            log::warn!("{REFUSED}; trying again for up to {}", duration::show(patience));
+        }
+        self.state = State::Resting { until: Instant::now() + self.backoff.pause() };
     }
 
     /// Leaves no connection behind.
@@ -76,7 +128,11 @@ impl Link {
                     if std::mem::take(&mut self.was_lost) { log::Level::Info } else { log::Level::Debug };
                 log::log!(level, "connected to {}", publisher.introduction());
                 self.connected_once = true;
-                self.backoff.reset();
+                if self.refusal == Refusal::None {
+                    self.backoff.reset();
+                } else {
+                    self.refusal = Refusal::Before;
+                }
                 self.state = State::Up(Box::new(publisher));
                 Ok(())
             }
@@ -113,6 +169,9 @@ impl Link {
     /// Why nothing was confirmed for as long as `waited` says.
     pub(super) fn why_stalled(&self, waited: &str) -> Error {
         match &self.state {
+            _ if self.refusal != Refusal::None => Error::try_again(format!(
+                "{REFUSED}, and took none within {waited}; safe to try again, or wait longer with --retry-for"
+            )),
             State::Up(publisher) if publisher.is_blocked() => Error::try_again(format!(
                 "{} has blocked publishing (a memory or disk alarm) and did not go on within {waited}; safe to try \
                  again later, or wait longer with --retry-for",

@@ -183,6 +183,14 @@ impl Sending<'_> {
         if let Err(fault) = self.publish_queued() {
             return self.lost(&fault);
         }
+        let spent_at = self.link.spent_at();
+        // What is still in flight may be confirmed, and would be there twice if it were published again.
+        if spent_at.is_some_and(|at| at <= Instant::now() || !self.window.is_in_flight()) {
+            self.window.requeue_in_flight();
+            self.link.try_another(self.job.retry_for);
+            return Step::Again;
+        }
+        let deadline = spent_at.map_or(deadline, |at| at.min(deadline));
         let Some(publisher) = self.link.publisher() else { return Step::Again };
         match publisher.wait(input, signals, Some(deadline)) {
             Wake::Settled => {
@@ -252,7 +260,7 @@ impl Sending<'_> {
     }
 
     fn publish_queued(&mut self) -> std::result::Result<(), Fault> {
-        let Some(publisher) = self.link.publisher() else { return Ok(()) };
+        let Some(publisher) = self.link.publisher_in_favour() else { return Ok(()) };
         let to = self.job.delay.as_ref().unwrap_or(&self.job.queue);
         while let Some((sequence, entry)) = self.window.next_queued() {
             let Ok(body) = &entry.item.body else { break };
@@ -270,11 +278,13 @@ impl Sending<'_> {
         let mut declare_again = false;
         for (tag, settlement) in settled {
             match settlement {
-                Settlement::Confirmed => self.window.confirm(tag),
+                Settlement::Confirmed => {
+                    self.window.confirm(tag);
+                    self.link.confirmed();
+                }
                 Settlement::Nacked => {
-                    let why = "the broker refused it: the queue is full, or the broker has an error of its own; safe \
-                               to try again";
-                    self.window.fail(tag, Error::try_again(why));
+                    self.window.put_back(tag);
+                    self.link.refused();
                 }
                 Settlement::Unroutable => {
                     declare_again = true;

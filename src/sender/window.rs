@@ -98,16 +98,23 @@ impl Window {
         self.settle(tag, Ok(()));
     }
 
-    pub(super) fn fail(&mut self, tag: u64, error: Error) {
-        self.settle(tag, Err(error));
+    /// Whether anything is published and not settled.
+    pub(super) fn is_in_flight(&self) -> bool {
+        !self.tags.is_empty()
     }
 
-    /// Puts one entry back in line and returns how often that has happened.
-    pub(super) fn requeue(&mut self, tag: u64) -> u32 {
-        let Some(sequence) = self.tags.remove(&tag) else { return 0 };
+    /// Puts one entry back in line.
+    pub(super) fn put_back(&mut self, tag: u64) -> Option<&mut Entry> {
+        let sequence = self.tags.remove(&tag)?;
         self.scan_from = self.scan_from.min(sequence);
-        self.entry(sequence).map_or(0, |entry| {
-            entry.state = State::Queued;
+        let entry = self.entry(sequence)?;
+        entry.state = State::Queued;
+        Some(entry)
+    }
+
+    /// The same for one that no queue took; returns how often that has happened.
+    pub(super) fn requeue(&mut self, tag: u64) -> u32 {
+        self.put_back(tag).map_or(0, |entry| {
             entry.unroutable += 1;
             entry.unroutable
         })
@@ -211,10 +218,10 @@ mod tests {
         let mut window = window(4);
         assert_eq!(publish_all(&mut window, 1), [1, 2, 3, 4]);
         window.confirm(3);
-        window.fail(2, Error::try_again("no"));
+        window.confirm(2);
         assert_eq!(pop_all(&mut window), []);
         window.confirm(1);
-        assert_eq!(pop_all(&mut window), [(1, true), (2, false), (3, true)]);
+        assert_eq!(pop_all(&mut window), [(1, true), (2, true), (3, true)]);
         assert!(window.waiting_since().is_some());
         window.confirm(4);
         assert_eq!(pop_all(&mut window), [(4, true)]);
@@ -251,6 +258,20 @@ mod tests {
         window.confirm(1);
         window.fail_open(&Error::try_again("late"));
         assert_eq!(pop_all(&mut window), [(1, true), (2, false), (3, false)]);
+    }
+
+    #[test]
+    fn a_refused_task_is_published_again_and_alone() {
+        let mut window = window(3);
+        publish_all(&mut window, 1);
+        window.put_back(2);
+        assert!(window.is_in_flight());
+        window.confirm(1);
+        window.confirm(3);
+        assert!(!window.is_in_flight());
+        assert_eq!(publish_all(&mut window, 1), [2]);
+        window.confirm(1);
+        assert_eq!(pop_all(&mut window), [(1, true), (2, true), (3, true)]);
     }
 
     #[test]

@@ -116,6 +116,7 @@ impl Copies {
             shared,
             requests,
             publisher: None,
+            refused: false,
             outstanding: HashMap::new(),
             held: VecDeque::new(),
             blocked: Arc::clone(&blocked),
@@ -153,6 +154,8 @@ struct Keeper {
     shared: Arc<Shared>,
     requests: Receiver<Request>,
     publisher: Option<Publisher>,
+    /// The broker has refused a copy on this connection.
+    refused: bool,
     outstanding: HashMap<u64, Outstanding>,
     /// What cannot be published now, in the order in which it came.
     held: VecDeque<Request>,
@@ -264,10 +267,16 @@ impl Keeper {
             }
             Settlement::Unroutable => Err(Refusal::Later("the queue for it is missing".to_owned())),
             Settlement::Nacked => {
+                self.refused = true;
                 Err(Refusal::Later("the broker refused it (is the queue full?)".to_owned()))
             }
         };
         request.asker.answer(kept);
+        // A quorum queue that was between two leaders when this connection first published to it refuses all that
+        // comes on it until the old leader's node is back. What is in flight may be confirmed all the same.
+        if self.refused && self.outstanding.is_empty() {
+            self.drop_connection("the broker refuses copies on it");
+        }
     }
 
     fn publish(&mut self, request: Request) {
@@ -333,6 +342,7 @@ impl Keeper {
 
     fn drop_connection(&mut self, why: &str) {
         self.blocked.store(false, Ordering::SeqCst);
+        self.refused = false;
         self.refuse_all(&Refusal::Later(why.to_owned()));
         if let Some(publisher) = self.publisher.take() {
             log::debug!("closing the connection for copies: {why}");

@@ -68,6 +68,18 @@ fn a_task_that_the_broker_refuses_is_temporary_failure() {
 }
 
 #[test]
+fn a_refused_task_is_sent_when_there_is_room_for_it() {
+    let sandbox = Sandbox::new();
+    full_after(&sandbox, 1);
+    sandbox.taskq(["send", "first"]).run().exits(0);
+    let send = sandbox.taskq(["send", "second"]).start();
+    send.says("refuses tasks");
+    assert_eq!(sandbox.broker().bodies(&sandbox.queue), ["first"]);
+    send.end().exits(0);
+    assert_eq!(sandbox.broker().bodies(&sandbox.queue), ["second"]);
+}
+
+#[test]
 fn refused_tasks_are_counted_and_saved_for_their_owner_only() {
     let sandbox = Sandbox::new();
     full_after(&sandbox, 3);
