@@ -1,6 +1,7 @@
 //! One file per behaviour, in the order of a task's life. In a folder of their own, so that cargo builds one test
 //! program and not one of each.
 
+mod brokers;
 mod connect;
 mod credentials;
 mod foreign_headers;
@@ -24,6 +25,7 @@ mod send;
 mod send_refused;
 
 mod acknowledgement_timeout;
+mod cluster;
 mod network;
 mod network_slow;
 mod soak;

@@ -2,6 +2,7 @@
 
 pub(crate) mod amqp;
 pub(crate) mod broker;
+pub(crate) mod cluster;
 pub(crate) mod dice;
 pub(crate) mod handler;
 pub(crate) mod node;
@@ -13,6 +14,7 @@ pub(crate) mod sandbox;
 pub(crate) mod script;
 
 pub(crate) use broker::Broker;
+pub(crate) use cluster::Cluster;
 pub(crate) use dice::Dice;
 pub(crate) use node::Node;
 pub(crate) use poll::until;

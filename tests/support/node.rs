@@ -17,6 +17,23 @@ fn script() -> Command {
     Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/rabbitmq-node"))
 }
 
+/// Nodes that a script of this project has started, and their directory. They stay until its stdin closes.
+pub(super) fn serve(mut script: Command, settings: &[&str]) -> (PathBuf, Child) {
+    static STARTED: AtomicUsize = AtomicUsize::new(0);
+    let number = STARTED.fetch_add(1, Ordering::Relaxed);
+    // Removed by the script, whose path must be short and without spaces.
+    let dir = std::env::temp_dir().join(format!("taskq-tests.{}.{number}", std::process::id()));
+    script.arg("serve").arg(&dir);
+    for setting in settings {
+        script.args(["--set", setting]);
+    }
+    let mut keeper = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut answer = String::new();
+    BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut answer).unwrap();
+    assert!(answer.starts_with("ready "), "no RabbitMQ: {script:?} said {answer:?}");
+    (dir, keeper)
+}
+
 pub(crate) struct Node {
     dir: PathBuf,
     port: u16,
@@ -60,23 +77,12 @@ impl Node {
 
     /// A new node, outside the count of exclusive ones.
     pub(crate) fn serve(settings: &[&str]) -> Self {
-        static STARTED: AtomicUsize = AtomicUsize::new(0);
-        let number = STARTED.fetch_add(1, Ordering::Relaxed);
-        // Removed by the script, whose path must be short and without spaces.
-        let dir = std::env::temp_dir().join(format!("taskq-tests.{}.{number}", std::process::id()));
-        let mut command = script();
-        command.arg("serve").arg(&dir);
-        for setting in settings {
-            command.args(["--set", setting]);
-        }
-        let mut keeper = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut answer = String::new();
-        BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut answer).unwrap();
-        assert!(answer.starts_with("ready "), "no RabbitMQ node: scripts/rabbitmq-node said {answer:?}");
+        let (dir, keeper) = serve(script(), settings);
         Self::at(dir, Some(keeper))
     }
 
-    fn at(dir: PathBuf, keeper: Option<Child>) -> Self {
+    /// A node that somebody else has started.
+    pub(super) fn at(dir: PathBuf, keeper: Option<Child>) -> Self {
         let port = setting(&dir, "PORT").parse().unwrap();
         Self { dir, port, keeper }
     }
@@ -118,6 +124,11 @@ impl Node {
 
     pub(crate) fn thaw(&self) {
         self.run("thaw", &[]);
+    }
+
+    /// The other nodes of its cluster neither hear nor see it any more; its clients do.
+    pub(crate) fn cut_off(&self) {
+        self.run("cut", &[]);
     }
 
     /// rabbitmqctl, which takes some two seconds.

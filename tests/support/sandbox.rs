@@ -1,5 +1,6 @@
 //! One test's surroundings: a broker, a queue and a directory of its own, and a dump of everything when it fails.
 
+use super::cluster::{Cluster, Leased};
 use super::node::{Exclusive, Node};
 use super::process::{Invocation, Process, Transcript};
 use super::{Broker, Proxy};
@@ -21,10 +22,11 @@ pub(crate) fn remember(transcript: &Arc<Transcript>) {
     TRANSCRIPTS.with(|list| list.borrow_mut().push(Arc::clone(transcript)));
 }
 
-/// The node of a test: the one all share, or one of its own.
+/// The node of a test: the one all share, one of its own, or the first of a cluster.
 enum Lease {
     Shared(&'static Node),
     Own(Exclusive),
+    Cluster(Leased),
 }
 
 impl Deref for Lease {
@@ -34,6 +36,7 @@ impl Deref for Lease {
         match self {
             Self::Shared(node) => node,
             Self::Own(node) => node,
+            Self::Cluster(cluster) => &cluster.nodes()[0],
         }
     }
 }
@@ -67,6 +70,13 @@ impl Sandbox {
     /// On a new node with these lines in its configuration.
     pub(crate) fn configured(settings: &[&str]) -> Self {
         Self::with(Lease::Own(Node::configured(settings)))
+    }
+
+    /// On a cluster that no other test uses meanwhile; `TASKQ_URL` lists all its nodes.
+    pub(crate) fn clustered() -> Self {
+        let mut sandbox = Self::with(Lease::Cluster(Cluster::exclusive()));
+        sandbox.url = sandbox.cluster().url();
+        sandbox
     }
 
     fn with(node: Lease) -> Self {
@@ -116,6 +126,14 @@ impl Sandbox {
         &self.node
     }
 
+    /// The cluster of a clustered sandbox.
+    pub(crate) fn cluster(&self) -> &Cluster {
+        match &self.node {
+            Lease::Cluster(cluster) => cluster,
+            Lease::Shared(_) | Lease::Own(_) => panic!("a test without a cluster"),
+        }
+    }
+
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
@@ -142,6 +160,12 @@ impl Drop for Sandbox {
         for transcript in transcripts {
             eprintln!("{}", transcript.show());
         }
-        eprintln!("--- the end of the broker's log\n{}", self.node.log_tail());
+        let nodes = match &self.node {
+            Lease::Cluster(cluster) => cluster.nodes(),
+            Lease::Shared(_) | Lease::Own(_) => std::slice::from_ref(&*self.node),
+        };
+        for node in nodes {
+            eprintln!("--- the end of the broker's log\n{}", node.log_tail());
+        }
     }
 }

@@ -1,0 +1,169 @@
+//! A cluster of three nodes and quorum queues: one node at a time is lost under load, and comes back.
+
+use crate::support::handler::{body, header};
+use crate::support::poll::within;
+use crate::support::{Cluster, Node, Process, Sandbox};
+use nix::sys::signal::Signal::SIGTERM;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// What becomes of task number n: every third one fails once, every tenth one always. Each run leaves a line, and so
+/// does each success.
+const SCRIPT: &str = r#"
+    read -r n || [ -n "$n" ]
+    echo "$n $TASKQ_ATTEMPT" >>"$1/runs"
+    case $n in *0) echo "task $n is hopeless" >&2; exit 3;; esac
+    if [ $((n % 3)) = 0 ] && [ "$TASKQ_ATTEMPT" = 1 ]; then exit 75; fi
+    echo "$n" >>"$1/done""#;
+
+fn is_hopeless(n: usize) -> bool {
+    n.is_multiple_of(10)
+}
+
+/// A producer and two workers on a cluster, and what they have been given.
+struct Load {
+    sandbox: Sandbox,
+    send: Process,
+    workers: [Process; 2],
+    sent: usize,
+}
+
+/// For a loss to be noticed, a leader to be chosen and connections to be opened, by three nodes on a busy machine.
+const RECOVERY: Duration = Duration::from_mins(2);
+
+impl Load {
+    fn start() -> Self {
+        let sandbox = Sandbox::clustered();
+        let patience = ["--heartbeat", "2s", "--queue-type", "quorum"];
+        let send = ["send", "--lines", "--retry-for", "2m"];
+        let send = sandbox.taskq(send.iter().chain(&patience)).start();
+        let work = ["--quiet", "--threads", "2", "--attempts", "2", "--backoff", "300ms"];
+        let work: Vec<&str> = work.into_iter().chain(patience).collect();
+        let start = || sandbox.work_with(&work, SCRIPT).env("RUST_LOG", "info").start();
+        let workers = [start(), start()];
+        for worker in &workers {
+            worker.says("Waiting for messages");
+        }
+        Self { sandbox, send, workers, sent: 0 }
+    }
+
+    fn cluster(&self) -> &Cluster {
+        self.sandbox.cluster()
+    }
+
+    fn send(&mut self, count: usize) {
+        for n in self.sent..self.sent + count {
+            self.send.write(format!("{n}\n"));
+        }
+        self.sent += count;
+    }
+
+    fn numbers(&self, file: &str, of: impl Fn(&str) -> Option<usize>) -> BTreeSet<usize> {
+        self.sandbox.lines(file).iter().filter_map(|line| of(line)).collect()
+    }
+
+    fn done(&self) -> BTreeSet<usize> {
+        self.numbers("done", |line| line.parse().ok())
+    }
+
+    /// All that was sent so far has been done, or has had its last attempt.
+    fn wait_for_all(&self, when: &str) {
+        within(RECOVERY, &format!("every task done or given up, {when}"), || {
+            let done = self.done();
+            let failed = self.numbers("runs", |line| line.strip_suffix(" 2")?.parse().ok());
+            (0..self.sent)
+                .all(|n| if is_hopeless(n) { failed.contains(&n) } else { done.contains(&n) })
+                .then_some(())
+        });
+    }
+
+    /// Each node in turn goes away in the middle of the load, which goes on without it and when it is back.
+    fn lose_each_node(mut self, lose: impl Fn(&Node)) {
+        self.send(20);
+        self.wait_for_all("before anything happened");
+        for number in 0..self.cluster().nodes().len() {
+            self.send(40);
+            lose(&self.cluster().nodes()[number]);
+            self.send(40);
+            self.wait_for_all(&format!("without node {}", number + 1));
+            self.send(20);
+            self.cluster().mend();
+            self.send(20);
+            self.wait_for_all(&format!("with node {} back", number + 1));
+        }
+        self.finish();
+    }
+
+    fn finish(mut self) {
+        self.send.close_stdin();
+        self.send.end().exits(0);
+        let sandbox = self.sandbox;
+        let broker = sandbox.broker();
+        for queue in [&sandbox.queue, &sandbox.delay_queue(300)] {
+            broker.wait_ready(queue, 0);
+        }
+        for worker in self.workers {
+            worker.signal(SIGTERM);
+            worker.end().exits(0);
+        }
+        // What was not acknowledged would be back now.
+        assert_eq!([&sandbox.queue, &sandbox.delay_queue(300)].map(|queue| broker.ready(queue)), [0, 0]);
+        let dead = broker.drain(&sandbox.dead_queue());
+        assert!(dead.iter().all(|task| header(task, "x-taskq-exit").contains("exit status 3")));
+        let dead: BTreeSet<usize> = dead.iter().map(|task| body(task).trim().parse().unwrap()).collect();
+        assert_eq!(dead, (0..self.sent).filter(|n| is_hopeless(*n)).collect());
+    }
+}
+
+#[test]
+fn nodes_that_are_killed_in_turn_cost_no_task() {
+    Load::start().lose_each_node(Node::kill);
+}
+
+#[test]
+fn nodes_that_freeze_in_turn_cost_no_task() {
+    Load::start().lose_each_node(Node::freeze);
+}
+
+#[test]
+fn nodes_that_are_cut_off_in_turn_cost_no_task() {
+    Load::start().lose_each_node(Node::cut_off);
+}
+
+#[test]
+fn all_queues_of_a_quorum_queue_are_quorum_queues() {
+    let sandbox = Sandbox::clustered();
+    sandbox.taskq(["send", "--queue-type", "quorum", "--delay", "1h", "later"]).run().exits(0);
+    let options = ["--queue-type", "quorum", "--backoff", "1s,5s", "--until-empty"];
+    sandbox.work_with(&options, "true").run().exits(0);
+    let listed = sandbox.node().ctl(&["-q", "list_queues", "name", "type", "members"]);
+    let kinds: Vec<&str> = listed.lines().filter(|line| line.starts_with(&sandbox.queue)).collect();
+    let expected = ["", ".dead", ".delay.1000", ".delay.3600000", ".delay.5000"];
+    assert_eq!(kinds.len(), expected.len(), "{listed}");
+    for suffix in expected {
+        let start = format!("{}{suffix}\tquorum\t", sandbox.queue);
+        let queue = kinds.iter().find(|line| line.starts_with(&start));
+        let members = queue.unwrap_or_else(|| panic!("no {start} in {listed}"));
+        assert_eq!(members.matches("@localhost").count(), 3, "{members}");
+    }
+}
+
+#[test]
+fn a_worker_waits_for_the_node_that_has_its_classic_queue() {
+    let sandbox = Sandbox::clustered();
+    let [home, others @ ..] = sandbox.cluster().nodes() else { panic!("no nodes") };
+    // Declared there, so it lives there.
+    sandbox.taskq(["send", "--url", &home.url(), "before"]).run().exits(0);
+    let worker = sandbox.worker(["--heartbeat", "2s"]);
+    worker.says("\nDone\n");
+    home.kill();
+    worker.says("lost the connection").says("down or inaccessible");
+    let others: Vec<String> = others.iter().map(Node::url).collect();
+    let unavailable = sandbox.taskq(["send", "--url", &others.join(","), "meanwhile"]).run().exits(69);
+    assert!(unavailable.stderr.contains("down or inaccessible"), "{}", unavailable.stderr);
+    sandbox.cluster().mend();
+    sandbox.taskq(["send", "after"]).run().exits(0);
+    worker.says("Received a message: after\n").says_times("\nDone\n", 2);
+    worker.signal(SIGTERM);
+    worker.end().exits(0);
+}
