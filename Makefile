@@ -55,7 +55,7 @@ clean: ## Remove everything built
 
 ##@ Seeing it work
 
-.PHONY: $(DEMOS) demos
+.PHONY: $(DEMOS) demo-cluster demos
 demo: ## Tasks of different length on four threads
 demo-round-robin: ## Two workers share the tasks
 demo-ack: ## A worker is killed in the middle of a task: another one finishes it
@@ -73,7 +73,10 @@ $(DEMOS): deps release
 # It needs a client that is not taskq.
 demo-redeclare: test-deps
 
-demos: $(DEMOS) ## All of them
+demo-cluster: deps release ## A cluster loses one node after the other under load: nothing is lost
+	@$(CLUSTER) with -- scripts/demos/cluster
+
+demos: $(DEMOS) demo-cluster ## All of them
 
 .PHONY: bench
 bench: test-deps release ## How fast it is beside amqp-publish and xargs; quiet machines only

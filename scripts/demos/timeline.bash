@@ -4,11 +4,13 @@
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# shellcheck disable=SC2034 # for the demos
 node=$repository/scripts/rabbitmq-node
 TASKQ=${TASKQ:-$repository/target/release/taskq}
 
-# Every demo has a broker of its own, which ends with it.
-[[ -n ${TASKQ_NODE_DIR-} ]] || exec "$node" with -- "$0" "$@"
+# Every demo has a broker of its own, which ends with it: a node, or what it has named as `brokers` before.
+brokers=$repository/scripts/${brokers:-rabbitmq-node}
+[[ -n ${TASKQ_NODE_DIR-} ]] || exec "$brokers" with -- "$0" "$@"
 
 [[ -x $TASKQ ]] || {
     echo "$TASKQ is not there: make release" >&2
@@ -33,7 +35,7 @@ cleanup() {
     if ((status > 0 && status < 128)); then
         printf '\nThe end of the log of the broker:\n'
         # The console has lines that the file gets only seconds later. The node may be gone: the rest is removed all the same.
-        tail -n 8 "$TASKQ_NODE_DIR"/log/{console,rabbitmq}.log | cut -c 1-200 || ls -la "$TASKQ_NODE_DIR" || true
+        tail -n 8 "$TASKQ_NODE_DIR"{,/[1-9]*}/log/{console,rabbitmq}.log 2>/dev/null | cut -c 1-200 || ls -la "$TASKQ_NODE_DIR" || true
     fi >&2
     # The shell would report each of them.
     { kill -KILL "${workers[@]}" && wait "${workers[@]}"; } 2>/dev/null || true
@@ -122,10 +124,10 @@ crash() {
 
 # is QUEUE READY UNACKNOWLEDGED CONSUMERS, with - for any
 is() {
-    "$node" queues "$TASKQ_NODE_DIR" | awk -v queue="$1" -v ready="$2" -v unacknowledged="$3" -v consumers="$4" '
+    "$brokers" queues "$TASKQ_NODE_DIR" | awk -v queue="$1" -v ready="$2" -v unacknowledged="$3" -v consumers="$4" '
         function fits(want, got) { return want == "-" || want == got }
         $1 == queue && fits(ready, $2) && fits(unacknowledged, $3) && fits(consumers, $4) { found = 1 }
         END { exit !found }'
 }
 
-broker_says() { "$node" queues "$TASKQ_NODE_DIR" | stamp broker; }
+broker_says() { "$brokers" queues "$TASKQ_NODE_DIR" | stamp broker; }
