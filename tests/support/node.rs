@@ -111,7 +111,7 @@ impl Node {
     }
 
     /// As a crash would end it.
-    /// With -9. What was declared is on disk by then: RabbitMQ 3.10 forgets a queue that it was told of only a moment
+    /// With -9. What was declared is on disk by then: RabbitMQ forgets a queue that it was told of only a moment
     /// before, and its tasks with it, whoever declared it.
     pub(crate) fn kill(&self) {
         self.run("sync", &[]);
