@@ -145,7 +145,7 @@ impl Proxy {
         self.change(|network| network.roads.iter_mut().for_each(|road| road.flow = Flow::Stall));
     }
 
-    /// What is sent this way never arrives, and nobody is told.
+    /// What is sent this way never arrives, and nobody is told. A connection that lost something is lost itself.
     pub(crate) fn vanish(&self, way: Way) {
         self.change(|network| network.roads[way as usize].flow = Flow::Vanish);
     }
@@ -202,6 +202,8 @@ fn forward(pair: &Pair, way: Way, state: &State) {
         Way::ToClient => (&pair.server, &pair.client),
     };
     let mut room = vec![0; 64 * 1024];
+    // TCP delivers nothing beyond a gap, so the road stays empty for this connection even when the weather is fine.
+    let mut gap = false;
     loop {
         let speed = state.network.lock().unwrap().roads[way as usize].speed;
         let piece = speed.map_or(room.len(), |speed| (speed / PIECES as usize).max(1));
@@ -215,7 +217,8 @@ fn forward(pair: &Pair, way: Way, state: &State) {
         road.reset_after = road.reset_after.filter(|_| !reset).map(|left| left - count);
         let road = *road;
         drop(network);
-        if road.flow == Flow::Vanish || *pair.fate.lock().unwrap() == Fate::HalfOpen {
+        gap = gap || road.flow == Flow::Vanish;
+        if gap || *pair.fate.lock().unwrap() == Fate::HalfOpen {
             continue;
         }
         std::thread::sleep(
