@@ -13,6 +13,7 @@ mod permissions;
 #[cfg(feature = "tls")]
 mod tls;
 
+mod alarms;
 mod bad_input;
 mod broker_version;
 mod bulk;
