@@ -57,6 +57,9 @@ pub fn show(duration: Duration) -> String {
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -177,6 +177,9 @@ impl log::Log for NoSecrets {
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -153,10 +153,13 @@ fn content_header(payload: &mut [u8]) -> Result<Result<(), normal::Misshapen>, V
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+    pub(super) fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
         let mut frame = vec![kind, 0, 1];
         frame.extend(u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes());
         frame.extend(payload);
@@ -172,7 +175,7 @@ mod tests {
     }
 
     /// What comes out, in reads of the same size.
-    fn through(bytes: &[u8], size: usize) -> Result<Vec<u8>, Violation> {
+    pub(super) fn through(bytes: &[u8], size: usize) -> Result<Vec<u8>, Violation> {
         let (mut intake, mut out) = (Intake::default(), Vec::new());
         for piece in bytes.chunks(size) {
             intake.put(piece)?;

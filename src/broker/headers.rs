@@ -192,6 +192,9 @@ pub(super) fn text(value: &AmqpValue) -> Option<String> {
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

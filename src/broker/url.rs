@@ -66,6 +66,12 @@ impl BrokerUrl {
         if rest.contains('#') {
             return Err(bad("it has a fragment (#...); write a # in a password as %23"));
         }
+        // Otherwise the head of a password would be the host, and its tail a vhost, which is printed.
+        if rest.split_once(['/', '?']).is_some_and(|(_, tail)| tail.contains('@')) {
+            return Err(bad(
+                "an @ follows a / or ?; write these as %2F, %3F and %40 in a user, password or vhost",
+            ));
+        }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = match rest.split_once('/') {
             Some((authority, path)) => (authority, Some(path)),
@@ -328,6 +334,9 @@ fn percent_decode(text: &str, part: &str) -> Result<String> {
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
@@ -381,6 +390,8 @@ mod tests {
             "amqp://guest:s3cret%ff@localhost",
             "amqp://guest:s3cret%00@localhost",
             "amqp://guest:s3cret@localhost/a/b",
+            "amqp://guest:12/s3cret@localhost",
+            "amqp://guest:12?s3cret@localhost",
             "amqp://guest:s3cret#x@localhost",
             "amqp://guest:s3cret?x@localhost",
             "amqp://guest:s3cret@local host",

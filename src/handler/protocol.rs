@@ -123,6 +123,9 @@ impl Consumer for Replies {
 }
 
 #[cfg(test)]
+mod properties;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::{Value, from_slice, json};
