@@ -161,6 +161,30 @@ impl Node {
     }
 }
 
+/// For the chaos run, which is a program of its own.
+#[allow(dead_code)]
+impl Node {
+    /// As an operator would end it.
+    pub(crate) fn stop(&self) {
+        self.run("stop", &[]);
+    }
+
+    /// Writes to disk what was declared in the last seconds.
+    pub(crate) fn sync(&self) {
+        self.run("sync", &[]);
+    }
+
+    /// rabbitmqctl, where it may fail.
+    pub(crate) fn try_ctl(&self, args: &[&str]) -> bool {
+        self.script("ctl").args(args).stdin(Stdio::null()).output().unwrap().status.success()
+    }
+
+    /// One line per queue: name, ready, unacknowledged, consumers.
+    pub(crate) fn queues(&self) -> String {
+        self.run("queues", &[])
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         if let Some(mut keeper) = self.keeper.take() {
