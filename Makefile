@@ -15,7 +15,7 @@ CLUSTER := scripts/rabbitmq-cluster
 RABBITMQ4 := target/rabbitmq4
 TASKQ := target/release/taskq
 SCRIPTS := scripts/install-deps scripts/rabbitmq-node scripts/rabbitmq-cluster scripts/rabbitmq4-tree scripts/bench \
-	$(wildcard scripts/demos/*) .ci/run
+	$(wildcard scripts/demos/*) tests/chaos/handler.sh .ci/run
 BROKER := .nodes/broker
 BROKERS := .nodes/cluster
 DEMOS := demo demo-round-robin demo-ack demo-durability demo-fair demo-forgotten-ack demo-redeclare \
@@ -135,3 +135,8 @@ rabbitmq4: ## Fetch RabbitMQ 4, beside the one that is installed, into target/
 .PHONY: test-rabbitmq4
 test-rabbitmq4: test-deps ## All tests, against nodes of RabbitMQ 4
 	bin=$$(scripts/rabbitmq4-tree $(RABBITMQ4)) && RABBITMQ_BIN=$$bin $(NODE) with -- $(CARGO) test --locked
+
+# `make chaos CHAOS_SECONDS=3600 CHAOS_ON=cluster CHAOS_SEED=7`; half the time on a node, half on a cluster, unless told.
+.PHONY: chaos
+chaos: deps ## Five minutes of faults of all kinds, then every task is accounted for: docs/reliability.md
+	$(CARGO) test --locked --release --test chaos

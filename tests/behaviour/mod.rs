@@ -53,3 +53,5 @@ mod retry_flags;
 mod retry_soak;
 
 mod interop;
+
+mod chaos_books;

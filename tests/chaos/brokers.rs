@@ -1,0 +1,91 @@
+//! What is under the workers and senders: one node, or three of a cluster.
+
+use super::run::Shared;
+use crate::support::cluster::Leased;
+use crate::support::{Broker, Cluster, Node, until};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ground {
+    Single,
+    Cluster,
+}
+
+impl Ground {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Single => "single",
+            Self::Cluster => "cluster",
+        }
+    }
+}
+
+pub(crate) enum Brokers {
+    Single(Node),
+    Cluster(Leased),
+}
+
+impl Brokers {
+    pub(crate) fn start(ground: Ground) -> Self {
+        match ground {
+            Ground::Single => Self::Single(Node::serve(&[])),
+            Ground::Cluster => Self::Cluster(Cluster::exclusive()),
+        }
+    }
+
+    pub(crate) fn nodes(&self) -> &[Node] {
+        match self {
+            Self::Single(node) => std::slice::from_ref(node),
+            Self::Cluster(cluster) => cluster.nodes(),
+        }
+    }
+
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        self.nodes().iter().map(Node::port).collect()
+    }
+
+    /// Waits until workers have declared all queues, and until that is on disk: RabbitMQ 3.10 forgets what it was told
+    /// of only a moment before it is killed.
+    pub(crate) fn prepare(&self, shared: &Shared) {
+        let client = self.client();
+        until("consumers", || (shared.is_abandoned() || client.consumers(&shared.queue) > 0).then_some(()));
+        for node in self.nodes() {
+            node.sync();
+        }
+    }
+
+    /// Waits until a node that was away works together with the others: the next fault may then hit another one.
+    pub(crate) fn mend(&self) {
+        match self {
+            Self::Single(_) => {}
+            Self::Cluster(cluster) => cluster.mend(),
+        }
+    }
+
+    /// How many tasks are in the queue, with workers or not, and how many in the delay queues.
+    pub(crate) fn count(&self, queue: &str) -> (u64, u64) {
+        let (mut held, mut waiting) = (0, 0);
+        for line in self.nodes()[0].queues().lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [name, ready, unacknowledged, ..] = words[..] else { continue };
+            let (Ok(ready), Ok(unacknowledged)) = (ready.parse::<u64>(), unacknowledged.parse::<u64>())
+            else {
+                continue;
+            };
+            if name == queue {
+                held += ready + unacknowledged;
+            } else if name.starts_with(&format!("{queue}.delay.")) {
+                waiting += ready + unacknowledged;
+            }
+        }
+        (held, waiting)
+    }
+
+    /// A client of the harness's own.
+    pub(crate) fn client(&self) -> Broker {
+        Broker::connect(self.nodes()[0].port())
+    }
+
+    pub(crate) fn logs(&self) -> Vec<String> {
+        self.nodes().iter().map(Node::log).collect()
+    }
+}

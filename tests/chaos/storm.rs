@@ -1,0 +1,129 @@
+//! One run on one kind of ground, from the start of its nodes to its verdict.
+
+use super::books::account::Books;
+use super::books::memory::Memory;
+use super::books::report;
+use super::brokers::{Brokers, Ground};
+use super::ledger::Ledger;
+use super::run::Shared;
+use super::senders::Sender;
+use super::watch;
+use super::workers::{ATTEMPTS, Place};
+use super::{faults, settle};
+use crate::support::Dice;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// The first is never hit itself: its memory is watched. The others are reached through proxies.
+const WORKERS: usize = 4;
+/// The last sends task by task, the others line by line.
+const SENDERS: usize = 3;
+
+/// What is printed of all that is wrong.
+const SHOWN: usize = 10;
+
+/// True when every task is accounted for. All that happened is in the ledger, whose path is printed.
+pub(crate) fn weather(ground: Ground, time: Duration, seed: u64, abandoned: &Arc<AtomicBool>) -> bool {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{}-{seed}", ground.name()));
+    println!("\n{}: {} s of faults; the ledger is {}", ground.name(), time.as_secs(), dir.display());
+    let began = Instant::now();
+    let brokers = Brokers::start(ground);
+    let shared = Shared::new(Ledger::create(&dir), ground == Ground::Cluster, Arc::clone(abandoned));
+    let ports = brokers.ports();
+    let places: Vec<Place> = (0..WORKERS).map(|number| Place::new(number, &ports, number > 0)).collect();
+    let senders: Vec<Sender> = (0..SENDERS).map(|number| Sender::new(number, &ports)).collect();
+    let memory = work(&shared, &brokers, &places, &senders, time, seed);
+    settle::end_strays(&shared);
+    if shared.is_abandoned() {
+        return false;
+    }
+    let (queued, dead) = settle::empty_queues(&shared, &brokers);
+    for (number, log) in brokers.logs().into_iter().enumerate() {
+        shared.ledger.write(&format!("rabbitmq-{number}.log"), [log]);
+    }
+    let books = Books {
+        sessions: senders.iter().flat_map(Sender::sessions).collect(),
+        confirmed: shared.ledger.read_confirmed(),
+        runs: shared.ledger.with_runs(<[_]>::to_vec),
+        dead,
+        queued,
+        strikes: shared.strikes(),
+        attempts: ATTEMPTS,
+    };
+    println!("{} s in all", began.elapsed().as_secs());
+    conclude(&shared, &books, &memory)
+}
+
+fn work(
+    shared: &Shared,
+    brokers: &Brokers,
+    places: &[Place],
+    senders: &[Sender],
+    time: Duration,
+    seed: u64,
+) -> Memory {
+    // Each thread throws dice of its own: its luck does not depend on how the others get on.
+    let mut seeds = Dice::from(seed);
+    let mut dice = || Dice::from(seeds.below(u64::from(u32::MAX)));
+    std::thread::scope(|scope| {
+        let memory = scope.spawn(|| watch::sample(shared, places));
+        for place in places {
+            scope.spawn(|| place.keep(shared));
+        }
+        brokers.prepare(shared);
+        let mut busy = Vec::new();
+        for (number, sender) in senders.iter().enumerate() {
+            let mut dice = dice();
+            busy.push(scope.spawn(move || {
+                if number + 1 < SENDERS {
+                    sender.send_lines(shared, &mut dice);
+                } else {
+                    sender.send_singly(shared, &mut dice);
+                }
+            }));
+        }
+        let (mut for_clients, mut for_brokers) = (dice(), dice());
+        busy.push(scope.spawn(move || faults::hit_clients(shared, places, senders, &mut for_clients)));
+        busy.push(scope.spawn(move || faults::hit_brokers(shared, brokers, &mut for_brokers)));
+        shared.rest(time, Shared::is_abandoned);
+        shared.phase.settling.store(true, Ordering::Relaxed);
+        for thread in busy {
+            // A thread that broke down has said so, and ended the others.
+            let _ = thread.join();
+        }
+        settle::wait_worked(shared, brokers);
+        shared.phase.closing.store(true, Ordering::Relaxed);
+        memory.join().unwrap_or_default()
+    })
+}
+
+fn conclude(shared: &Shared, books: &Books, memory: &Memory) -> bool {
+    let account = books.settle();
+    let repeats = account.repeats.iter().map(|repeat| match &repeat.cause {
+        Some(cause) => format!("{}: {}: {}", repeat.run, cause.way.name(), cause.strike),
+        None => format!("{}: unexplained", repeat.run),
+    });
+    shared.ledger.write("repeats", repeats);
+    let table = report::faults(books, &account);
+    let summary = report::summary(books, &account, memory);
+    println!("\n{table}\n{summary}");
+    let mut wrong = shared.all_wrong();
+    wrong.extend(account.wrong);
+    wrong.extend(memory.has_grown());
+    shared.ledger.write("verdict", [table, summary].into_iter().chain(wrong.iter().cloned()));
+    for what in wrong.iter().take(SHOWN) {
+        println!("WRONG: {what}");
+    }
+    if wrong.is_empty() {
+        println!("Every task is accounted for, and every run too many has a fault that explains it.");
+    }
+    if wrong.len() > SHOWN {
+        println!("and {} more", wrong.len() - SHOWN);
+    }
+    if !wrong.is_empty() {
+        println!("The ledger: {0}; the broker's log: {0}/rabbitmq-0.log", shared.ledger.dir().display());
+    }
+    wrong.is_empty()
+}
