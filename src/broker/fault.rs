@@ -70,6 +70,12 @@ impl Fault {
         Self::channel(Kind::NotFound, format!("the queue {queue} is gone, and tasks came back"))
     }
 
+    /// The broker lives, and does not say what became of a publish.
+    #[must_use]
+    pub fn unconfirmed() -> Self {
+        Self::lost("the broker answers, but does not confirm")
+    }
+
     /// The same trouble with a better explanation, where one is known.
     #[must_use]
     pub(super) fn because(mut self, text: Option<String>) -> Self {

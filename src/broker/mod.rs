@@ -23,7 +23,7 @@ pub use consumer::{Consumer, Delivery, Next};
 pub use fault::{Fault, Kind, Scope};
 pub use headers::Record;
 pub use message::{MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
-pub use publisher::{Publisher, Settlement, Wake};
+pub use publisher::{Publisher, Settlement, Wake, confirm_patience};
 pub use session::{Purpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;
 pub use topology::{MAX_DELAY, QueueSpec, QueueType, Role, count_ready, ensure_queue, purge};

@@ -19,6 +19,17 @@ const CONFIRMS_AT_ONCE: usize = 1024;
 /// How long [`Publisher::check_permission`] waits for an answer.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long a confirm may take from a broker that has not blocked publishing, and the slowest line that is allowed for.
+const CONFIRM_PATIENCE: Duration = Duration::from_secs(15);
+const SLOWEST_LINE: usize = 64 * 1024;
+
+/// How long to wait for the oldest confirm while so many bytes are outstanding. A quorum queue that changes its leader
+/// can forget publishes without a word (seen with RabbitMQ 3.10); another connection is answered.
+#[must_use]
+pub fn confirm_patience(bytes: usize) -> Duration {
+    CONFIRM_PATIENCE + Duration::from_secs((bytes / SLOWEST_LINE) as u64)
+}
+
 /// What the broker made of one publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, never, select};
 
-use crate::broker::{Fault, Kind, Properties, QueueSpec, SessionOptions, Settlement, Wake};
+use crate::broker::{Fault, Kind, Properties, QueueSpec, SessionOptions, Settlement, Wake, confirm_patience};
 use crate::duration;
 use crate::error::{Error, Exit};
 
@@ -190,7 +190,11 @@ impl Sending<'_> {
             self.link.try_another(self.job.retry_for);
             return Step::Again;
         }
-        let deadline = spent_at.map_or(deadline, |at| at.min(deadline));
+        let stalls_at = self.stalls_at();
+        if stalls_at.is_some_and(|at| at <= Instant::now()) {
+            return self.lost(&Fault::unconfirmed());
+        }
+        let deadline = [spent_at, stalls_at].into_iter().flatten().fold(deadline, Instant::min);
         let Some(publisher) = self.link.publisher() else { return Step::Again };
         match publisher.wait(input, signals, Some(deadline)) {
             Wake::Settled => {
@@ -209,11 +213,19 @@ impl Sending<'_> {
             }
             Wake::Unblocked => {
                 log::info!("{} accepts publishes again", publisher.label());
+                self.window.excuse_in_flight();
                 Step::Again
             }
             Wake::Lost(fault) => self.lost(&fault),
             Wake::TimedOut => Step::Again,
         }
+    }
+
+    /// When another connection has to be tried, if this one confirms nothing until then.
+    fn stalls_at(&mut self) -> Option<Instant> {
+        let is_blocked = self.link.publisher()?.is_blocked();
+        let oldest = self.window.oldest_in_flight().filter(|_| !is_blocked)?;
+        Some(oldest + confirm_patience(self.window.bytes()))
     }
 
     /// Everything in flight is unknown now and will be published again.

@@ -22,7 +22,8 @@ pub(super) struct Entry {
 
 enum State {
     Queued,
-    InFlight,
+    /// Published at that time, or not to be expected before.
+    InFlight(Instant),
     Settled(Result<(), Error>),
 }
 
@@ -89,7 +90,7 @@ impl Window {
 
     pub(super) fn in_flight(&mut self, sequence: u64, tag: u64) {
         if let Some(entry) = self.entry(sequence) {
-            entry.state = State::InFlight;
+            entry.state = State::InFlight(Instant::now());
             self.tags.insert(tag, sequence);
         }
     }
@@ -101,6 +102,28 @@ impl Window {
     /// Whether anything is published and not settled.
     pub(super) fn is_in_flight(&self) -> bool {
         !self.tags.is_empty()
+    }
+
+    /// How many bytes the window holds.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Since when the oldest of what is in flight has been.
+    pub(super) fn oldest_in_flight(&self) -> Option<Instant> {
+        self.entries.iter().find_map(|entry| match entry.state {
+            State::InFlight(since) => Some(since),
+            State::Queued | State::Settled(_) => None,
+        })
+    }
+
+    /// The broker could not confirm anything until now.
+    pub(super) fn excuse_in_flight(&mut self) {
+        for entry in &mut self.entries {
+            if let State::InFlight(since) = &mut entry.state {
+                *since = Instant::now();
+            }
+        }
     }
 
     /// Puts one entry back in line.
@@ -125,7 +148,7 @@ impl Window {
         self.tags.clear();
         self.scan_from = self.first;
         for entry in &mut self.entries {
-            if matches!(entry.state, State::InFlight) {
+            if matches!(entry.state, State::InFlight(_)) {
                 entry.state = State::Queued;
             }
         }
@@ -166,7 +189,7 @@ impl Window {
         }
         match std::mem::replace(&mut entry.state, State::Queued) {
             State::Settled(outcome) => Some((entry, outcome)),
-            State::Queued | State::InFlight => None,
+            State::Queued | State::InFlight(_) => None,
         }
     }
 

@@ -16,12 +16,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, select};
 
 use super::shared::Shared;
-use crate::broker::{Fault, Kind, Properties, Publisher, QueueSpec, Settlement, Wake};
+use crate::broker::{Fault, Kind, Properties, Publisher, QueueSpec, Settlement, Wake, confirm_patience};
 use crate::error::{Error, Exit};
 use crate::handler::Never;
 
-/// How long the broker may take to confirm a copy while it does not block publishing.
-const COPY_TIMEOUT: Duration = Duration::from_secs(30);
 /// A connection that is not used goes away after this long; most workers rarely need one.
 const IDLE_CLOSE: Duration = Duration::from_mins(5);
 
@@ -166,7 +164,8 @@ struct Keeper {
 /// A copy that is published and not settled.
 struct Outstanding {
     request: Request,
-    due: Instant,
+    /// When it was published, or the broker began to read again.
+    since: Instant,
 }
 
 impl Keeper {
@@ -210,10 +209,9 @@ impl Keeper {
         let blocked = self.is_blocked();
         self.held.retain(|request| !request.asker.is_gone());
         // However long an alarm lasts, what was published before it is neither kept nor refused.
-        let due = self.outstanding.values().map(|outstanding| outstanding.due).min().filter(|_| !blocked);
+        let due = self.due().filter(|_| !blocked);
         if due.is_some_and(|due| due <= now) {
-            let timeout = crate::duration::show(COPY_TIMEOUT);
-            self.drop_connection(&format!("the broker confirmed nothing within {timeout}"));
+            self.lost(&Fault::unconfirmed());
             return false;
         }
         let Some(publisher) = &mut self.publisher else { return false };
@@ -239,8 +237,7 @@ impl Keeper {
             Wake::Unblocked => {
                 log::info!("{} accepts publishes again", publisher.label());
                 self.blocked.store(false, Ordering::SeqCst);
-                let due = Instant::now() + COPY_TIMEOUT;
-                self.outstanding.values_mut().for_each(|outstanding| outstanding.due = due);
+                self.outstanding.values_mut().for_each(|outstanding| outstanding.since = Instant::now());
                 self.publish_held();
             }
             Wake::Lost(fault) => self.lost(&fault),
@@ -309,18 +306,25 @@ impl Keeper {
             return request.asker.answer(Err(Refusal::Later("the connection is gone".to_owned())));
         };
         let sent = publisher.prepare(&request.to).and_then(|()| {
-            publisher.publish(&request.to.name, &request.body, &request.properties, COPY_TIMEOUT)
+            let patience = confirm_patience(request.body.len());
+            publisher.publish(&request.to.name, &request.body, &request.properties, patience)
         });
         match sent {
             Ok(tag) => {
-                let due = Instant::now() + COPY_TIMEOUT;
-                self.outstanding.insert(tag, Outstanding { request, due });
+                self.outstanding.insert(tag, Outstanding { request, since: Instant::now() });
             }
             Err(fault) => {
                 request.asker.answer(Err(refusal(&fault)));
                 self.lost(&fault);
             }
         }
+    }
+
+    /// When the oldest confirm is overdue.
+    fn due(&self) -> Option<Instant> {
+        let bytes = self.outstanding.values().map(|outstanding| outstanding.request.body.len()).sum();
+        let oldest = self.outstanding.values().map(|outstanding| outstanding.since).min()?;
+        Some(oldest + confirm_patience(bytes))
     }
 
     fn is_blocked(&self) -> bool {

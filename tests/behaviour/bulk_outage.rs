@@ -1,9 +1,13 @@
 //! `taskq send` when the broker goes away, blocks, or the user loses patience: nothing is lost unnoticed.
 
+use crate::support::amqp;
+use crate::support::script::{Script, hold};
 use crate::support::{Finished, Process, Sandbox};
 use nix::sys::signal::Signal;
 use std::collections::HashSet;
+use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// What a bounded wait may take longer than its bound.
@@ -177,4 +181,25 @@ fn a_broker_that_blocks_publishers_is_told_and_gives_a_temporary_failure() {
 
     // The alarm is over: it goes through.
     sandbox.taskq(["send", "hello"]).run().exits(0);
+}
+
+#[test]
+fn a_broker_that_lives_and_confirms_nothing_is_left_for_another_connection() {
+    let connections = AtomicUsize::new(0);
+    // As RabbitMQ 3.10 does at times when a quorum queue changes its leader.
+    let forgetful = Script::run(move |stream| {
+        let publish = amqp::play_until(stream, amqp::PUBLISH)?;
+        if connections.fetch_add(1, Ordering::Relaxed) == 0 {
+            loop {
+                stream.write_all(&amqp::heartbeat())?;
+                std::thread::sleep(Duration::from_millis(500));
+            }
+        }
+        stream.write_all(&amqp::confirm(publish.channel, 1, false))?;
+        hold(stream)
+    });
+    let sandbox = Sandbox::new();
+    let send = sandbox.taskq(["send", "--retry-for", "2m", "hello"]).env("TASKQ_URL", forgetful.url());
+    send.run().exits(0).says("does not confirm").says(" [x] Sent hello");
+    assert_eq!(forgetful.connections(), 2);
 }
