@@ -2,7 +2,6 @@
 
 use amiquip::{AmqpValue, FieldTable};
 
-use super::message::MAX_HEADER_BYTES;
 use crate::output;
 
 const ATTEMPT: &str = "x-taskq-attempt";
@@ -100,7 +99,10 @@ impl Record {
         }
     }
 
-    pub(super) fn write(&self, table: &mut FieldTable) {
+    /// Puts the record in place of any other. Properties have to fit one frame: where they need more than `room` bytes,
+    /// words about the failure go, and at the very last the largest of the user's headers. A copy that no broker takes
+    /// would keep its task in an endless round.
+    pub(super) fn write(&self, table: &mut FieldTable, room: usize) {
         let mut set = |name: &str, value: Option<AmqpValue>| match value {
             Some(value) => drop(table.insert(name.to_owned(), value)),
             None => drop(table.remove(name)),
@@ -118,25 +120,45 @@ impl Record {
         set(FAILED_AT, time(self.failed_at));
         set(HOST, words(&self.host));
         set(QUEUE, words(&self.queue));
-        // Properties have to fit one frame, and the copy must not fail because the error was long.
-        if size(table) > MAX_HEADER_BYTES {
-            table.remove(ERROR);
+        for name in [ERROR, HOST, QUEUE, FIRST_FAILED_AT, FAILED_AT, EXIT] {
+            if table_size(table) <= room {
+                return;
+            }
+            table.remove(name);
+        }
+        while table_size(table) > room
+            && let Some(largest) = largest_of_the_users(table)
+        {
+            log::warn!("the header {} is left out: with it the task would not fit", output::escape(&largest));
+            table.remove(&largest);
         }
     }
 }
 
-/// Roughly what the headers need on the wire.
-fn size(table: &FieldTable) -> usize {
-    /// Type, length.
-    const OVERHEAD: usize = 6;
-    let value_size = |value: &AmqpValue| match value {
-        AmqpValue::LongString(text) => text.len(),
-        AmqpValue::ByteArray(_) | AmqpValue::FieldArray(_) | AmqpValue::FieldTable(_) => {
-            format!("{value:?}").len()
-        }
-        _ => 8,
-    };
-    table.iter().map(|(name, value)| name.len() + OVERHEAD + value_size(value)).sum()
+fn largest_of_the_users(table: &FieldTable) -> Option<String> {
+    let theirs = table.iter().filter(|(name, _)| !is_reserved(name));
+    theirs.max_by_key(|(_, value)| value_size(value)).map(|(name, _)| name.clone())
+}
+
+/// What a table needs on the wire, with its length.
+fn table_size(table: &FieldTable) -> usize {
+    // A length before the name, a type before the value.
+    4 + table.iter().map(|(name, value)| 1 + name.len() + 1 + value_size(value)).sum::<usize>()
+}
+
+fn value_size(value: &AmqpValue) -> usize {
+    match value {
+        AmqpValue::Void => 0,
+        AmqpValue::Boolean(_) | AmqpValue::ShortShortInt(_) | AmqpValue::ShortShortUInt(_) => 1,
+        AmqpValue::ShortInt(_) | AmqpValue::ShortUInt(_) => 2,
+        AmqpValue::LongInt(_) | AmqpValue::LongUInt(_) | AmqpValue::Float(_) => 4,
+        AmqpValue::DecimalValue(_) => 5,
+        AmqpValue::LongLongInt(_) | AmqpValue::Timestamp(_) | AmqpValue::Double(_) => 8,
+        AmqpValue::LongString(text) => 4 + text.len(),
+        AmqpValue::ByteArray(bytes) => 4 + bytes.len(),
+        AmqpValue::FieldArray(values) => 4 + values.iter().map(|value| 1 + value_size(value)).sum::<usize>(),
+        AmqpValue::FieldTable(table) => table_size(table),
+    }
 }
 
 /// Whether a header belongs to taskq or to the broker rather than to the user.
@@ -198,6 +220,8 @@ mod properties;
 mod tests {
     use super::*;
 
+    const ROOM: usize = 10_000;
+
     #[test]
     fn what_was_written_is_read_again() {
         let record = Record {
@@ -211,9 +235,9 @@ mod tests {
             queue: Some("q".to_owned()),
         };
         let mut table = FieldTable::new();
-        record.write(&mut table);
+        record.write(&mut table, ROOM);
         assert_eq!(Record::read(&table), record);
-        Record::default().write(&mut table);
+        Record::default().write(&mut table, ROOM);
         assert!(table.is_empty(), "a default record leaves nothing behind: {table:?}");
     }
 
@@ -239,11 +263,26 @@ mod tests {
     }
 
     #[test]
-    fn the_error_goes_when_the_headers_would_not_fit_a_frame() {
-        let big = AmqpValue::LongString("x".repeat(MAX_HEADER_BYTES - 10));
-        let mut table: FieldTable = [("user".to_owned(), big)].into_iter().collect();
-        let record = Record { attempt: 2, error: Some("e".repeat(100)), ..Record::default() };
-        record.write(&mut table);
-        assert!(table.contains_key("user") && table.contains_key(ATTEMPT) && !table.contains_key(ERROR));
+    fn words_go_when_the_headers_would_not_fit_a_frame() {
+        let record = Record {
+            attempt: 2,
+            error: Some("e".repeat(100)),
+            host: Some("h".repeat(100)),
+            exit: Some("exit status 1".to_owned()),
+            ..Record::default()
+        };
+        let written = |users: usize| {
+            let user = AmqpValue::LongString("x".repeat(users));
+            let mut table: FieldTable =
+                [("user".to_owned(), user), ("small".to_owned(), AmqpValue::Void)].into_iter().collect();
+            record.write(&mut table, 1000);
+            assert!(table_size(&table) <= 1000 && table.contains_key(ATTEMPT) && table.contains_key("small"));
+            ["user", ERROR, HOST, EXIT].map(|name| table.contains_key(name))
+        };
+        assert_eq!(written(600), [true; 4]);
+        assert_eq!(written(750), [true, false, true, true]);
+        assert_eq!(written(850), [true, false, false, true]);
+        assert_eq!(written(940), [true, false, false, false]);
+        assert_eq!(written(990), [false; 4]);
     }
 }

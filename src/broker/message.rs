@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 
+use super::frames::FRAME_MAX;
 use super::headers::{self, Record};
 
 /// Every message of taskq's is written to disk.
@@ -12,6 +13,10 @@ const PERSISTENT: u8 = 2;
 pub const MAX_NAME_BYTES: usize = 255;
 /// Properties and headers have to fit one frame (131,072 bytes); this leaves room for all that is not header.
 pub const MAX_HEADER_BYTES: usize = 120_000;
+
+/// What a frame of the size that taskq asks for has room for beside its head and end, class, weight, body size, flags, and
+/// the properties of fixed length.
+const ROOM_FOR_PROPERTIES: usize = FRAME_MAX as usize - 8 - (2 + 2 + 8 + 2) - (1 + 1 + 8);
 
 /// The properties of one message. Everything is kept, also what taskq has no name for.
 #[derive(Debug, Clone, Default)]
@@ -130,7 +135,17 @@ impl Properties {
         );
         let mut table = from.headers().clone().unwrap_or_default();
         table.retain(|name, _| headers::is_copied(name));
-        record.write(&mut table);
+        let names = [
+            to.content_type(),
+            to.content_encoding(),
+            to.correlation_id(),
+            to.reply_to(),
+            to.message_id(),
+            to.type_(),
+            to.app_id(),
+        ];
+        let names: usize = names.into_iter().flatten().map(|name| 1 + name.len()).sum();
+        record.write(&mut table, ROOM_FOR_PROPERTIES - names);
         Self(to.with_headers(table))
     }
 

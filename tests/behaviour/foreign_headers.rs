@@ -98,3 +98,20 @@ fn values_of_all_types_reach_the_handler_as_far_as_they_are_text() {
 fn a_message_without_any_properties_is_a_task() {
     is_one_task(0, &[]);
 }
+
+#[test]
+fn headers_that_fill_a_frame_leave_room_for_the_record_of_a_failure() {
+    // The largest that a producer can send: 131,064 bytes, 14 before the table, 4 and 11 in it.
+    for size in [125_000, 130_850, 131_000, 131_035] {
+        let sandbox = Sandbox::new();
+        let broker = sandbox.broker();
+        broker.declare(&sandbox.queue);
+        let headers = table(&entry(b"large", b'S', &table(&vec![b'x'; size])));
+        raw::publish(sandbox.node().port(), &sandbox.queue, HEADERS, &[&headers], b"strange");
+        let options = ["--attempts", "2", "--backoff", "200ms", "--max-tasks", "2"];
+        sandbox.work_with(&options, "echo failed >&2; exit 1").run().exits(1);
+        let dead = broker.take(&sandbox.dead_queue());
+        assert_eq!(handler::attempt(&dead), Some(2));
+        assert_eq!(handler::header(&dead, "large").len(), if size == 131_035 { 0 } else { size });
+    }
+}

@@ -64,7 +64,7 @@ proptest! {
     #[test]
     fn what_is_written_is_read_again_whatever_was_there(record in records(), mut table in tables()) {
         let theirs: Vec<String> = table.keys().filter(|name| !is_reserved(name)).cloned().collect();
-        record.write(&mut table);
+        record.write(&mut table, usize::MAX);
         prop_assert_eq!(Record::read(&table), record);
         prop_assert!(theirs.iter().all(|name| table.contains_key(name)));
     }
