@@ -5,7 +5,7 @@ use crate::books::clock::Moment;
 use crate::books::explain::{Cause, Way};
 use crate::books::memory::{Memory, Sample};
 use crate::books::record::{Body, Confirmed, Errand, Left, Outcome, Run, Session};
-use crate::books::report::{median, seconds, table};
+use crate::books::report::{all_senders, median, recovery, seconds, table};
 use crate::books::strike::{Kind, Strike, Target};
 use std::time::Duration;
 
@@ -281,4 +281,33 @@ fn a_failed_task_is_set_aside_while_an_alarm_lasts_and_its_worker_may_die_meanwh
     let account = in_an_alarm.settle();
     assert_eq!(account.wrong.join("\n"), "");
     assert_eq!(account.explained().next().map(|cause| cause.strike.kind), Some(Kind::WorkerKilled));
+}
+
+#[test]
+fn recovery_is_the_end_of_the_next_task_that_was_begun_after_the_fault() {
+    let books = books(vec![run(Outcome::Done, "quick", 1, 1099), run(Outcome::Done, "quick", 1, 1110)]);
+    let hit = |target| recovery(&books, &strike(Kind::WorkerKilled, target, 1100, 1100));
+    assert_eq!(hit(Target::Worker(1)), Some(Duration::from_secs(11)));
+    assert_eq!(hit(Target::Broker(0)), Some(Duration::from_secs(11)));
+    assert_eq!(hit(Target::Worker(2)), None);
+    assert_eq!(hit(Target::Sender(0)), None);
+}
+
+#[test]
+fn all_senders_are_back_when_the_last_one_is() {
+    let confirmed = |seconds, session: &str| Confirmed {
+        at: at(seconds),
+        session: session.to_owned(),
+        task: "id".to_owned(),
+    };
+    let confirmed = vec![
+        confirmed(1090, "s2.1"),
+        confirmed(1105, "s0.1"),
+        confirmed(1107, "s1.4"),
+        confirmed(1120, "s0.2"),
+    ];
+    let books = Books { confirmed, ..books(Vec::new()) };
+    let node = strike(Kind::NodeKilled, Target::Broker(0), 1100, 1110);
+    assert_eq!(all_senders(&books, &node), Some(Duration::from_secs(7)));
+    assert_eq!(all_senders(&books, &strike(Kind::SenderCut, Target::Sender(0), 1100, 1100)), None);
 }

@@ -28,6 +28,19 @@ pub(crate) fn recovery(books: &Books, strike: &Strike) -> Option<Duration> {
     Some(next?.since(strike.struck))
 }
 
+/// From a fault of a node until each sender has had a task confirmed again, the most patient of them included.
+pub(crate) fn all_senders(books: &Books, strike: &Strike) -> Option<Duration> {
+    let mut first = BTreeMap::new();
+    for confirmed in books.confirmed.iter().filter(|confirmed| confirmed.at > strike.struck.plus(ON_ITS_WAY))
+    {
+        let sender = confirmed.session.split('.').next();
+        let at = first.entry(sender).or_insert(confirmed.at);
+        *at = confirmed.at.min(*at);
+    }
+    let last = first.into_values().max().filter(|_| strike.hits_broker())?;
+    Some(last.since(strike.struck))
+}
+
 fn next_end(books: &Books, after: Moment, hit: impl Fn(Option<usize>) -> bool) -> Option<Moment> {
     let begun_later = books.runs.iter().filter(|run| run.start > after && hit(run.place()));
     begun_later.map(|run| run.end).min()
@@ -74,11 +87,14 @@ pub(crate) fn faults(books: &Books, account: &Account) -> String {
     for strike in &books.strikes {
         kinds.entry(strike.kind).or_default().push(strike);
     }
-    let head = ["fault", "times", "lasted (median)", "recovered (median)", "worst", "runs too many"];
+    let head =
+        ["fault", "times", "lasted", "recovered", "worst", "all senders again", "worst", "runs too many"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for (kind, strikes) in kinds {
         let lasted = strikes.iter().filter_map(|strike| Some(strike.until?.since(strike.struck))).collect();
         let recovered: Vec<Duration> = strikes.iter().filter_map(|strike| recovery(books, strike)).collect();
+        let confirmed: Vec<Duration> =
+            strikes.iter().filter_map(|strike| all_senders(books, strike)).collect();
         let repeats = account.explained().filter(|cause| cause.strike.kind == kind).count();
         rows.push(vec![
             kind.name().to_owned(),
@@ -86,6 +102,8 @@ pub(crate) fn faults(books: &Books, account: &Account) -> String {
             seconds(median(lasted)),
             seconds(median(recovered.clone())),
             seconds(recovered.iter().max().copied()),
+            seconds(median(confirmed.clone())),
+            seconds(confirmed.iter().max().copied()),
             repeats.to_string(),
         ]);
     }
