@@ -311,3 +311,15 @@ fn all_senders_are_back_when_the_last_one_is() {
     assert_eq!(all_senders(&books, &node), Some(Duration::from_secs(7)));
     assert_eq!(all_senders(&books, &strike(Kind::SenderCut, Target::Sender(0), 1100, 1100)), None);
 }
+
+#[test]
+fn a_delivery_that_was_held_up_may_arrive_after_another_worker_has_run_the_task() {
+    let twice = || {
+        let elsewhere = Run { worker: "w2.1".to_owned(), ..again(1100) };
+        books(vec![elsewhere, run(Outcome::Done, "quick", 1, 1110)])
+    };
+    let stall = |place, until| strike(Kind::WorkerStalled, Target::Worker(place), 1090, until);
+    is_explained_by(twice(), stall(1, 1109), Way::Overtaken);
+    is_not_explained_by(twice(), stall(3, 1109));
+    is_not_explained_by(twice(), stall(1, 1100));
+}

@@ -108,7 +108,7 @@ fn conclude(shared: &Shared, books: &Books, memory: &Memory) -> bool {
     shared.ledger.write("repeats", repeats);
     let table = report::faults(books, &account);
     let summary = report::summary(books, &account, memory);
-    println!("\n{table}\n{summary}");
+    println!("\nMedians, and the worst:\n\n{table}\n{summary}");
     let mut wrong = shared.all_wrong();
     wrong.extend(account.wrong);
     wrong.extend(memory.has_grown());

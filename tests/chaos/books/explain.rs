@@ -16,6 +16,8 @@ pub(crate) const HANGS_FOR: Duration = Duration::from_secs(12);
 const AFTERSHOCK: Duration = Duration::from_secs(10);
 /// A sender whose connection is lost needs that long at least to have another one.
 const CONNECTED_AGAIN: Duration = Duration::from_millis(100);
+/// What was held up arrives when the fault is over; the machine may be busy.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
 /// Clocks are read at slightly different times.
 const SLACK: Duration = Duration::from_secs(1);
 
@@ -31,6 +33,9 @@ pub(crate) enum Way {
     /// It hit whoever had the task when its redelivery was counted: the copy that carries the count was kept, and the
     /// original came back too.
     Counted,
+    /// It froze the worker, or the way to it, with the delivery on its way. The broker gave the task to another one, and
+    /// yet the first delivery arrived in the end.
+    Overtaken,
     /// It hit the broker just after the acknowledgement, which was not on disk yet.
     Forgotten,
 }
@@ -42,6 +47,7 @@ impl Way {
             Self::SentAgain => "published, not confirmed",
             Self::HandedOver => "handed over by the delay queue",
             Self::Counted => "redelivered, being counted",
+            Self::Overtaken => "delivered, not arrived in time",
             Self::Forgotten => "acknowledged, not on disk",
         }
     }
@@ -82,7 +88,14 @@ impl<'b> Evidence<'b> {
     }
 
     pub(crate) fn explain(&self, repeat: &Run) -> Option<Cause> {
-        let ways = [Way::SentAgain, Way::Unacknowledged, Way::HandedOver, Way::Counted, Way::Forgotten];
+        let ways = [
+            Way::SentAgain,
+            Way::Unacknowledged,
+            Way::HandedOver,
+            Way::Counted,
+            Way::Overtaken,
+            Way::Forgotten,
+        ];
         ways.into_iter().find_map(|way| {
             let strikes = self.strikes.iter().filter(|strike| strike.from <= repeat.start.plus(SLACK));
             // The last one that fits was the nearest to it.
@@ -104,6 +117,15 @@ impl<'b> Evidence<'b> {
         match way {
             // The broker says so when it delivers a task for the second time.
             Way::Unacknowledged => repeat.redelivered && hit_a_run(),
+            // It arrives when the fault is over, and is the only one that the broker does not call a redelivery.
+            Way::Overtaken => {
+                let by_another =
+                    self.before(repeat).any(|run| run.redelivered && run.worker != repeat.worker);
+                by_another
+                    && !repeat.redelivered
+                    && repeat.place().is_some_and(|place| strike.hits_worker(place))
+                    && strike.touches(repeat.start.minus(ARRIVES_WITHIN), repeat.start)
+            }
             Way::Forgotten => strike.hits_broker() && hit_a_run(),
             Way::SentAgain => {
                 let fed = repeat.body.fed;

@@ -134,13 +134,14 @@ pub(crate) fn summary(books: &Books, account: &Account, memory: &Memory) -> Stri
         *ways.entry(cause.way).or_default() += 1;
     }
     let ways: Vec<String> = ways.iter().map(|(way, count)| format!("{count} {}", way.name())).collect();
+    let ways = if ways.is_empty() { "none".to_owned() } else { ways.join(", ") };
     let unexplained = account.repeats.len() - account.explained().count();
     let _ = writeln!(
         text,
         "{} runs too many ({}), {unexplained} of them without a fault that explains it; {} tasks were done more than \
          once",
         account.repeats.len(),
-        ways.join(", "),
+        ways,
         account.done_twice
     );
     let _ =
