@@ -122,7 +122,9 @@ doc: ## Build the documentation of the code, warnings denied
 unit: ## The tests that need no broker
 	$(CARGO) test --locked --bins
 
-# The node that the tests share; those that kill or freeze a broker start their own.
+# The node that the tests share; those that kill or freeze a broker start their own. Most of the time they wait for
+# something to happen, so more of them run at a time than there are cores.
+test test-rabbitmq4: export RUST_TEST_THREADS ?= 4
 .PHONY: test
 test: test-deps ## All tests, against real brokers, with and without TLS support
 	$(NODE) with -- $(CARGO) test --locked

@@ -31,6 +31,7 @@ pub(super) fn consume(
             consuming.intake.consumer.cancel()?;
             return Ok(End::Pause);
         }
+        consuming.intake.resume()?;
         match consuming.intake.next(&slot.drain, &slot.bell.1) {
             Next::Delivery(delivery) => match consuming.take(delivery, permit)? {
                 Step::Next(next) => permit = next,
@@ -70,10 +71,6 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         let busy = shared.begin();
         self.unproven.delivered();
         let Judged { verdict, ran } = self.judge().judge(&mut delivery, self.unproven, self.handler);
-        let verdict = match verdict {
-            Verdict::SetAside(_) if self.intake.is_full() => Verdict::GiveBackAndPause,
-            verdict => verdict,
-        };
         let pause = matches!(verdict, Verdict::GiveBackAndPause);
         let next = if ran {
             permit.used();
@@ -92,7 +89,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
                 self.unproven.set_aside();
                 self.intake.aside.push_back(Aside { delivery, keeping, since, _busy: busy });
                 if next.is_some() {
-                    self.intake.renew()?;
+                    self.intake.make_room()?;
                 }
             }
             Verdict::Acknowledge => {

@@ -14,7 +14,8 @@ use super::shared::Busy;
 use crate::broker::{Channel, Consumer, Delivery, Fault, Next};
 use crate::handler::Never;
 
-/// How many deliveries one thread sets aside; it holds their bodies in memory.
+/// How many deliveries one thread sets aside before it waits (and what it has prefetched beside them): it holds their
+/// bodies in memory.
 const MAX_ASIDE: usize = 32;
 /// How long a delivery is held in all: less than the 30 minutes that the broker waits for an acknowledgement.
 const HOLD_LIMIT: Duration = Duration::from_mins(25);
@@ -45,6 +46,8 @@ pub(super) struct Intake<'c, 's> {
     /// What an earlier consumer had prefetched.
     backlog: VecDeque<Delivery<'c>>,
     pub(super) aside: VecDeque<Aside<'c, 's>>,
+    /// Too many are aside: the prefetch of the consumer is used up by them, so nothing more comes.
+    stalled: bool,
 }
 
 impl<'c> Intake<'c, '_> {
@@ -52,7 +55,8 @@ impl<'c> Intake<'c, '_> {
     /// As [`Consumer::start`].
     pub(super) fn start(channel: &'c Channel, queue: &'c str, prefetch: u16) -> Result<Self, Fault> {
         let consumer = Consumer::start(channel, queue, prefetch)?;
-        Ok(Self { channel, queue, prefetch, consumer, backlog: VecDeque::new(), aside: VecDeque::new() })
+        let (backlog, aside) = (VecDeque::new(), VecDeque::new());
+        Ok(Self { channel, queue, prefetch, consumer, backlog, aside, stalled: false })
     }
 
     /// As [`Consumer::next`].
@@ -69,16 +73,25 @@ impl<'c> Intake<'c, '_> {
         self.backlog.pop_front().or_else(|| self.consumer.leftover())
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.aside.len() >= MAX_ASIDE
-    }
-
-    /// Makes room beside the deliveries that are set aside: prefetch counts the unacknowledged ones of a consumer, and
-    /// those of one that was cancelled are nobody's.
+    /// Goes on beside the deliveries that are set aside, unless they are too many: prefetch counts the unacknowledged
+    /// ones of a consumer, and those of one that was cancelled are nobody's.
     ///
     /// # Errors
     /// The channel or connection is gone.
-    pub(super) fn renew(&mut self) -> Result<(), Fault> {
+    pub(super) fn make_room(&mut self) -> Result<(), Fault> {
+        self.stalled = self.aside.len() >= MAX_ASIDE;
+        if self.stalled { Ok(()) } else { self.renew() }
+    }
+
+    /// Goes on where some that were set aside are settled by now.
+    ///
+    /// # Errors
+    /// The channel or connection is gone.
+    pub(super) fn resume(&mut self) -> Result<(), Fault> {
+        if self.stalled { self.make_room() } else { Ok(()) }
+    }
+
+    fn renew(&mut self) -> Result<(), Fault> {
         self.consumer.cancel()?;
         while let Some(delivery) = self.consumer.leftover() {
             self.backlog.push_back(delivery);

@@ -1,11 +1,10 @@
 //! A cluster of three nodes and quorum queues: one node at a time is lost under load, and comes back.
 
 use crate::support::handler::{body, header};
-use crate::support::poll::within;
 use crate::support::{Cluster, Node, Process, Sandbox};
 use nix::sys::signal::Signal::SIGTERM;
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What becomes of task number n: every third one fails once, every tenth one always. Each run leaves a line, and so
 /// does each success.
@@ -68,13 +67,26 @@ impl Load {
 
     /// All that was sent so far has been done, or has had its last attempt.
     fn wait_for_all(&self, when: &str) {
-        within(RECOVERY, &format!("every task done or given up, {when}"), || {
+        let missing = || {
             let done = self.done();
             let failed = self.numbers("runs", |line| line.strip_suffix(" 2")?.parse().ok());
-            (0..self.sent)
-                .all(|n| if is_hopeless(n) { failed.contains(&n) } else { done.contains(&n) })
-                .then_some(())
-        });
+            let ended = |n: &usize| if is_hopeless(*n) { failed.contains(n) } else { done.contains(n) };
+            (0..self.sent).filter(|n| !ended(n)).collect::<Vec<_>>()
+        };
+        let until = Instant::now() + RECOVERY;
+        while !missing().is_empty() {
+            let queues = || {
+                self.sandbox.node().ctl(&[
+                    "-q",
+                    "list_queues",
+                    "name",
+                    "messages_ready",
+                    "messages_unacknowledged",
+                ])
+            };
+            assert!(Instant::now() < until, "{when}, not done or given up: {:?}\n{}", missing(), queues());
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Each node in turn goes away in the middle of the load, which goes on without it and when it is back.

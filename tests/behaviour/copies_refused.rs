@@ -60,6 +60,28 @@ fn a_failed_task_that_waits_for_the_end_of_an_alarm_does_not_hold_up_the_others(
 }
 
 #[test]
+fn more_failed_tasks_than_a_worker_keeps_at_hand_wait_in_the_queue() {
+    const TASKS: usize = 50;
+    let sandbox = Sandbox::exclusive();
+    let lines: Vec<String> = (0..TASKS).map(|n| format!("{n}\n")).collect();
+    sandbox.taskq(["send", "--lines"]).feed(lines.concat()).exits(0);
+    alarm(&sandbox, true);
+    let worker = sandbox.handling(&["--backoff", "1h"], r#"echo run >>"$1/runs"; exit 1"#);
+    sandbox.wait_lines("runs", 30);
+    let broker = sandbox.broker();
+    until("the worker taking nothing more", || {
+        let (runs, ready) = (sandbox.lines("runs").len(), broker.ready(&sandbox.queue));
+        (ready > 0 && runs + usize::try_from(ready).unwrap() == TASKS).then_some(())
+    });
+    alarm(&sandbox, false);
+    broker.wait_ready(&sandbox.delay_queue(LATER_MS), u32::try_from(TASKS).unwrap());
+    assert_eq!(sandbox.lines("runs").len(), TASKS, "some ran again");
+    worker.signal(SIGTERM);
+    worker.end().exits(0);
+    assert_eq!(broker.counts(&sandbox.queue), Some((0, 0)));
+}
+
+#[test]
 fn a_worker_that_stops_when_the_queue_is_empty_waits_for_the_end_of_an_alarm() {
     let sandbox = Sandbox::exclusive();
     sandbox.taskq(["send", "--lines"]).feed("bad\ngood\n").exits(0);
