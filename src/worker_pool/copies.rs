@@ -191,8 +191,10 @@ impl Keeper {
                 self.publish(request);
             }
             Err(error) => {
+                // A refusal may be a connection that was cut while it was made: a broker does not say which
+                // (AMIQUIP.md, H8), and it has let this user in before.
                 let refusal = match error.exit {
-                    Exit::Refused | Exit::Configuration => Refusal::Never(error),
+                    Exit::Configuration => Refusal::Never(error),
                     _ => Refusal::Later(error.to_string()),
                 };
                 // Those that wait already would only wait for the same.
