@@ -8,7 +8,7 @@ use std::io;
 use crossbeam_channel::{Receiver, TryRecvError};
 use nix::errno::Errno;
 
-use super::process::{ABORT_GRACE, Limits, Process, Slot, from_now};
+use super::process::{ABORT_GRACE, Ends, Limits, Process, Slot, from_now};
 use super::relay::Relay;
 use super::spec::Spec;
 use super::{Failure, Handler, Never, Outcome, Task};
@@ -36,7 +36,7 @@ impl Command {
         self.spec.environment().describe(&mut command, task);
         let output = self.spec.output();
         let (out, err) = (output.stdout(self.slot.ringer()), output.stderr(self.slot.ringer()));
-        Process::start(&self.slot, &mut command, out, err)
+        Process::start(&self.slot, command, Ends::AreNoNews, out, err)
     }
 
     fn follow(

@@ -9,15 +9,16 @@ mod environment;
 mod exit;
 mod group;
 mod persistent;
+mod poll;
 mod process;
 mod protocol;
-mod reaper;
 mod relay;
 mod spec;
 mod tender;
 #[cfg(test)]
 mod testing;
 mod wake;
+mod watch;
 
 use crossbeam_channel::Receiver;
 

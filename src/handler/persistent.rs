@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, after, select};
 
 use super::command::{cannot_start, lost_track, told_to_stop};
 use super::exit::describe;
-use super::process::{ABORT_GRACE, LINGER, Limits, Process, Slot, from_now};
+use super::process::{ABORT_GRACE, Ends, LINGER, Limits, Process, Slot, from_now};
 use super::protocol::{Replies, Reply, request};
 use super::spec::Spec;
 use super::tender::{Seat, Tender};
@@ -156,7 +156,7 @@ impl Persistent {
         let mut command = self.spec.argv();
         self.spec.environment().clean(&mut command);
         let err = self.spec.output().stderr(slot.ringer());
-        Process::start(slot, &mut command, Replies::default(), err)
+        Process::start(slot, command, Ends::Tell, Replies::default(), err)
     }
 
     /// Ends a process that has ended or has said something since the last task: a reply that nobody asked for would

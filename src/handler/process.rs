@@ -3,23 +3,23 @@
 //! The worker thread itself moves the bytes, so a body is never copied, and waits in one `poll` for the pipes, the
 //! exit, the abort and the deadline.
 
-use std::io::{self, ErrorKind, PipeReader, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write, pipe};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::group::{self, Groups};
-use super::reaper::{Reaper, Watched};
+use super::poll::{poll_some, readable};
 use super::relay::{Consumer, LINE_MAX, Relay};
 use super::wake::{Bell, Ringer, bell};
+use super::watch::{Means, Watched};
 
 /// After the exit of a process, how long its pipes may still be held open by something that it started: long enough
 /// for the last lines of a `| tee log &`, short enough for a daemon that never closes them.
@@ -45,15 +45,19 @@ pub(super) const ABORT_GRACE: Duration = Duration::from_secs(5);
 pub(super) struct Slot {
     bell: Bell,
     ringer: Ringer,
-    reaper: Reaper,
+    means: Means,
     groups: Arc<Groups>,
     buffer: Vec<u8>,
 }
 
 impl Slot {
     pub(super) fn new(groups: Arc<Groups>) -> io::Result<Self> {
+        Self::watching_by(Means::best(), groups)
+    }
+
+    pub(super) fn watching_by(means: Means, groups: Arc<Groups>) -> io::Result<Self> {
         let (ringer, bell) = bell()?;
-        Ok(Self { bell, ringer, reaper: Reaper::start()?, groups, buffer: vec![0; LINE_MAX] })
+        Ok(Self { bell, ringer, means, groups, buffer: vec![0; LINE_MAX] })
     }
 
     pub(super) fn ringer(&self) -> Ringer {
@@ -102,6 +106,13 @@ pub(super) struct Seen {
     pub(super) late: bool,
 }
 
+/// Whether a process that closes its stdout or stderr tells us something by that.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ends {
+    Tell,
+    AreNoNews,
+}
+
 /// A process that leads its own group. Dropping it kills the group.
 pub(super) struct Process<O: Consumer> {
     child: Child,
@@ -109,28 +120,52 @@ pub(super) struct Process<O: Consumer> {
     watched: Watched,
     groups: Arc<Groups>,
     reaped: bool,
-    /// A wait has told of the exit; the bell does not ring for it again.
+    /// A wait has told of the exit, and does not end for it again.
     exit_seen: bool,
     /// Bytes from both pipes so far.
     read: u64,
     stdin: Option<ChildStdin>,
-    stdout: Option<ChildStdout>,
-    stderr: Option<ChildStderr>,
+    stdout: Option<PipeReader>,
+    stderr: Option<PipeReader>,
+    /// Our own copies of the ends that the process writes to. As long as they are open its pipes do not end, which they
+    /// would do just before the exit, so that each task would wake its thread twice or thrice at its end.
+    far_ends: Option<[PipeWriter; 2]>,
     pub(super) out: O,
     pub(super) err: Relay,
 }
 
 impl<O: Consumer> Process<O> {
+    /// `ends` says what the end of its stdout would mean.
+    ///
     /// # Errors
     /// Those of `fork` and `exec`.
-    pub(super) fn start(slot: &Slot, command: &mut Command, out: O, err: Relay) -> io::Result<Self> {
+    pub(super) fn start(
+        slot: &Slot,
+        mut command: Command,
+        ends: Ends,
+        out: O,
+        err: Relay,
+    ) -> io::Result<Self> {
+        let ((stdout, far_out), (stderr, far_err)) = (pipe()?, pipe()?);
+        let far_ends = match ends {
+            Ends::Tell => None,
+            Ends::AreNoNews => Some([far_out.try_clone()?, far_err.try_clone()?]),
+        };
         // No pre_exec: with that the standard library could not use posix_spawn, which copies no page tables.
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command.stdin(Stdio::piped()).stdout(far_out).stderr(far_err).process_group(0);
         let mut child = command.spawn()?;
         let leader = Pid::from_raw(child.id().cast_signed());
         slot.groups.add(leader);
-        let watched = slot.reaper.watch(leader, slot.ringer(), Arc::clone(&slot.groups));
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let watched = match slot.means.watch(&child, slot.ringer(), Arc::clone(&slot.groups)) {
+            Ok(watched) => watched,
+            Err(error) => {
+                group::signal(leader, Signal::SIGKILL);
+                slot.groups.remove(leader);
+                child.wait()?;
+                return Err(error);
+            }
+        };
+        let stdin = child.stdin.take();
         let groups = Arc::clone(&slot.groups);
         let process = Self {
             child,
@@ -141,8 +176,9 @@ impl<O: Consumer> Process<O> {
             exit_seen: false,
             read: 0,
             stdin,
-            stdout,
-            stderr,
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+            far_ends,
             out,
             err,
         };
@@ -154,7 +190,7 @@ impl<O: Consumer> Process<O> {
     }
 
     pub(super) fn exited(&self) -> bool {
-        self.watched.exited()
+        self.exit_seen || self.watched.has_exited()
     }
 
     /// It will write no more.
@@ -191,11 +227,12 @@ impl<O: Consumer> Process<O> {
             self.stdin.as_ref().filter(|_| !input.is_empty()).map(|fd| (fd.as_fd(), PollFlags::POLLOUT)),
             self.stdout.as_ref().filter(|_| out_room > 0).map(|fd| (fd.as_fd(), PollFlags::POLLIN)),
             self.stderr.as_ref().filter(|_| err_room > 0).map(|fd| (fd.as_fd(), PollFlags::POLLIN)),
+            self.watched.descriptor().filter(|_| !self.exit_seen).map(|fd| (fd, PollFlags::POLLIN)),
         ];
         // The bell may have been silenced since.
-        let at_once = self.exited() && !self.exit_seen;
+        let at_once = !self.exit_seen && self.watched.was_rung_for();
         let deadline = if at_once { Some(Instant::now()) } else { limits.deadline };
-        let [rung, aborted, writable, out, err] = poll_some(sources, deadline)?;
+        let [rung, aborted, writable, out, err, exited] = poll_some(sources, deadline)?;
         if !rung.is_empty() {
             slot.bell.silence();
         }
@@ -208,7 +245,7 @@ impl<O: Consumer> Process<O> {
         if !err.is_empty() {
             self.read += pull(&mut self.stderr, &mut self.err, &mut slot.buffer[..err_room], err);
         }
-        self.exit_seen = self.exited();
+        self.exit_seen |= !exited.is_empty() || self.watched.was_rung_for();
         Ok(Seen { exited: self.exit_seen, aborted: !aborted.is_empty(), late: limits.passed() })
     }
 
@@ -244,8 +281,6 @@ impl<O: Consumer> Process<O> {
         }
         if !self.exited() {
             log::error!("a handler (process {}) cannot be killed: it is left behind", self.leader);
-            // The old one waits for that process.
-            slot.reaper = Reaper::start()?;
         }
         Ok(self.exited())
     }
@@ -263,6 +298,7 @@ impl<O: Consumer> Process<O> {
     /// reaps the process. Without a deadline a reader that does not read is waited for, as it would be without us.
     pub(super) fn finish(&mut self, slot: &mut Slot, mut limits: Limits) -> io::Result<ExitStatus> {
         self.stdin = None;
+        self.far_ends = None;
         let soon = Instant::now() + LAST_OUTPUT;
         limits.deadline = limits.deadline.map(|deadline| deadline.max(soon));
         let linger = Instant::now() + LINGER;
@@ -324,7 +360,7 @@ impl<O: Consumer> Drop for Process<O> {
             return;
         }
         group::signal(self.leader, Signal::SIGKILL);
-        if !self.watched.give_up() {
+        if !self.watched.give_up(&self.child, &self.groups) {
             self.groups.remove(self.leader);
             let _ = self.child.wait();
         }
@@ -347,31 +383,4 @@ fn pull<R: Read>(from: &mut Option<R>, to: &mut impl Consumer, buffer: &mut [u8]
         }
     }
     0
-}
-
-fn readable(fd: Option<&impl AsFd>) -> io::Result<bool> {
-    let [seen] = poll_some([fd.map(|fd| (fd.as_fd(), PollFlags::POLLIN))], Some(Instant::now()))?;
-    Ok(!seen.is_empty())
-}
-
-/// `poll` of the descriptors that there are; nothing for the others.
-fn poll_some<const N: usize>(
-    sources: [Option<(BorrowedFd<'_>, PollFlags)>; N],
-    deadline: Option<Instant>,
-) -> io::Result<[PollFlags; N]> {
-    let mut fds: Vec<_> = sources.iter().flatten().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
-    match poll(&mut fds, timeout(deadline)) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(errno) => return Err(errno.into()),
-    }
-    let mut seen = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
-    Ok(sources.map(|source| source.and_then(|_| seen.next()).unwrap_or(PollFlags::empty())))
-}
-
-/// Rounded up: a wait that ends before its deadline would be repeated without any pause.
-fn timeout(deadline: Option<Instant>) -> PollTimeout {
-    let Some(deadline) = deadline else { return PollTimeout::NONE };
-    let left = deadline.saturating_duration_since(Instant::now());
-    let ms = left.as_micros().div_ceil(1000);
-    PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
 }

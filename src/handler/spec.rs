@@ -154,11 +154,13 @@ fn find(program: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, String> {
         // An empty entry is the current folder; the slash keeps the file from being looked for again.
         let file =
             if folder.as_os_str().is_empty() { Path::new(".").join(program) } else { folder.join(program) };
-        match executable(&file) {
-            Ok(()) => return Ok(file),
-            // As `execvp`: another folder may have a better one.
-            Err(why) if file.is_file() => found = Err(why),
-            Err(_) => {}
+        // Most folders have no such file: one look at each is enough.
+        if file.metadata().is_ok_and(|file| !file.is_dir()) {
+            match executable(&file) {
+                Ok(()) => return Ok(file),
+                // As `execvp`: another folder may have a better one.
+                Err(why) => found = Err(why),
+            }
         }
     }
     found

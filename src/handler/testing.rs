@@ -16,6 +16,8 @@ use super::{Failure, Handler, Never, Options, Outcome, Output, Spec, Task};
 
 /// Far more than anything here takes, far less than a person would wait.
 pub(super) const LONG: Duration = Duration::from_secs(30);
+/// For what is expected not to happen, and for time-outs.
+pub(super) const SHORT: Duration = Duration::from_millis(200);
 
 /// Keeps all that is written.
 #[derive(Clone, Default)]

@@ -10,7 +10,6 @@ use super::super::{Options, Output};
 use super::*;
 
 const MIB: usize = 1024 * 1024;
-const SHORT: Duration = Duration::from_millis(200);
 
 fn with_timeout(script: &str, grace: Duration) -> Options {
     Options { timeout: Some(SHORT), grace, ..sh(script) }

@@ -10,8 +10,6 @@ use super::super::testing::*;
 use super::super::{Options, Output};
 use super::*;
 
-const SHORT: Duration = Duration::from_millis(200);
-
 /// Answers every line with what `case` says about `$line`.
 fn script(case: &str) -> Options {
     sh(&format!("echo $$ >&2; while IFS= read -r line; do {case}; done"))

@@ -1,0 +1,36 @@
+//! `poll` of descriptors that may be missing, until a point in time.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// Waits for any of the descriptors that there are; tells nothing for the others.
+pub(super) fn poll_some<const N: usize>(
+    sources: [Option<(BorrowedFd<'_>, PollFlags)>; N],
+    deadline: Option<Instant>,
+) -> io::Result<[PollFlags; N]> {
+    let mut fds: Vec<_> = sources.iter().flatten().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
+    match poll(&mut fds, timeout(deadline)) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let mut seen = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+    Ok(sources.map(|source| source.and_then(|_| seen.next()).unwrap_or(PollFlags::empty())))
+}
+
+/// Whether a read would not wait; not where there is nothing to read from.
+pub(super) fn readable(fd: Option<&impl AsFd>) -> io::Result<bool> {
+    let [seen] = poll_some([fd.map(|fd| (fd.as_fd(), PollFlags::POLLIN))], Some(Instant::now()))?;
+    Ok(!seen.is_empty())
+}
+
+/// Rounded up: a wait that ends before its deadline would be repeated without any pause.
+fn timeout(deadline: Option<Instant>) -> PollTimeout {
+    let Some(deadline) = deadline else { return PollTimeout::NONE };
+    let left = deadline.saturating_duration_since(Instant::now());
+    let ms = left.as_micros().div_ceil(1000);
+    PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
+}
