@@ -25,7 +25,13 @@ struct Load {
     send: Process,
     workers: [Process; 2],
     sent: usize,
+    /// Failed tasks are tried again while a node is away.
+    retries_go_on: bool,
 }
+
+/// Before this version a delay queue that lost its leader together with the queue it hands tasks to may hold them until
+/// the lost node is back (rabbitmq-server #9221).
+const HANDS_OVER_WITHOUT_THE_NODE: [u32; 3] = [3, 12, 5];
 
 /// For a loss to be noticed, a leader to be chosen and connections to be opened, by three nodes on a busy machine.
 const RECOVERY: Duration = Duration::from_mins(2);
@@ -43,7 +49,8 @@ impl Load {
         for worker in &workers {
             worker.says("Waiting for messages");
         }
-        Self { sandbox, send, workers, sent: 0 }
+        let retries_go_on = sandbox.broker().version() >= HANDS_OVER_WITHOUT_THE_NODE;
+        Self { sandbox, send, workers, sent: 0, retries_go_on }
     }
 
     fn cluster(&self) -> &Cluster {
@@ -65,14 +72,26 @@ impl Load {
         self.numbers("done", |line| line.parse().ok())
     }
 
+    /// All that was sent so far has been run.
+    fn wait_for_first_attempts(&self, when: &str) {
+        let attempted = || self.numbers("runs", |line| line.strip_suffix(" 1")?.parse().ok());
+        self.wait_for(when, || {
+            let attempted = attempted();
+            (0..self.sent).filter(|n| !attempted.contains(n)).collect()
+        });
+    }
+
     /// All that was sent so far has been done, or has had its last attempt.
     fn wait_for_all(&self, when: &str) {
-        let missing = || {
+        self.wait_for(when, || {
             let done = self.done();
             let failed = self.numbers("runs", |line| line.strip_suffix(" 2")?.parse().ok());
             let ended = |n: &usize| if is_hopeless(*n) { failed.contains(n) } else { done.contains(n) };
-            (0..self.sent).filter(|n| !ended(n)).collect::<Vec<_>>()
-        };
+            (0..self.sent).filter(|n| !ended(n)).collect()
+        });
+    }
+
+    fn wait_for(&self, when: &str, missing: impl Fn() -> Vec<usize>) {
         let until = Instant::now() + RECOVERY;
         while !missing().is_empty() {
             let queues = || {
@@ -84,7 +103,7 @@ impl Load {
                     "messages_unacknowledged",
                 ])
             };
-            assert!(Instant::now() < until, "{when}, not done or given up: {:?}\n{}", missing(), queues());
+            assert!(Instant::now() < until, "{when}, not run or not ended: {:?}\n{}", missing(), queues());
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -97,7 +116,12 @@ impl Load {
             self.send(40);
             lose(&self.cluster().nodes()[number]);
             self.send(40);
-            self.wait_for_all(&format!("without node {}", number + 1));
+            let without = format!("without node {}", number + 1);
+            if self.retries_go_on {
+                self.wait_for_all(&without);
+            } else {
+                self.wait_for_first_attempts(&without);
+            }
             self.send(20);
             self.cluster().mend();
             self.send(20);
@@ -128,19 +152,16 @@ impl Load {
 }
 
 #[test]
-#[ignore = "now and then nothing is confirmed until the node is back"]
 fn nodes_that_are_killed_in_turn_cost_no_task() {
     Load::start().lose_each_node(Node::kill);
 }
 
 #[test]
-#[ignore = "now and then nothing is confirmed until the node is back"]
 fn nodes_that_freeze_in_turn_cost_no_task() {
     Load::start().lose_each_node(Node::freeze);
 }
 
 #[test]
-#[ignore = "now and then nothing is confirmed until the node is back"]
 fn nodes_that_are_cut_off_in_turn_cost_no_task() {
     Load::start().lose_each_node(Node::cut_off);
 }

@@ -65,6 +65,17 @@ impl Broker {
         format!("{product} {version}")
     }
 
+    /// Major, minor, patch.
+    pub(crate) fn version(&self) -> [u32; 3] {
+        let product = self.product();
+        let numbers = product.split([' ', '.', '-', '+']).filter_map(|part| part.parse().ok());
+        numbers
+            .take(3)
+            .collect::<Vec<_>>()
+            .try_into()
+            .unwrap_or_else(|_| panic!("which version is {product}?"))
+    }
+
     /// A new channel: an error of the broker closes the channel it happened on.
     pub(crate) fn channel(&self) -> Channel {
         self.connection.borrow_mut().open_channel(None).unwrap()
