@@ -52,6 +52,8 @@ pub struct Error {
     /// What the process ends with if nothing else happens.
     pub exit: Exit,
     message: String,
+    /// The connection was refused, not something that was asked for on it.
+    turned_away: bool,
 }
 
 /// The result of anything that can end a command.
@@ -60,7 +62,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error with its exit code; `message` says what happened, to what, and what to do.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into() }
+        Self { exit, message: message.into(), turned_away: false }
     }
 
     /// See [`Exit::Usage`].
@@ -88,14 +90,21 @@ impl Error {
         Self::new(Exit::TryAgain, message)
     }
 
-    /// See [`Exit::Refused`].
-    pub fn refused(message: impl Into<String>) -> Self {
-        Self::new(Exit::Refused, message)
+    /// See [`Exit::Refused`]: the broker did not let us in.
+    pub fn turned_away(message: impl Into<String>) -> Self {
+        Self { turned_away: true, ..Self::new(Exit::Refused, message) }
     }
 
     /// See [`Exit::Configuration`].
     pub fn configuration(message: impl Into<String>) -> Self {
         Self::new(Exit::Configuration, message)
+    }
+
+    /// Whether trying again may help, where the broker has let this user in before: one that dies during the login looks
+    /// the same as one that refuses it (AMIQUIP.md, H8).
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        self.turned_away || self.exit == Exit::Unavailable
     }
 
     /// What to look at when the broker could not be reached at all; of a broker that was there before it says nothing

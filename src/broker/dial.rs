@@ -255,7 +255,7 @@ fn combine(failures: Vec<(String, Fault)>) -> Error {
     let told: Vec<String> = failures.into_iter().map(|(url, fault)| format!("{url}: {fault}")).collect();
     let told = told.join("; ");
     match kind {
-        Kind::Refused => Error::refused(format!("access to the broker was refused: {told}")),
+        Kind::Refused => Error::turned_away(format!("access to the broker was refused: {told}")),
         Kind::Configuration => Error::configuration(format!("cannot connect: {told}")),
         _ if single => Error::unavailable(format!("cannot reach the broker: {told}")),
         _ => Error::unavailable(format!("cannot reach any of the brokers: {told}")),

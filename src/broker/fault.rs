@@ -113,6 +113,9 @@ impl Fault {
     /// As the error that ends a command.
     #[must_use]
     pub fn into_error(self) -> Error {
+        if self.kind == Kind::Refused && self.scope == Scope::Connection {
+            return Error::turned_away(self.text);
+        }
         let exit = match self.kind {
             Kind::Lost | Kind::AckTimeout | Kind::ConsumerCancelled => Exit::Unavailable,
             Kind::Refused => Exit::Refused,
@@ -234,6 +237,14 @@ mod tests {
         assert_eq!(Fault::from(closed).kind, Kind::Lost);
         let vhost = amiquip::Error::ServerClosedConnection { code: 530, message: "NOT_ALLOWED".into() };
         assert_eq!(Fault::from(vhost).into_error().exit, Exit::Refused);
+    }
+
+    #[test]
+    fn what_refuses_the_connection_may_pass_and_a_missing_permission_does_not() {
+        let login = Fault::from(amiquip::Error::InvalidCredentials).into_error();
+        let permission = channel_fault(403, "ACCESS_REFUSED").into_error();
+        assert_eq!((login.exit, permission.exit), (Exit::Refused, Exit::Refused));
+        assert!(login.may_pass() && Fault::lost("gone").into_error().may_pass() && !permission.may_pass());
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(super) struct Link {
     /// The first connection is tried once only: a wrong address should not look like a hang.
     connected_once: bool,
     was_lost: bool,
+    /// What the last attempt to connect again ended with, where the broker did not let us in.
+    turned_away: Option<Error>,
     refusal: Refusal,
     reminder: Reminder,
 }
@@ -59,6 +61,7 @@ impl Link {
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             connected_once: false,
             was_lost: false,
+            turned_away: None,
             refusal: Refusal::None,
             reminder: Reminder::default(),
         }
@@ -128,6 +131,7 @@ impl Link {
                     if std::mem::take(&mut self.was_lost) { log::Level::Info } else { log::Level::Debug };
                 log::log!(level, "connected to {}", publisher.introduction());
                 self.connected_once = true;
+                self.turned_away = None;
                 if self.refusal == Refusal::None {
                     self.backoff.reset();
                 } else {
@@ -136,8 +140,9 @@ impl Link {
                 self.state = State::Up(Box::new(publisher));
                 Ok(())
             }
-            Err(error) if self.connected_once && error.exit == Exit::Unavailable => {
+            Err(error) if self.connected_once && error.may_pass() => {
                 self.rest(&error.to_string());
+                self.turned_away = (error.exit == Exit::Refused).then_some(error);
                 Ok(())
             }
             Err(error) => Err(if self.connected_once { error } else { error.on_first_connect() }),
@@ -168,6 +173,11 @@ impl Link {
 
     /// Why nothing was confirmed for as long as `waited` says.
     pub(super) fn why_stalled(&self, waited: &str) -> Error {
+        if let Some(error) = &self.turned_away {
+            let before =
+                format!("the broker went away and did not let us in again within {waited} (--retry-for)");
+            return error.clone().context(&before);
+        }
         match &self.state {
             _ if self.refusal != Refusal::None => Error::try_again(format!(
                 "{REFUSED}, and took none within {waited}; safe to try again, or wait longer with --retry-for"

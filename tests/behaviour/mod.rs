@@ -23,6 +23,7 @@ mod properties;
 mod redeclare;
 mod redeclare_bulk;
 mod send;
+mod send_let_in_before;
 mod send_refused;
 
 mod acknowledgement_timeout;
