@@ -196,13 +196,13 @@ fn weather_of_all_kinds_costs_no_task() {
         let lines: Vec<String> =
             (0..COUNT / 12).map(|n| format!("task <{}>\n", part * COUNT / 12 + n)).collect();
         send.write(lines.concat());
-        // No resets: one that hits a connection while it is made is still taken for refused credentials.
-        match dice.below(5) {
+        match dice.below(6) {
             0 => proxy.vanish(Way::ToBroker),
             1 => proxy.vanish(Way::ToClient),
             2 => proxy.half_open(),
             3 => proxy.delay(Duration::from_millis(100)),
-            _ => proxy.stall(),
+            4 => proxy.stall(),
+            _ => proxy.reset_after(WAYS[part % 2], usize::try_from(dice.below(3000)).unwrap()),
         }
         dice.pause(4000);
         proxy.resume();
