@@ -191,10 +191,9 @@ impl Keeper {
                 self.publish(request);
             }
             Err(error) => {
-                // A refusal may be a connection that was cut while it was made: a broker does not say which
-                // (AMIQUIP.md, H8), and it has let this user in before.
+                // The broker has let this user in before; being turned away now may pass.
                 let refusal = match error.exit {
-                    Exit::Configuration => Refusal::Never(error),
+                    Exit::Refused | Exit::Configuration if !error.may_pass() => Refusal::Never(error),
                     _ => Refusal::Later(error.to_string()),
                 };
                 // Those that wait already would only wait for the same.

@@ -251,10 +251,15 @@ fn a_queue_of_dead_tasks_with_harmless_settings_is_used_as_it_is() {
 
 /// A user of the test's own with these permissions to configure and to write; it may read all.
 fn user(sandbox: &Sandbox, name: &str, configure: &str, write: &str) -> String {
+    let full = format!("{name}-{}", std::process::id());
+    sandbox.node().ctl(&["add_user", &full, "secret"]);
+    user_may(sandbox, name, configure, write);
+    format!("amqp://{full}:secret@127.0.0.1:{}", sandbox.node().port())
+}
+
+fn user_may(sandbox: &Sandbox, name: &str, configure: &str, write: &str) {
     let name = format!("{name}-{}", std::process::id());
-    sandbox.node().ctl(&["add_user", &name, "secret"]);
     sandbox.node().ctl(&["set_permissions", &name, configure, write, ".*"]);
-    format!("amqp://{name}:secret@127.0.0.1:{}", sandbox.node().port())
 }
 
 #[test]
@@ -284,4 +289,18 @@ fn without_the_permission_to_configure_existing_queues_serve_with_no_declare() {
     let worked = sandbox.work_with(&["--no-declare", "--until-empty", "--backoff", "1h"], "exit 1");
     worked.env("TASKQ_URL", &url).run().exits(0);
     until("the retry", || broker.get(&sandbox.delay_queue(LATER_MS)));
+}
+
+#[test]
+fn a_permission_that_was_taken_away_stops_the_worker_and_costs_no_task() {
+    let sandbox = Sandbox::new();
+    let url = user(&sandbox, "demoted", ".*", ".*");
+    let worker = sandbox.work_with(&["--backoff", "1h"], "exit 1").env("TASKQ_URL", &url).start();
+    worker.says("[*] Waiting");
+    // The connection for copies is made when the first one is needed.
+    user_may(&sandbox, "demoted", "^$", ".*");
+    let broker = sandbox.broker();
+    broker.publish(&sandbox.queue, "fails");
+    worker.end().exits(77).says("lacks the permission \"configure\"").never_says("secret");
+    broker.wait_ready(&sandbox.queue, 1);
 }
