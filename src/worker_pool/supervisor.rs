@@ -18,7 +18,7 @@ use crate::error::{Error, Exit, Result};
 /// The pauses between attempts to reach a broker that went away. The longest bounds how late a worker is back.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// A broker that comes back may refuse logins until its users are loaded; after this long it means it.
+/// A broker that comes back may refuse logins until its users are loaded; if it goes on for this long it means it.
 const REFUSED_PATIENCE: Duration = Duration::from_mins(1);
 /// With `--until-empty`: how often an idle pool asks whether the queue is empty.
 const EMPTY_PROBE: Duration = Duration::from_millis(100);
@@ -58,8 +58,31 @@ pub(super) struct Supervisor {
     backoff: Backoff,
     /// Counts connections, so that the loss of one is noticed once however many threads report it.
     generation: u64,
-    lost_at: Option<Instant>,
+    refusals: Refusals,
     reminder: Reminder,
+}
+
+/// How long a broker that had let the worker in has been refusing it.
+#[derive(Default)]
+struct Refusals {
+    since: Option<Instant>,
+}
+
+impl Refusals {
+    /// Whether it is worth trying again after an attempt that ended with `error` at the time `now`. How long the broker
+    /// was away before it refused anything does not count: it may be dying again in the middle of a login.
+    fn may_pass(&mut self, error: &Error, now: Instant) -> bool {
+        if error.exit != Exit::Refused {
+            self.since = None;
+            return error.exit == Exit::Unavailable;
+        }
+        now.duration_since(*self.since.get_or_insert(now)) < REFUSED_PATIENCE
+    }
+
+    /// The worker was let in.
+    fn end(&mut self) {
+        self.since = None;
+    }
 }
 
 impl Supervisor {
@@ -73,7 +96,7 @@ impl Supervisor {
             link,
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             generation: 0,
-            lost_at: None,
+            refusals: Refusals::default(),
             reminder: Reminder::default(),
         }
     }
@@ -164,7 +187,6 @@ impl Supervisor {
             let cause = session.close().unwrap_or_else(|| seen.clone());
             log::warn!("lost the connection to {label}: {cause}");
         }
-        self.lost_at.get_or_insert_with(Instant::now);
         self.rest();
     }
 
@@ -193,7 +215,7 @@ impl Supervisor {
         match opened {
             Ok(session) => {
                 self.generation += 1;
-                self.lost_at = None;
+                self.refusals.end();
                 if first {
                     log::info!(" [*] Waiting for messages. To exit press CTRL+C");
                 }
@@ -201,7 +223,7 @@ impl Supervisor {
                 self.link = Link::Up(Box::new(session));
                 self.shared.set_connected(true);
             }
-            Err(error) if first || !self.is_worth_retrying(&error) => {
+            Err(error) if first || !self.refusals.may_pass(&error, Instant::now()) => {
                 self.rest();
                 self.fatal(if first { error.on_first_connect() } else { error });
             }
@@ -212,14 +234,6 @@ impl Supervisor {
                 }
                 self.rest();
             }
-        }
-    }
-
-    fn is_worth_retrying(&self, error: &Error) -> bool {
-        match error.exit {
-            Exit::Unavailable => true,
-            Exit::Refused => self.lost_at.is_some_and(|at| at.elapsed() < REFUSED_PATIENCE),
-            _ => false,
         }
     }
 
@@ -295,4 +309,24 @@ fn prepare(options: &Options) -> Result<Session> {
         Publisher::check_permission(&options.session, &options.queue)?;
     }
     Ok(session)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_refusals_that_go_on_end_a_worker_however_long_the_broker_was_away_before() {
+        let (away, refused) = (Error::unavailable("away"), Error::turned_away("no"));
+        let start = Instant::now();
+        let minutes = |count: u64| start + Duration::from_mins(count);
+        let mut refusals = Refusals::default();
+        assert!(refusals.may_pass(&away, start) && refusals.may_pass(&refused, minutes(10)));
+        assert!(!refusals.may_pass(&refused, minutes(12)));
+        // Something else in between, or a success: counted from the start again.
+        assert!(refusals.may_pass(&away, minutes(13)) && refusals.may_pass(&refused, minutes(14)));
+        refusals.end();
+        assert!(refusals.may_pass(&refused, minutes(16)) && !refusals.may_pass(&refused, minutes(17)));
+        assert!(!refusals.may_pass(&Error::configuration("wrong"), start));
+    }
 }
