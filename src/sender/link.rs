@@ -17,7 +17,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long what was published beside a refused task may still be confirmed. Some of it never is, nor refused.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(3);
-const REFUSED: &str = "the broker refuses tasks: the queue is full, or the broker has an error of its own";
+const REFUSED: &str =
+    "the broker refuses tasks: the queue is full, or its node is away, or the broker has an error of its own";
 
 /// Whether the broker has refused (nacked) a task since it last confirmed one. The queue may be full. Or it is a quorum
 /// queue that was between two leaders when this connection first published to it: RabbitMQ then refuses all that comes

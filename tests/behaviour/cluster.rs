@@ -188,15 +188,21 @@ fn all_queues_of_a_quorum_queue_are_quorum_queues() {
 fn a_worker_waits_for_the_node_that_has_its_classic_queue() {
     let sandbox = Sandbox::clustered();
     let [home, others @ ..] = sandbox.cluster().nodes() else { panic!("no nodes") };
+    // RabbitMQ 4 does not answer while it waits for that node, and refuses what is published.
+    let (silence, sending) = if sandbox.broker().version() >= [4, 0, 0] {
+        ("no answer to queue.declare", (75, "its node is away"))
+    } else {
+        ("down or inaccessible", (69, "down or inaccessible"))
+    };
     // Declared there, so it lives there.
     sandbox.taskq(["send", "--url", &home.url(), "before"]).run().exits(0);
     let worker = sandbox.worker(["--heartbeat", "2s"]);
     worker.says("\nDone\n");
     home.kill();
-    worker.says("lost the connection").says("down or inaccessible");
+    worker.says("lost the connection").says(silence);
     let others: Vec<String> = others.iter().map(Node::url).collect();
-    let unavailable = sandbox.taskq(["send", "--url", &others.join(","), "meanwhile"]).run().exits(69);
-    assert!(unavailable.stderr.contains("down or inaccessible"), "{}", unavailable.stderr);
+    let meanwhile = ["send", "--retry-for", "5s", "--url", &others.join(","), "meanwhile"];
+    sandbox.taskq(meanwhile).run().exits(sending.0).says(sending.1);
     sandbox.cluster().mend();
     sandbox.taskq(["send", "after"]).run().exits(0);
     worker.says("Received a message: after\n").says_times("\nDone\n", 2);
