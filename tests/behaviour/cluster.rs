@@ -190,9 +190,9 @@ fn a_worker_waits_for_the_node_that_has_its_classic_queue() {
     let [home, others @ ..] = sandbox.cluster().nodes() else { panic!("no nodes") };
     // RabbitMQ 4 does not answer while it waits for that node, and refuses what is published.
     let (silence, sending) = if sandbox.broker().version() >= [4, 0, 0] {
-        ("no answer to queue.declare", (75, "its node is away"))
+        ("no answer to queue.declare", "its node is away")
     } else {
-        ("down or inaccessible", (69, "down or inaccessible"))
+        ("down or inaccessible", "down or inaccessible")
     };
     // Declared there, so it lives there.
     sandbox.taskq(["send", "--url", &home.url(), "before"]).run().exits(0);
@@ -202,7 +202,8 @@ fn a_worker_waits_for_the_node_that_has_its_classic_queue() {
     worker.says("lost the connection").says(silence);
     let others: Vec<String> = others.iter().map(Node::url).collect();
     let meanwhile = ["send", "--retry-for", "5s", "--url", &others.join(","), "meanwhile"];
-    sandbox.taskq(meanwhile).run().exits(sending.0).says(sending.1);
+    // Whether it was connected just then, at the end of its patience.
+    sandbox.taskq(meanwhile).run().exits_with_one_of(&[69, 75]).says(sending);
     sandbox.cluster().mend();
     sandbox.taskq(["send", "after"]).run().exits(0);
     worker.says("Received a message: after\n").says_times("\nDone\n", 2);
