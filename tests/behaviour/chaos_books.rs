@@ -226,21 +226,28 @@ fn a_run_is_read_from_the_handlers_line() {
     }
 }
 
-fn memory(kib: impl Fn(u64) -> u64) -> Memory {
-    let sample = |n| Sample { after: Duration::from_secs(n), kib: kib(n), descriptors: 20, threads: 9 };
+fn memory(sample: impl Fn(u64) -> (u64, usize)) -> Memory {
+    let sample = |n| {
+        let (kib, descriptors) = sample(n);
+        Sample { after: Duration::from_secs(n), kib, descriptors, threads: 9 }
+    };
     Memory { veteran: (0..30).map(sample).collect(), peak_kib: 0 }
 }
 
 #[test]
 fn growth_is_told_from_noise() {
-    assert_eq!(memory(|n| 8_000 + n % 5 * 100).has_grown(), None);
-    assert_eq!(memory(|n| if n == 25 { 90_000 } else { 8_000 }).has_grown(), None);
-    assert!(memory(|n| 8_000 + n * 500).has_grown().is_some());
+    let has_grown = |memory: Memory| memory.has_grown(3).is_some();
+    assert!(!has_grown(memory(|n| (8_000 + n % 5 * 100, 20))));
+    assert!(!has_grown(memory(|n| (if n == 25 { 90_000 } else { 8_000 }, 20))));
+    assert!(has_grown(memory(|n| (8_000 + n * 500, 20))));
+    // Idle first, and then three tasks and the connection for copies.
+    assert!(!has_grown(memory(|n| (8_000, if n < 15 { 13 } else { 35 }))));
+    assert!(has_grown(memory(|n| (8_000, if n < 15 { 13 } else { 36 }))));
 }
 
 #[test]
 fn no_samples_say_nothing() {
-    assert_eq!(Memory::default().has_grown(), None);
+    assert_eq!(Memory::default().has_grown(3), None);
 }
 
 #[test]

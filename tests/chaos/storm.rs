@@ -8,7 +8,7 @@ use super::ledger::Ledger;
 use super::run::Shared;
 use super::senders::Sender;
 use super::watch;
-use super::workers::{ATTEMPTS, Place};
+use super::workers::{ATTEMPTS, Place, THREADS};
 use super::{faults, settle};
 use crate::support::Dice;
 use std::path::Path;
@@ -111,7 +111,7 @@ fn conclude(shared: &Shared, books: &Books, memory: &Memory) -> bool {
     println!("\nMedians, and the worst:\n\n{table}\n{summary}");
     let mut wrong = shared.all_wrong();
     wrong.extend(account.wrong);
-    wrong.extend(memory.has_grown());
+    wrong.extend(memory.has_grown(THREADS));
     shared.ledger.write("verdict", [table, summary].into_iter().chain(wrong.iter().cloned()));
     for what in wrong.iter().take(SHOWN) {
         println!("WRONG: {what}");

@@ -9,15 +9,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub(crate) const ATTEMPTS: u32 = 3;
+pub(crate) const THREADS: usize = 3;
 /// A worker's options. The pauses are also the delays of what is sent with `--delay`, so that no queue has to be
 /// declared when a broker may be about to die.
 pub(crate) const PAUSES: [&str; 2] = ["500ms", "2s"];
-const OPTIONS: [&str; 15] = [
+const OPTIONS: [&str; 11] = [
     "--verbose",
-    "--threads",
-    "3",
-    "--attempts",
-    "3",
     "--backoff",
     "500ms,2s",
     "--timeout",
@@ -65,6 +62,7 @@ impl Place {
         let name = self.name();
         let mut command = seat::command(env!("CARGO_BIN_EXE_taskq"));
         command.arg("work").args(OPTIONS);
+        command.args(["--threads", &THREADS.to_string(), "--attempts", &ATTEMPTS.to_string()]);
         if shared.quorum {
             command.args(["--queue-type", "quorum"]);
         }

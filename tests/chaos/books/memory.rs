@@ -21,7 +21,10 @@ pub(crate) struct Memory {
 
 /// How far a process may grow between the first and the last third of its life.
 const GROWTH_KIB: u64 = 2 * 1024;
-const MORE_DESCRIPTORS: usize = 6;
+/// What it has open comes and goes with the load: half of a short run's first third can be idle, and half of the last
+/// one busy. What leaks at every task or fault comes to more than that soon.
+const DESCRIPTORS_OF_A_TASK: usize = 5;
+const DESCRIPTORS_OF_A_CONNECTION: usize = 7;
 
 impl Memory {
     /// The medians of a third of the samples: what the process had once it was warm, and in the end.
@@ -31,10 +34,12 @@ impl Memory {
         Some((median(first)?, median(last)?))
     }
 
-    pub(crate) fn has_grown(&self) -> Option<String> {
+    /// What is wrong with a worker that runs so many tasks at a time and has two connections, one of them for copies.
+    pub(crate) fn has_grown(&self, threads: usize) -> Option<String> {
         let (first, last) = self.ends()?;
+        let load = threads * DESCRIPTORS_OF_A_TASK + DESCRIPTORS_OF_A_CONNECTION;
         let grown = last.kib > first.kib + first.kib / 4 + GROWTH_KIB
-            || last.descriptors > first.descriptors + MORE_DESCRIPTORS
+            || last.descriptors > first.descriptors + load
             || last.threads > first.threads + first.threads / 2;
         grown.then(|| format!("the worker in place 0 has grown: from {first:?} to {last:?}"))
     }
