@@ -35,6 +35,7 @@ enum Refusal {
 /// The connection and what is remembered of earlier ones.
 pub(super) struct Link {
     pub(super) state: State,
+    /// Starts over when a task is confirmed: a broker that lets us in and then takes nothing is not back.
     backoff: Backoff,
     /// The first connection is tried once only: a wrong address should not look like a hang.
     connected_once: bool,
@@ -43,6 +44,8 @@ pub(super) struct Link {
     turned_away: Option<Error>,
     refusal: Refusal,
     reminder: Reminder,
+    /// Of connections that came back.
+    returns: Reminder,
 }
 
 /// How the connection is.
@@ -65,6 +68,7 @@ impl Link {
             turned_away: None,
             refusal: Refusal::None,
             reminder: Reminder::default(),
+            returns: Reminder::default(),
         }
     }
 
@@ -96,7 +100,7 @@ impl Link {
 
     /// The broker has confirmed a task.
     pub(super) fn confirmed(&mut self) {
-        if self.refusal == Refusal::Before {
+        if !matches!(self.refusal, Refusal::Here(_)) {
             self.refusal = Refusal::None;
             self.backoff.reset();
         }
@@ -128,14 +132,12 @@ impl Link {
         match opened {
             Ok(publisher) => {
                 // Who sends one task wants to read one line; who was told of a loss wants to know that it is over.
-                let level =
-                    if std::mem::take(&mut self.was_lost) { log::Level::Info } else { log::Level::Debug };
-                log::log!(level, "connected to {}", publisher.introduction());
+                let text = format!("connected to {}", publisher.introduction());
+                let told = std::mem::take(&mut self.was_lost) && self.returns.is_due(&text);
+                log::log!(if told { log::Level::Info } else { log::Level::Debug }, "{text}");
                 self.connected_once = true;
                 self.turned_away = None;
-                if self.refusal == Refusal::None {
-                    self.backoff.reset();
-                } else {
+                if self.refusal != Refusal::None {
                     self.refusal = Refusal::Before;
                 }
                 self.state = State::Up(Box::new(publisher));

@@ -190,6 +190,18 @@ fn send_ends_when_a_broker_falls_silent() {
     }
 }
 
+/// Such as one that has only the address of a queue, whose node is away.
+#[test]
+fn a_broker_that_lets_in_and_takes_nothing_is_tried_less_and_less_often() {
+    let sandbox = Sandbox::new();
+    let server = Script::run(|stream| amqp::play_until(stream, amqp::PUBLISH).map(drop));
+    let sent = sandbox.taskq(["send", "--retry-for", "6s", "hello"]).env("TASKQ_URL", server.url()).run();
+    let sent = sent.exits_with_one_of(&[69, 75]);
+    // At least 0.05, 0.1, 0.2, 0.4, 0.8, 1.6 and 2.5 s apart.
+    assert!((2..=8).contains(&server.connections()), "{} connections", server.connections());
+    assert_eq!(sent.stderr.matches("connected to").count(), 1, "{}", sent.stderr);
+}
+
 #[test]
 fn send_ends_when_a_broker_closes_every_connection() {
     for step in STEPS_OF_SEND {
