@@ -84,19 +84,21 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
             // flagged as redelivered.
             self.intake.consumer.cancel()?;
         }
+        let goes_on = next.is_some();
         match verdict {
             Verdict::SetAside(keeping) => {
-                self.unproven.set_aside();
-                self.intake.aside.push_back(Aside { delivery, keeping, since, _busy: busy });
-                if next.is_some() {
-                    self.intake.make_room()?;
-                }
+                self.set_aside(Aside { delivery, keeping: Some(keeping), since, _busy: busy }, goes_on)?;
+            }
+            Verdict::Hold => {
+                self.set_aside(Aside { delivery, keeping: None, since, _busy: busy }, goes_on)?;
             }
             Verdict::Acknowledge => {
                 self.intake.consumer.ack(delivery)?;
                 shared.settle();
             }
-            Verdict::GiveBack | Verdict::GiveBackAndPause => self.intake.consumer.requeue(delivery)?,
+            Verdict::GiveBack | Verdict::GiveBackAndPause | Verdict::Uncounted => {
+                self.intake.consumer.requeue(delivery)?;
+            }
         }
         Ok(match next {
             Some(next) => Step::Next(next),
@@ -105,13 +107,24 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         })
     }
 
+    fn set_aside(&mut self, aside: Aside<'c, 's>, goes_on: bool) -> Result<(), Fault> {
+        self.unproven.set_aside();
+        self.intake.aside.push_back(aside);
+        if goes_on { self.intake.make_room() } else { Ok(()) }
+    }
+
     /// Settles what was set aside and has an answer by now, or has waited for one for too long. Whether a pause is
     /// needed after that.
     fn settle_answered(&mut self) -> Result<bool, Fault> {
         let mut pause = false;
-        for aside in std::mem::take(&mut self.intake.aside) {
-            let verdict = self.judge().look_at(&aside.keeping, Duration::ZERO);
+        for mut aside in std::mem::take(&mut self.intake.aside) {
+            let verdict =
+                aside.keeping.as_ref().and_then(|keeping| self.judge().look_at(keeping, Duration::ZERO));
             match verdict.or_else(|| aside.is_overdue().then_some(Verdict::GiveBackAndPause)) {
+                Some(Verdict::Hold) => {
+                    aside.keeping = None;
+                    self.intake.aside.push_back(aside);
+                }
                 Some(verdict) => {
                     pause |= matches!(verdict, Verdict::GiveBackAndPause);
                     self.settle(aside, &verdict)?;
@@ -134,7 +147,8 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         }
         for aside in std::mem::take(&mut self.intake.aside) {
             let verdict = loop {
-                if let Some(verdict) = self.judge().look_at(&aside.keeping, LAST_LOOK) {
+                let Some(keeping) = &aside.keeping else { break Verdict::GiveBack };
+                if let Some(verdict) = self.judge().look_at(keeping, LAST_LOOK) {
                     break verdict;
                 }
                 if aside.is_overdue() || self.draining() && self.slot.copies.are_blocked() {
@@ -150,7 +164,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     fn settle(&mut self, aside: Aside<'c, '_>, verdict: &Verdict) -> Result<(), Fault> {
         let consumer: &Consumer<'c> = &self.intake.consumer;
         if let Verdict::Acknowledge = verdict {
-            self.unproven.acknowledging(aside.keeping.fingerprint());
+            self.unproven.acknowledging(aside.keeping.and_then(|keeping| keeping.fingerprint()));
             consumer.ack(aside.delivery)?;
             self.slot.shared.settle();
             return Ok(());

@@ -22,6 +22,9 @@ use crate::handler::Never;
 
 /// A connection that is not used goes away after this long; most workers rarely need one.
 const IDLE_CLOSE: Duration = Duration::from_mins(5);
+/// How long a limit on the size of messages is believed without asking again, which costs a connection: it may be
+/// raised meanwhile.
+const LIMIT_VALID: Duration = Duration::from_mins(10);
 
 /// A copy to be kept.
 struct Request {
@@ -60,6 +63,8 @@ pub(super) enum Refusal {
     Later(String),
     /// It will not: the broker does not allow it, or the queue is unfit.
     Never(Error),
+    /// It will not while the broker takes no body of more than `limit` bytes.
+    TooLarge { length: usize, limit: u64 },
     /// The worker was told to give up.
     Aborted,
 }
@@ -115,6 +120,7 @@ impl Copies {
             requests,
             publisher: None,
             refused: false,
+            limit: None,
             outstanding: HashMap::new(),
             held: VecDeque::new(),
             blocked: Arc::clone(&blocked),
@@ -154,11 +160,31 @@ struct Keeper {
     publisher: Option<Publisher>,
     /// The broker has refused a copy on this connection.
     refused: bool,
+    limit: Option<Limit>,
     outstanding: HashMap<u64, Outstanding>,
     /// What cannot be published now, in the order in which it came.
     held: VecDeque<Request>,
     /// What [`Copies::are_blocked`] tells.
     blocked: Arc<AtomicBool>,
+}
+
+/// The largest body that the broker takes, as it said when it refused a larger one.
+struct Limit {
+    bytes: u64,
+    told: Instant,
+}
+
+impl Limit {
+    fn told_by(fault: &Fault) -> Option<Self> {
+        let Kind::TooLarge(Some(bytes)) = fault.kind else { return None };
+        Some(Self { bytes, told: Instant::now() })
+    }
+
+    /// Of a copy that is over it.
+    fn refusal(&self, body: &[u8]) -> Option<Refusal> {
+        let over = self.told.elapsed() < LIMIT_VALID && body.len() as u64 > self.bytes;
+        over.then_some(Refusal::TooLarge { length: body.len(), limit: self.bytes })
+    }
 }
 
 /// A copy that is published and not settled.
@@ -306,6 +332,9 @@ impl Keeper {
         let Some(publisher) = &mut self.publisher else {
             return request.asker.answer(Err(Refusal::Later("the connection is gone".to_owned())));
         };
+        if let Some(refusal) = self.limit.as_ref().and_then(|limit| limit.refusal(&request.body)) {
+            return request.asker.answer(Err(refusal));
+        }
         let sent = publisher.prepare(&request.to).and_then(|()| {
             let patience = confirm_patience(request.body.len());
             publisher.publish(&request.to.name, &request.body, &request.properties, patience)
@@ -315,7 +344,8 @@ impl Keeper {
                 self.outstanding.insert(tag, Outstanding { request, since: Instant::now() });
             }
             Err(fault) => {
-                request.asker.answer(Err(refusal(&fault)));
+                // It met the end of what was published before it.
+                self.held.push_front(request);
                 self.lost(&fault);
             }
         }
@@ -334,6 +364,9 @@ impl Keeper {
 
     /// What is outstanding is unknown, so nothing of it counts as kept.
     fn lost(&mut self, fault: &Fault) {
+        if let Some(limit) = Limit::told_by(fault) {
+            self.limit = Some(limit);
+        }
         self.refuse_all(&refusal(fault));
         self.drop_connection(&fault.to_string());
     }
@@ -341,7 +374,9 @@ impl Keeper {
     fn refuse_all(&mut self, refusal: &Refusal) {
         let outstanding = self.outstanding.drain().map(|(_, outstanding)| outstanding.request);
         for request in outstanding.chain(self.held.drain(..)) {
-            request.asker.answer(Err(refusal.clone()));
+            // The broker names its limit, and not the message that it closed the channel over.
+            let own = self.limit.as_ref().and_then(|limit| limit.refusal(&request.body));
+            request.asker.answer(Err(own.unwrap_or_else(|| refusal.clone())));
         }
     }
 
@@ -359,6 +394,7 @@ impl Keeper {
 fn refusal(fault: &Fault) -> Refusal {
     match fault.kind {
         Kind::Refused | Kind::Configuration => Refusal::Never(fault.clone().into_error()),
+        Kind::TooLarge(Some(_)) => Refusal::Later("the broker refused a larger one beside it".to_owned()),
         _ => Refusal::Later(fault.to_string()),
     }
 }

@@ -18,12 +18,13 @@ use crate::handler::Never;
 /// bodies in memory.
 const MAX_ASIDE: usize = 32;
 /// How long a delivery is held in all: less than the 30 minutes that the broker waits for an acknowledgement.
-const HOLD_LIMIT: Duration = Duration::from_mins(25);
+pub(super) const HOLD_LIMIT: Duration = Duration::from_mins(25);
 
-/// A delivery whose copy is not kept yet.
+/// A delivery whose copy is not kept.
 pub(super) struct Aside<'c, 's> {
     pub(super) delivery: Delivery<'c>,
-    pub(super) keeping: Keeping,
+    /// The copy; `None` where there will be none.
+    pub(super) keeping: Option<Keeping>,
     /// When it arrived.
     pub(super) since: Instant,
     /// The worker has something to do until this is settled.

@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, Sender, select};
 
 use super::Event;
 use super::copies::{Copies, Pending, Refusal};
+use super::intake::HOLD_LIMIT;
 use super::ledger::{Claim, Fingerprint, Unproven};
 use super::shared::Shared;
 use crate::broker::{Delivery, QueueSpec, Record};
@@ -32,8 +33,13 @@ pub(super) enum Verdict {
     GiveBack,
     /// As `GiveBack`, and nothing may be taken for a while: it would come back at once.
     GiveBackAndPause,
+    /// As `GiveBack`; where the task is still to run, it runs: the count of its deliveries cannot be written.
+    Uncounted,
     /// Nothing yet: the broker takes its time with the copy.
     SetAside(Keeping),
+    /// Nothing for as long as it may be held, for there will be no copy: given back, it would come at once and hold up
+    /// those behind it.
+    Hold,
 }
 
 /// A copy that is to take the place of a delivery.
@@ -122,7 +128,7 @@ impl Judge<'_> {
         match &mut judged.verdict {
             Verdict::Acknowledge => unproven.acknowledging(fingerprint),
             Verdict::SetAside(keeping) => keeping.fingerprint = fingerprint,
-            Verdict::GiveBack | Verdict::GiveBackAndPause => {}
+            Verdict::GiveBack | Verdict::GiveBackAndPause | Verdict::Uncounted | Verdict::Hold => {}
         }
         // Only now: whoever waits for it must find it remembered.
         drop(running);
@@ -208,7 +214,7 @@ impl Judge<'_> {
         // It may have to run after all.
         let body = delivery.body().to_vec();
         match self.keep(delivery, body, shared.options.queue.clone(), &counted, Purpose::Counted) {
-            Verdict::GiveBack if shared.cannot_count.load(Ordering::Relaxed) => None,
+            Verdict::Uncounted => None,
             verdict => Some(verdict),
         }
     }
@@ -248,10 +254,27 @@ impl Judge<'_> {
                 );
                 Verdict::GiveBackAndPause
             }
+            Err(Refusal::TooLarge { length, limit }) => {
+                let over = format!(
+                    "its body of {length} bytes is over the limit of the broker, {limit} bytes (max_message_size: \
+                     raise it)"
+                );
+                if matches!(keeping.purpose, Purpose::Counted) {
+                    log::warn!("a redelivered task runs uncounted: {over}");
+                    Verdict::Uncounted
+                } else {
+                    log::warn!(
+                        "the task cannot be copied to {name}: {over}; it stays in the queue, and comes again in {} \
+                         or when this worker ends",
+                        duration::show(HOLD_LIMIT)
+                    );
+                    Verdict::Hold
+                }
+            }
             Err(Refusal::Never(error)) if matches!(keeping.purpose, Purpose::Counted) => {
                 log::warn!("redelivered tasks cannot be counted: {error}");
                 self.shared.cannot_count.store(true, Ordering::Relaxed);
-                Verdict::GiveBack
+                Verdict::Uncounted
             }
             Err(Refusal::Never(error)) => {
                 let _ = self

@@ -189,6 +189,50 @@ fn a_full_dead_queue_loses_nothing() {
     assert_eq!(left, ["0", "1", "2"].map(String::from).into());
 }
 
+/// As after an upgrade to RabbitMQ 4, which takes smaller messages than 3.x.
+#[test]
+fn a_task_that_is_too_large_for_a_copy_stays_and_holds_up_no_other() {
+    let sandbox = Sandbox::configured(&[]);
+    // RabbitMQ 3.x keeps the limit in the second place.
+    let limit = |bytes: usize| {
+        let code = format!(
+            "application:set_env(rabbit, max_message_size, {bytes}), persistent_term:put(max_message_size, {bytes})."
+        );
+        sandbox.node().ctl(&["eval", &code]);
+    };
+    let large = "x".repeat(200_000);
+    sandbox.taskq(["send", "--file", "-"]).feed(&large).exits(0);
+    limit(100_000);
+    let script = r#"body=$(cat)
+[ "${#body}" -gt 1000 ] || { echo ok >>"$1/small"; exit; }
+echo "$TASKQ_ATTEMPT" >>"$1/large"; exit 1"#;
+    let work = || sandbox.work_with(&["--attempts", "2", "--backoff", "100ms"], script).start();
+
+    let worker = work();
+    worker.says("over the limit of the broker, 100000 bytes");
+    sandbox.taskq(["send", "small"]).run().exits(0);
+    until("the small task to be done", || (sandbox.lines("small").len() == 1).then_some(()));
+    worker.signal(SIGTERM);
+    worker.end().exits(0);
+    assert_eq!(sandbox.lines("large"), ["1"]);
+
+    // It cannot be counted either, and runs all the same.
+    let worker = work();
+    worker.says("a redelivered task runs uncounted");
+    worker.says("the task cannot be copied");
+    worker.signal(SIGTERM);
+    worker.end().exits(0);
+    assert_eq!(sandbox.lines("large"), ["1", "1"]);
+
+    limit(1_000_000);
+    let worker = work();
+    worker.says("dead (");
+    assert_eq!(sandbox.lines("large"), ["1", "1", "1", "2"]);
+    assert_eq!(sandbox.broker().take(&format!("{}.dead", sandbox.queue)).body.len(), large.len());
+    worker.signal(SIGTERM);
+    worker.end().exits(0);
+}
+
 /// A worker is refused with this code before it takes the task that waits, and the reason is named.
 fn refused(sandbox: &Sandbox, code: i32, named: &str) -> Finished {
     sandbox.broker().declare(&sandbox.queue);
