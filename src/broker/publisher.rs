@@ -162,7 +162,8 @@ impl Publisher {
         self.queue_is_certain
     }
 
-    /// Makes sure of a queue beside the main one, and renews its lease. Does nothing if that was done a moment ago.
+    /// Makes sure of a queue beside the main one, and renews its lease if it has one. Does nothing if that was done a
+    /// moment ago.
     ///
     /// # Errors
     /// As [`ensure_queue`].

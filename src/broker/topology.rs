@@ -29,8 +29,8 @@ pub enum Role {
         after: Duration,
         /// Where they go then.
         back_to: String,
-        /// The queue deletes itself some time after it was last declared: for the delays that people make up. The
-        /// few of the back-off list are permanent.
+        /// The queue deletes itself some time after its last use: for the delays that people make up. The few of the
+        /// back-off list are permanent.
         leased: bool,
     },
     /// Tasks that used up their attempts are kept in it for a person.
@@ -40,15 +40,19 @@ pub enum Role {
     },
 }
 
-/// How long a leased delay queue lives beyond its delay when nobody declares it. It is declared again before each
-/// use, at most [`RENEW_AFTER`] before.
-const LEASE: Duration = Duration::from_hours(1);
+/// How long a leased delay queue lives beyond its delay when nobody uses it. With it goes what is still in it: tasks
+/// whose time has come, and which their queue has not taken since. The lease is renewed before each use, at most
+/// [`RENEW_AFTER`] before.
+const LEASE: Duration = Duration::from_hours(24);
 /// How long a declaration is trusted. Well within the lease.
 pub(super) const RENEW_AFTER: Duration = Duration::from_mins(1);
-/// How often a dead task may be delivered. To look at one counts, and RabbitMQ 4 drops a message after 20 unless told
-/// otherwise. "No limit" can only be said to 4: to 3 a limit of -1 means that the first delivery is the last.
-const DEAD_DELIVERIES: i32 = i32::MAX;
-/// The longest delay: RabbitMQ's timers count 32 bits of milliseconds, the lease included.
+/// How often a message may be delivered that is only looked at. Each look counts, and RabbitMQ 4 drops a message after
+/// 20 unless told otherwise. "No limit" can only be said to 4: to 3 a limit of -1 means that the first delivery is the
+/// last.
+const PATIENCE: i32 = i32::MAX;
+/// RabbitMQ's timers count 32 bits of milliseconds.
+const LONGEST_TIMER: Duration = Duration::from_millis(u32::MAX as u64);
+/// The longest delay; some of its lease is left.
 pub const MAX_DELAY: Duration = Duration::from_hours(24 * 49);
 
 /// One queue and how to come by it.
@@ -107,8 +111,10 @@ impl QueueSpec {
         if self.kind == QueueType::Quorum {
             set("x-queue-type", text("quorum"));
         }
-        if self.kind == QueueType::Quorum && self.role == (Role::Dead { patient: true }) {
-            set("x-delivery-limit", AmqpValue::LongInt(DEAD_DELIVERIES));
+        if self.kind == QueueType::Quorum
+            && matches!(self.role, Role::Dead { patient: true } | Role::Delay { leased: true, .. })
+        {
+            set("x-delivery-limit", AmqpValue::LongInt(PATIENCE));
         }
         if let Role::Delay { after, back_to, leased } = &self.role {
             set("x-message-ttl", millis(*after));
@@ -120,7 +126,7 @@ impl QueueSpec {
                 set("x-overflow", text("reject-publish"));
             }
             if *leased {
-                set("x-expires", millis(*after + LEASE));
+                set("x-expires", millis((*after + LEASE).min(LONGEST_TIMER)));
             }
         }
         arguments
@@ -137,7 +143,7 @@ enum Mismatch {
     /// It is a classic queue and was declared as a quorum queue, or the broker is too old for quorum queues that let
     /// messages expire (RabbitMQ 3.10 has them): declare it as a classic one, so that the rest is compared as well.
     Classic,
-    /// It counts deliveries, and was declared without [`DEAD_DELIVERIES`]: declare it so, for the same reason.
+    /// It counts deliveries, and was declared without [`PATIENCE`]: declare it so, for the same reason.
     Impatient,
     /// It works all the same: use it as it is.
     Harmless,
@@ -152,7 +158,7 @@ fn judge_mismatch(role: &Role, message: &str) -> Mismatch {
             Mismatch::Unsafe("it deletes itself, with its tasks, when its last consumer goes (auto-delete)")
         }
         (Some("exclusive"), _) => Mismatch::Unsafe("it belongs to another connection alone (exclusive)"),
-        (Some("x-expires"), Role::Delay { .. }) => Mismatch::OtherLease,
+        (Some("x-expires" | "x-delivery-limit"), Role::Delay { .. }) => Mismatch::OtherLease,
         (Some("x-queue-type"), Role::Delay { .. } | Role::Dead { .. }) => Mismatch::Classic,
         (Some("x-delivery-limit"), Role::Dead { .. }) => Mismatch::Impatient,
         (None, Role::Delay { .. }) if message.contains("invalid arg '") => Mismatch::Classic,
@@ -178,7 +184,7 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Channel, 
         return look(session, &spec.name).map(|(channel, _)| channel);
     }
     let mut as_it_is = spec.clone();
-    let mut fault = match declare(session, &as_it_is) {
+    let mut fault = match acquire(session, &as_it_is) {
         Ok(channel) => return Ok(channel),
         Err(fault) => fault,
     };
@@ -193,7 +199,7 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Channel, 
             Mismatch::Impatient => as_it_is.role = Role::Dead { patient: false },
             Mismatch::Unsafe(_) | Mismatch::Harmless => break,
         }
-        fault = match declare(session, &as_it_is) {
+        fault = match acquire(session, &as_it_is) {
             Ok(channel) => {
                 log::info!("the queue {} is used as it is ({fault})", spec.name);
                 return Ok(channel);
@@ -226,6 +232,19 @@ fn settle_mismatch(session: &mut Session, spec: &QueueSpec, fault: Fault) -> Res
         }
         _ => Err(fault),
     }
+}
+
+/// Declares the queue and, where it is leased, renews that. A declaration does not renew the lease of a quorum queue;
+/// to get a message does, whether there is one or not, and it goes back to its place.
+fn acquire(session: &mut Session, spec: &QueueSpec) -> Result<Channel, Fault> {
+    let channel = declare(session, spec)?;
+    if matches!(spec.role, Role::Delay { leased: true, .. }) {
+        channel.call("basic.get", |amqp| {
+            let got = amqp.basic_get(spec.name.as_str(), false)?;
+            got.map_or(Ok(()), |got| got.reject(amqp, true))
+        })?;
+    }
+    Ok(channel)
 }
 
 fn declare(session: &mut Session, spec: &QueueSpec) -> Result<Channel, Fault> {
@@ -315,6 +334,7 @@ mod tests {
         assert!(matches!(judge(&dead, "x-message-ttl"), Mismatch::Unsafe(_)));
         assert!(matches!(judge(&delay, "x-dead-letter-exchange"), Mismatch::Unsafe(_)));
         assert_eq!(judge(&delay, "x-expires"), Mismatch::OtherLease);
+        assert_eq!(judge(&delay, "x-delivery-limit"), Mismatch::OtherLease);
         let too_old = "PRECONDITION_FAILED - invalid arg 'x-message-ttl' for queue 'q' in vhost '/' of queue type \
                        rabbit_quorum_queue";
         assert_eq!(judge_mismatch(&delay, too_old), Mismatch::Classic);
@@ -338,9 +358,10 @@ mod tests {
         assert_eq!(arguments.get("x-dead-letter-routing-key"), Some(&AmqpValue::LongString("q".to_owned())));
         let at_least_once = AmqpValue::LongString("at-least-once".to_owned());
         assert_eq!(arguments.get("x-dead-letter-strategy"), Some(&at_least_once));
-        assert_eq!(arguments.get("x-expires"), None);
+        assert_eq!((arguments.get("x-expires"), arguments.get("x-delivery-limit")), (None, None));
         let leased = ladder.with_other_lease();
-        assert_eq!(leased.arguments().get("x-expires"), Some(&AmqpValue::LongLongInt(3_601_500)));
+        assert_eq!(leased.arguments().get("x-expires"), Some(&AmqpValue::LongLongInt(86_401_500)));
+        assert_eq!(leased.arguments().get("x-delivery-limit"), Some(&AmqpValue::LongInt(i32::MAX)));
         let longest = spec().delay(MAX_DELAY, true).arguments();
         let Some(AmqpValue::LongLongInt(expires)) = longest.get("x-expires") else { panic!("no lease") };
         assert!(*expires <= i64::from(u32::MAX));

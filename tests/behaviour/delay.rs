@@ -120,6 +120,43 @@ fn the_lease_of_a_delay_queue_is_longer_than_its_delay() {
     assert!(lease.is_some_and(|lease| lease >= 3_600_000 + 600_000), "{refusal}");
 }
 
+/// To declare a quorum queue does not renew its lease, and with it goes what it holds. A policy stands for the years
+/// after which this would be seen otherwise.
+#[test]
+fn a_delay_queue_in_use_outlives_its_lease() {
+    const LEASE: Duration = Duration::from_secs(10);
+    let sandbox = Sandbox::exclusive();
+    let send = |number: u32| {
+        sandbox.taskq(["send", "--quiet", "--delay", "40s", &number.to_string()]).run().exits(0);
+    };
+    send(0);
+    let lease = format!(r#"{{"expires": {}}}"#, LEASE.as_millis());
+    sandbox.node().ctl(&[
+        "set_policy",
+        "lease",
+        &sandbox.delay_queue(40_000),
+        &lease,
+        "--apply-to",
+        "queues",
+    ]);
+    let (started, mut sent) = (Instant::now(), 1);
+    // The broker looks every five seconds.
+    while started.elapsed() < 3 * LEASE {
+        send(sent);
+        sent += 1;
+        std::thread::sleep(LEASE / 40);
+    }
+    let broker = sandbox.broker();
+    broker.wait_ready(&sandbox.delay_queue(40_000), sent);
+    sandbox.node().ctl(&["clear_policy", "lease"]);
+    for number in 0..sent {
+        let task = broker.take(&sandbox.queue);
+        assert_eq!(body(&task), number.to_string());
+        let headers = task.properties.headers().as_ref();
+        assert!(headers.is_none_or(|headers| !headers.contains_key("x-delivery-count")), "{headers:?}");
+    }
+}
+
 #[test]
 fn a_delay_that_equals_a_pause_between_attempts_shares_its_queue() {
     // Whoever comes first, worker or sender, makes the queue in its own way.
