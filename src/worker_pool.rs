@@ -75,7 +75,7 @@ enum Event {
 pub fn run(options: Options, handlers: &Arc<HandlerFactory>, signals: &Receiver<i32>) -> Result<Exit> {
     let shared = Arc::new(Shared::new(options));
     loop {
-        shared.set_finishing(false);
+        shared.begin_round();
         let mut pool = Pool::start(&shared, handlers)?;
         let end = pool.wait(signals);
         match end {
@@ -88,7 +88,8 @@ pub fn run(options: Options, handlers: &Arc<HandlerFactory>, signals: &Receiver<
         }
         log::debug!("{} tasks done", shared.count_finished());
         // Somebody sent more while the pool finished, or the connection was lost before that could be seen.
-        let again = pool.why == Some(Why::Empty) && closing.ready != Some(0);
+        let is_empty = closing.ready.is_some_and(|ready| ready <= shared.held_back());
+        let again = pool.why == Some(Why::Empty) && !is_empty;
         if !again {
             return Ok(shared.exit());
         }
@@ -122,6 +123,8 @@ struct Pool {
     /// Dropped to give up what runs.
     abort: Option<Sender<Never>>,
     why: Option<Why>,
+    /// There was a signal: the next one forces the end, whatever has happened in between.
+    signalled: bool,
     fatal: Option<Error>,
 }
 
@@ -176,6 +179,7 @@ impl Pool {
             drain: Some(drain),
             abort: Some(abort),
             why: None,
+            signalled: false,
             fatal: None,
         })
     }
@@ -193,7 +197,7 @@ impl Pool {
                 recv(self.ended) -> _ => return End::Drained,
                 recv(signals) -> signal => {
                     let signal = signal.unwrap_or_default();
-                    if let Some(Why::Signal(_)) = self.why {
+                    if std::mem::replace(&mut self.signalled, true) {
                         return self.force(signal, "a second signal");
                     }
                     self.begin_drain(Why::Signal(signal));
@@ -209,7 +213,7 @@ impl Pool {
                     }
                     Ok(Event::Empty) => {
                         if self.drain.is_some() {
-                            self.shared.set_finishing(true);
+                            self.shared.finish();
                             self.begin_drain(Why::Empty);
                         }
                     }
@@ -249,6 +253,9 @@ impl Pool {
             log::warn!(
                 "{why}: giving up {busy} running; the broker will deliver again what was not finished"
             );
+        }
+        if let Some(error) = self.fatal.take() {
+            log::error!("{error}");
         }
         self.abandon();
         End::Forced(Exit::Signal(signal))

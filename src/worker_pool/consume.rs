@@ -87,10 +87,13 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         let goes_on = next.is_some();
         match verdict {
             Verdict::SetAside(keeping) => {
-                self.set_aside(Aside { delivery, keeping: Some(keeping), since, _busy: busy }, goes_on)?;
+                self.set_aside(
+                    Aside { delivery, keeping: Some(keeping), since, _busy: Some(busy) },
+                    goes_on,
+                )?;
             }
             Verdict::Hold => {
-                self.set_aside(Aside { delivery, keeping: None, since, _busy: busy }, goes_on)?;
+                self.set_aside(Aside { delivery, keeping: None, since, _busy: None }, goes_on)?;
             }
             Verdict::Acknowledge => {
                 self.intake.consumer.ack(delivery)?;
@@ -117,13 +120,12 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     /// needed after that.
     fn settle_answered(&mut self) -> Result<bool, Fault> {
         let mut pause = false;
-        for mut aside in std::mem::take(&mut self.intake.aside) {
+        for aside in std::mem::take(&mut self.intake.aside) {
             let verdict =
                 aside.keeping.as_ref().and_then(|keeping| self.judge().look_at(keeping, Duration::ZERO));
             match verdict.or_else(|| aside.is_overdue().then_some(Verdict::GiveBackAndPause)) {
                 Some(Verdict::Hold) => {
-                    aside.keeping = None;
-                    self.intake.aside.push_back(aside);
+                    self.intake.aside.push_back(Aside { keeping: None, _busy: None, ..aside });
                 }
                 Some(verdict) => {
                     pause |= matches!(verdict, Verdict::GiveBackAndPause);
@@ -147,7 +149,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         }
         for aside in std::mem::take(&mut self.intake.aside) {
             let verdict = loop {
-                let Some(keeping) = &aside.keeping else { break Verdict::GiveBack };
+                let Some(keeping) = &aside.keeping else { break Verdict::Hold };
                 if let Some(verdict) = self.judge().look_at(keeping, LAST_LOOK) {
                     break verdict;
                 }
@@ -156,6 +158,9 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
                     break Verdict::GiveBack;
                 }
             };
+            if matches!(verdict, Verdict::Hold) {
+                shared.hold_back();
+            }
             self.settle(aside, &verdict)?;
         }
         Ok(())

@@ -27,8 +27,8 @@ pub(super) struct Aside<'c, 's> {
     pub(super) keeping: Option<Keeping>,
     /// When it arrived.
     pub(super) since: Instant,
-    /// The worker has something to do until this is settled.
-    pub(super) _busy: Busy<'s>,
+    /// The worker has something to do until the copy is kept or refused.
+    pub(super) _busy: Option<Busy<'s>>,
 }
 
 impl Aside<'_, '_> {

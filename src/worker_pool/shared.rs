@@ -1,6 +1,6 @@
 //! What all threads of the pool see: options, counts, the memory of finished tasks, and how many may still be taken.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -18,6 +18,8 @@ pub(super) struct Shared {
     settled: AtomicU64,
     finished: AtomicU64,
     dead: AtomicU64,
+    /// Failed tasks that went back to the queue at the end of this round, because no copy of them can be kept.
+    held_back: AtomicU32,
     /// This user may not publish, so that redelivered tasks cannot be counted.
     pub(super) cannot_count: AtomicBool,
     pub(super) host: String,
@@ -37,6 +39,7 @@ impl Shared {
             settled: AtomicU64::new(0),
             finished: AtomicU64::new(0),
             dead: AtomicU64::new(0),
+            held_back: AtomicU32::new(0),
             cannot_count: AtomicBool::new(false),
             host: crate::broker::host_name(),
             connected: AtomicBool::new(false),
@@ -53,8 +56,23 @@ impl Shared {
         self.finished.load(Ordering::SeqCst)
     }
 
-    pub(super) fn set_finishing(&self, finishing: bool) {
-        self.finishing.store(finishing, Ordering::SeqCst);
+    /// Another pool of threads starts.
+    pub(super) fn begin_round(&self) {
+        self.finishing.store(false, Ordering::SeqCst);
+        self.held_back.store(0, Ordering::SeqCst);
+    }
+
+    /// The queue is empty.
+    pub(super) fn finish(&self) {
+        self.finishing.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn hold_back(&self) {
+        self.held_back.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn held_back(&self) -> u32 {
+        self.held_back.load(Ordering::SeqCst)
     }
 
     /// A delivery has arrived; it counts as running until the guard is dropped.
@@ -91,7 +109,8 @@ impl Shared {
     /// A bounded run tells whether all its tasks ended well; a worker that was stopped does not.
     pub(super) fn exit(&self) -> Exit {
         let bounded = self.options.until_empty || self.options.max_tasks.is_some();
-        if bounded && self.dead.load(Ordering::SeqCst) > 0 { Exit::TasksDead } else { Exit::Success }
+        let failed = self.dead.load(Ordering::SeqCst) > 0 || self.held_back() > 0;
+        if bounded && failed { Exit::TasksDead } else { Exit::Success }
     }
 
     pub(super) fn set_connected(&self, connected: bool) {

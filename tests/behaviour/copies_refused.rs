@@ -224,10 +224,14 @@ echo "$TASKQ_ATTEMPT" >>"$1/large"; exit 1"#;
     worker.end().exits(0);
     assert_eq!(sandbox.lines("large"), ["1", "1"]);
 
+    // Who waits for the end of the work is not kept waiting.
+    sandbox.work_with(&["--attempts", "2", "--backoff", "100ms", "--until-empty"], script).run().exits(1);
+    assert_eq!(sandbox.lines("large").len(), 3);
+
     limit(1_000_000);
     let worker = work();
     worker.says("dead (");
-    assert_eq!(sandbox.lines("large"), ["1", "1", "1", "2"]);
+    assert_eq!(sandbox.lines("large"), ["1", "1", "1", "1", "2"]);
     assert_eq!(sandbox.broker().take(&format!("{}.dead", sandbox.queue)).body.len(), large.len());
     worker.signal(SIGTERM);
     worker.end().exits(0);
