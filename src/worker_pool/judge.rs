@@ -201,7 +201,7 @@ impl Judge<'_> {
         record: &Record,
         unanswered: u64,
     ) -> Option<Verdict> {
-        let broker_counts = delivery.properties().delivery_count().is_some();
+        let broker_counts = brokers_count(delivery).is_some();
         let shared = self.shared;
         if shared.cannot_count.load(Ordering::Relaxed) || self.copies.are_blocked() && !broker_counts {
             // Tasks have to go on: it may be this queue that fills the broker.
@@ -311,14 +311,20 @@ impl Judge<'_> {
     }
 }
 
+/// How often the queue says that it has delivered this task without an answer. Other queues leave the header as it came,
+/// and what a task brings along at its first delivery was counted elsewhere.
+fn brokers_count(delivery: &Delivery<'_>) -> Option<u64> {
+    delivery.properties().delivery_count().filter(|count| *count == 0 || delivery.redelivered())
+}
+
 /// How many deliveries of this task ended without an answer. Quorum queues count for us since the count was last
 /// written; elsewhere the flag says that there was one.
 fn unanswered(delivery: &Delivery<'_>, record: &Record) -> u64 {
-    let since = delivery.properties().delivery_count().unwrap_or(u64::from(delivery.redelivered()));
+    let since = brokers_count(delivery).unwrap_or(u64::from(delivery.redelivered()));
     u64::from(record.deliveries).saturating_add(since)
 }
 
 /// Whether the count has to be written before the task may run.
 fn must_be_counted(delivery: &Delivery<'_>) -> bool {
-    delivery.properties().delivery_count().map_or(delivery.redelivered(), |count| count >= RECOUNT_AT)
+    brokers_count(delivery).map_or(delivery.redelivered(), |count| count >= RECOUNT_AT)
 }

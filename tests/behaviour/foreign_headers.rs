@@ -47,6 +47,12 @@ fn what_follows_a_broken_name_is_kept() {
     assert_eq!(dead.properties.correlation_id().as_deref(), Some("plain"));
 }
 
+/// Another queue's, which a shovel brought along.
+#[test]
+fn a_count_of_deliveries_from_elsewhere_makes_no_poison() {
+    is_one_task(HEADERS, &[&table(&entry(b"x-delivery-count", b'l', &25_u64.to_be_bytes()))]);
+}
+
 #[test]
 fn an_id_of_more_than_text_is_one_line_for_a_terminal() {
     is_one_task(MESSAGE_ID, &[b"\x08\x1b[2J\r\n\0\x07"]);
