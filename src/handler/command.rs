@@ -61,9 +61,13 @@ impl Command {
         };
         let Some(cut) = cut else {
             let status = process.finish(slot, limits)?;
-            return Ok(match self.spec.options().on_exit.outcome(status, process.err.tail()) {
-                Outcome::CannotRun(why) => Outcome::CannotRun(format!("{}: {why}", self.spec.name())),
-                outcome => outcome,
+            let outcome = self.spec.options().on_exit.outcome(status, process.err.tail());
+            return Ok(match (outcome, status.code()) {
+                (Outcome::CannotRun(why), Some(code)) => Outcome::CannotRun(format!(
+                    "{}: {why} (--on-exit {code}=retry makes it a failed attempt)",
+                    self.spec.name()
+                )),
+                (outcome, _) => outcome,
             });
         };
         let mut grace = self.spec.options().grace;
