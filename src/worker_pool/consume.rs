@@ -2,40 +2,48 @@
 
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::select;
+
 use super::intake::{Aside, Intake};
 use super::judge::{Judge, Judged, Verdict};
 use super::ledger::Unproven;
 use super::shared::Permit;
-use super::slot::{End, Slot};
+use super::slot::{Pauses, Slot};
 use crate::broker::{Channel, Consumer, Delivery, Fault, Next};
 use crate::handler::Handler;
 
 /// At the end: how often to look whether waiting for the last copies has become pointless.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
-/// Consumes until the drain begins, the permits are used up or a pause is needed. On `Ok` the consumer is cancelled;
-/// what was not settled goes back to the queue with the channel.
+/// Consumes until the drain begins or the permits are used up. On `Ok` the consumer is cancelled; what was not settled
+/// goes back to the queue with the channel.
 pub(super) fn consume(
     slot: &Slot,
     channel: &Channel,
     unproven: &mut Unproven<'_>,
+    pauses: &mut Pauses,
     handler: &mut dyn Handler,
-) -> Result<End, Fault> {
+) -> Result<(), Fault> {
     // Held while waiting, so that with --max-tasks no task is taken only to be given back.
-    let Some(mut permit) = slot.shared.permits.take() else { return Ok(End::Done) };
+    let Some(mut permit) = slot.shared.permits.take() else { return Ok(()) };
     let options = &slot.shared.options;
     let intake = Intake::start(channel, &options.queue.name, options.prefetch)?;
     let mut consuming = Consuming { slot, intake, unproven, handler };
     loop {
-        if consuming.settle_answered()? {
-            consuming.intake.consumer.cancel()?;
-            return Ok(End::Pause);
+        if consuming.settle_answered()? && !consuming.pause(pauses)? {
+            break;
         }
         consuming.intake.resume()?;
         match consuming.intake.next(&slot.drain, &slot.bell.1) {
             Next::Delivery(delivery) => match consuming.take(delivery, permit)? {
                 Step::Next(next) => permit = next,
-                Step::Pause => return Ok(End::Pause),
+                Step::Pause => {
+                    if !consuming.pause(pauses)? {
+                        break;
+                    }
+                    let Some(next) = slot.shared.permits.take() else { break };
+                    permit = next;
+                }
                 Step::Stop => break,
             },
             Next::Woken | Next::TimedOut => {}
@@ -43,8 +51,7 @@ pub(super) fn consume(
             Next::Ended(fault) => return Err(fault),
         }
     }
-    consuming.finish()?;
-    Ok(End::Done)
+    consuming.finish()
 }
 
 /// What to do after a delivery.
@@ -114,6 +121,25 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         self.unproven.set_aside();
         self.intake.aside.push_back(aside);
         if goes_on { self.intake.make_room() } else { Ok(()) }
+    }
+
+    /// Takes nothing for a while: what was given back would come at once. What is set aside stays, for its copies may be
+    /// under way. False when the drain began meanwhile.
+    fn pause(&mut self, pauses: &mut Pauses) -> Result<bool, Fault> {
+        self.intake.give_back()?;
+        let over = crossbeam_channel::after(pauses.next(self.slot.shared.settled()));
+        loop {
+            select! {
+                recv(over) -> _ => break,
+                recv(self.slot.drain) -> _ => return Ok(false),
+                recv(self.slot.bell.1) -> _ => {
+                    // One more that is given back makes it no longer.
+                    let _ = self.settle_answered()?;
+                }
+            }
+        }
+        self.intake.make_room()?;
+        Ok(true)
     }
 
     /// Settles what was set aside and has an answer by now, or has waited for one for too long. Whether a pause is

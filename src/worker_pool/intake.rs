@@ -74,6 +74,18 @@ impl<'c> Intake<'c, '_> {
         self.backlog.pop_front().or_else(|| self.consumer.leftover())
     }
 
+    /// Takes no more, and gives back what was not looked at.
+    ///
+    /// # Errors
+    /// The channel or connection is gone.
+    pub(super) fn give_back(&mut self) -> Result<(), Fault> {
+        self.consumer.cancel()?;
+        while let Some(delivery) = self.leftover() {
+            self.consumer.requeue(delivery)?;
+        }
+        Ok(())
+    }
+
     /// Goes on beside the deliveries that are set aside, unless they are too many: prefetch counts the unacknowledged
     /// ones of a consumer, and those of one that was cancelled are nobody's.
     ///

@@ -36,47 +36,46 @@ pub(super) struct Slot {
     pub(super) bell: (Sender<()>, Receiver<()>),
 }
 
-/// How the use of one channel ended.
-pub(super) enum End {
-    /// The thread is done: drained, or out of permits.
-    Done,
-    /// A task was given back and would come at once again: take nothing for a while.
-    Pause,
-    /// The channel or its connection is gone.
-    Lost(Fault),
+/// The pauses after a copy could not be kept. They start over when a task was settled since the last one.
+pub(super) struct Pauses {
+    backoff: Backoff,
+    settled: u64,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        Self { backoff: Backoff::new(FIRST_COPY_PAUSE, LONGEST_PAUSE), settled: 0 }
+    }
+
+    /// `settled` is how many tasks were settled so far.
+    pub(super) fn next(&mut self, settled: u64) -> Duration {
+        if std::mem::replace(&mut self.settled, settled) < settled {
+            self.backoff.reset();
+        }
+        self.backoff.pause()
+    }
 }
 
 impl Slot {
     pub(super) fn run(self, handler: &mut dyn Handler) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-        let mut copy_backoff = Backoff::new(FIRST_COPY_PAUSE, LONGEST_PAUSE);
+        let mut pauses = Pauses::new();
         let mut lost = None;
         while let Some(grant) = self.obtain(lost.take()) {
             let generation = grant.generation;
             let began = Instant::now();
             let finished_before = self.shared.settled();
-            let pause = match self.use_channel(grant, handler) {
-                End::Done => break,
-                End::Pause => {
-                    if self.shared.settled() > finished_before {
-                        copy_backoff.reset();
-                    }
-                    copy_backoff.pause()
-                }
-                End::Lost(fault) => {
-                    if fault.kind == Kind::AckTimeout {
-                        explain_ack_timeout(&fault);
-                    }
-                    if self.shared.settled() > finished_before || began.elapsed() > LONGEST_PAUSE {
-                        backoff.reset();
-                    }
-                    lost = Some((generation, fault));
-                    backoff.pause()
-                }
-            };
+            let Err(fault) = self.use_channel(grant, &mut pauses, handler) else { break };
+            if fault.kind == Kind::AckTimeout {
+                explain_ack_timeout(&fault);
+            }
+            if self.shared.settled() > finished_before || began.elapsed() > LONGEST_PAUSE {
+                backoff.reset();
+            }
+            lost = Some((generation, fault));
             // Nothing is held meanwhile. The first pause after a loss is short enough not to matter, and a channel
             // that ends at once again and again must not spin.
-            if self.drain.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
+            if self.drain.recv_timeout(backoff.pause()) == Err(RecvTimeoutError::Disconnected) {
                 break;
             }
         }
@@ -99,13 +98,14 @@ impl Slot {
         }
     }
 
-    fn use_channel(&self, grant: Grant, handler: &mut dyn Handler) -> End {
+    /// Works until the thread is done: drained, or out of permits.
+    ///
+    /// # Errors
+    /// The channel or its connection is gone.
+    fn use_channel(&self, grant: Grant, pauses: &mut Pauses, handler: &mut dyn Handler) -> Result<(), Fault> {
         let channel = grant.channel;
         let mut unproven = Unproven::new(&self.shared.ledger, self.shared.options.prefetch);
-        let end = match consume(self, &channel, &mut unproven, handler) {
-            Ok(end) => end,
-            Err(fault) => return End::Lost(fault),
-        };
+        consume(self, &channel, &mut unproven, pauses, handler)?;
         match channel.close() {
             Ok(()) => unproven.all_arrived(),
             Err(fault) => {
@@ -114,7 +114,7 @@ impl Slot {
                 );
             }
         }
-        end
+        Ok(())
     }
 }
 
