@@ -42,6 +42,13 @@ pub struct Job {
     pub retry_for: Duration,
 }
 
+impl Job {
+    /// Where the broker puts the tasks at first.
+    fn first_queue(&self) -> &QueueSpec {
+        self.delay.as_ref().unwrap_or(&self.queue)
+    }
+}
+
 /// Is told of every task's end, in the order of the input.
 pub trait Report {
     /// The broker has it.
@@ -181,7 +188,7 @@ impl Sending<'_> {
         deadline: Instant,
     ) -> Step {
         if let Err(fault) = self.publish_queued() {
-            return self.lost(&fault);
+            return if self.is_final(&fault) { Step::GiveUp(fault.into_error()) } else { self.lost(&fault) };
         }
         let spent_at = self.link.spent_at();
         // What is still in flight may be confirmed, and would be there twice if it were published again.
@@ -219,6 +226,12 @@ impl Sending<'_> {
             Wake::Lost(fault) => self.lost(&fault),
             Wake::TimedOut => Step::Again,
         }
+    }
+
+    /// Before a publish a queue is missed only where the one for delayed tasks is made sure of. What taskq is not to
+    /// declare, it would miss again and again on each new channel.
+    fn is_final(&self, fault: &Fault) -> bool {
+        fault.kind == Kind::NotFound && !self.job.queue.declare
     }
 
     /// When another connection has to be tried, if this one confirms nothing until then.
@@ -273,7 +286,7 @@ impl Sending<'_> {
 
     fn publish_queued(&mut self) -> std::result::Result<(), Fault> {
         let Some(publisher) = self.link.publisher_in_favour() else { return Ok(()) };
-        let to = self.job.delay.as_ref().unwrap_or(&self.job.queue);
+        let to = self.job.first_queue();
         while let Some((sequence, entry)) = self.window.next_queued() {
             let Ok(body) = &entry.item.body else { break };
             let properties = self.job.properties.clone().with_id(&entry.id);
@@ -301,14 +314,14 @@ impl Sending<'_> {
                 Settlement::Unroutable => {
                     declare_again = true;
                     if self.window.requeue(tag) >= MAX_UNROUTABLE {
-                        let why = format!("there is no queue {} to take it", self.job.queue.name);
+                        let why = format!("there is no queue {} to take it", self.job.first_queue().name);
                         self.window.fail_queued(&Error::try_again(why));
                     }
                 }
             }
         }
         if declare_again && !self.window.is_settled() {
-            return self.lost(&Fault::unroutable(&self.job.queue.name));
+            return self.lost(&Fault::unroutable(&self.job.first_queue().name));
         }
         Step::Again
     }

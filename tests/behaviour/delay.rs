@@ -2,7 +2,7 @@
 
 use crate::support::broker::{arguments, durable, number, text};
 use crate::support::handler::{attempt, body};
-use crate::support::{Broker, Sandbox};
+use crate::support::{Broker, Finished, Sandbox};
 use nix::sys::signal::Signal::SIGTERM;
 use std::time::{Duration, Instant};
 
@@ -197,4 +197,42 @@ fn a_delayed_task_survives_the_broker() {
     sandbox.node().kill();
     sandbox.node().start();
     assert_eq!(body(&sandbox.broker().take(&sandbox.queue)), "hello");
+}
+
+#[test]
+fn without_a_declaration_a_missing_delay_queue_is_a_configuration_error() {
+    let sandbox = Sandbox::new();
+    sandbox.broker().declare(&sandbox.queue);
+    let options = ["send", "--no-declare", "--delay", "1h"];
+    for (form, input) in [(&["hello"][..], ""), (&["--lines"], "hello\n")] {
+        let sent = sandbox.taskq(options.iter().chain(form)).feed(input).exits(78).in_one_line();
+        sent.says(&sandbox.delay_queue(3_600_000)).says("without --no-declare");
+    }
+}
+
+/// A bulk send of delayed tasks that has one of them confirmed when their queue is deleted.
+fn delete_the_delay_queue_under(sandbox: &Sandbox, options: &[&str]) -> Finished {
+    let args = ["send", "--lines", "--print-ids", "--delay", "1h"];
+    let mut send = sandbox.taskq(args.iter().chain(options)).start();
+    send.write("before\n");
+    send.prints_lines(1);
+    sandbox.broker().delete(&sandbox.delay_queue(3_600_000));
+    send.write("after\n");
+    send.close_stdin();
+    send.end()
+}
+
+#[test]
+fn a_delay_queue_that_vanishes_is_declared_anew() {
+    let sandbox = Sandbox::new();
+    delete_the_delay_queue_under(&sandbox, &[]).exits(0);
+    assert_eq!(sandbox.broker().bodies(&sandbox.delay_queue(3_600_000)), ["after"]);
+}
+
+#[test]
+fn without_a_declaration_a_delay_queue_that_vanishes_is_a_configuration_error() {
+    let sandbox = Sandbox::new();
+    sandbox.taskq(["send", "--delay", "1h", "first"]).run().exits(0);
+    let failed = delete_the_delay_queue_under(&sandbox, &["--no-declare"]).exits(78);
+    failed.says(&sandbox.delay_queue(3_600_000)).says("1 task confirmed, 1 not");
 }
