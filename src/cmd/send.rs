@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crossbeam_channel::{Receiver, select};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::connection::ConnectionArgs;
@@ -17,7 +18,7 @@ use crate::broker::{MAX_HEADER_BYTES, Properties};
 use crate::error::{Error, Exit, Result};
 use crate::output;
 use crate::sender::{
-    self, Item, Job, MAX_BODY_BYTES, Parcel, Report, Source, Summary, UnsentFile, UnsentForm,
+    self, Input, Item, Job, MAX_BODY_BYTES, Report, Source, Summary, UnsentFile, UnsentForm,
 };
 use crate::shutdown;
 
@@ -118,7 +119,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     };
 
     let signals = shutdown::listen()?;
-    let parcels = source.start()?;
+    let input = source.start()?;
     let mut teller = Teller {
         bulk,
         print_ids: args.print_ids,
@@ -128,9 +129,9 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         print_error: None,
         progress: progress(bulk),
     };
-    let summary = sender::send(&job, &parcels, &signals, &mut teller);
+    let mut summary = sender::send(&job, &input.parcels, &signals, &mut teller);
     teller.progress.finish_and_clear();
-    let rest = if summary.ended.is_some() { teller.save_rest(&parcels, &summary) } else { 0 };
+    teller.take_rest(&input, &signals, &mut summary);
     if let (Some(path), Some(unsent)) = (&args.unsent, teller.unsent.take()) {
         let finished = match teller.save_error.take() {
             Some(error) => Err(error),
@@ -139,7 +140,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         finished.map_err(|error| cannot_save(path, &error))?;
     }
     let print_error = teller.print_error.take();
-    let exit = conclude(summary, bulk, rest, args.unsent.as_deref())?;
+    let exit = conclude(summary, bulk, input.is_at_its_end(), args.unsent.as_deref())?;
     match print_error {
         Some(error) => {
             Err(Error::internal(format!("everything was sent, but the ids could not be printed: {error}")))
@@ -148,9 +149,8 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     }
 }
 
-fn conclude(summary: Summary, bulk: bool, rest: u64, unsent: Option<&Path>) -> Result<Exit> {
+fn conclude(summary: Summary, bulk: bool, all_was_read: bool, unsent: Option<&Path>) -> Result<Exit> {
     let Summary { confirmed, failed, ended, worst } = summary;
-    let unread = ended.is_some();
     let Some(error) = ended.or(worst) else {
         if bulk {
             log::info!(" [x] Sent {confirmed} {}", tasks(confirmed));
@@ -160,13 +160,12 @@ fn conclude(summary: Summary, bulk: bool, rest: u64, unsent: Option<&Path>) -> R
     if !bulk {
         return Err(error);
     }
-    let mut counts = format!("{confirmed} {} confirmed, {} not", tasks(confirmed), failed + rest);
-    match unsent {
-        Some(path) => {
-            let _ = write!(counts, " (saved in {})", path.display());
-        }
-        None if unread => counts.push_str(", and the input after them was not read"),
-        None => {}
+    let mut counts = format!("{confirmed} {} confirmed, {failed} not", tasks(confirmed));
+    if let Some(path) = unsent {
+        let _ = write!(counts, " (saved in {})", path.display());
+    }
+    if !all_was_read {
+        counts.push_str(", and the input after them was not read");
     }
     Err(error.context(&counts))
 }
@@ -194,24 +193,44 @@ impl Teller {
         }
     }
 
-    /// With --unsent, what was read ahead or not read at all is part of what could not be sent. After a signal only
-    /// what has been read is: the input may never end.
-    fn save_rest(&mut self, parcels: &crossbeam_channel::Receiver<Parcel>, summary: &Summary) -> u64 {
-        let mut rest = 0;
-        let stopped = matches!(summary.ended, Some(Error { exit: Exit::Signal(_), .. }));
-        let only_what_is_here = stopped || self.unsent.is_none();
-        let mut take = |parcel: Parcel| {
-            for item in parcel.unwrap_or_default() {
-                rest += 1;
-                self.save(&item);
+    /// What sending did not get to is not confirmed either: what is read already, and with --unsent what is still to be
+    /// read. After a signal only the former: the input may never end.
+    fn take_rest(&mut self, input: &Input, signals: &Receiver<i32>, summary: &mut Summary) {
+        let Some(why) = &summary.ended else { return };
+        if let (Some(unsent), false) = (&self.unsent, matches!(why.exit, Exit::Signal(_))) {
+            if !input.is_at_its_end() {
+                let path = unsent.path().display();
+                log::warn!("{why}; saving the rest of the input in {path}, until it ends or you stop it");
             }
-        };
-        if only_what_is_here {
-            parcels.try_iter().for_each(&mut take);
-        } else {
-            parcels.iter().for_each(&mut take);
+            self.read_on(input, signals, summary);
         }
-        rest
+        while let Some(items) = input.next_at_hand() {
+            self.keep(&items, summary);
+        }
+    }
+
+    /// To the end of the input, or a signal, which then is what has ended it all.
+    fn read_on(&mut self, input: &Input, signals: &Receiver<i32>, summary: &mut Summary) {
+        while self.save_error.is_none() {
+            select! {
+                recv(signals) -> signal => {
+                    summary.ended = Some(sender::interrupted(signal.unwrap_or_default()));
+                    return;
+                }
+                recv(input.parcels) -> parcel => match parcel {
+                    Ok(Ok(items)) => self.keep(&items, summary),
+                    Ok(Err(error)) => log::warn!("cannot read the input: {error}"),
+                    Err(_) => return,
+                },
+            }
+        }
+    }
+
+    fn keep(&mut self, items: &[Item], summary: &mut Summary) {
+        summary.failed += items.len() as u64;
+        for item in items {
+            self.save(item);
+        }
     }
 }
 

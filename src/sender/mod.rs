@@ -15,7 +15,7 @@ use crate::duration;
 use crate::error::{Error, Exit};
 
 use link::{Link, State};
-pub use source::{Item, MAX_BODY_BYTES, Parcel, Source};
+pub use source::{Input, Item, MAX_BODY_BYTES, Parcel, Source};
 pub use unsent::{UnsentFile, UnsentForm};
 use window::{Entry, Window};
 
@@ -399,7 +399,9 @@ enum Step {
     Again,
 }
 
-fn interrupted(signal: i32) -> Error {
+/// A signal ended it.
+#[must_use]
+pub fn interrupted(signal: i32) -> Error {
     Error::new(Exit::Signal(signal), format!("stopped by {}", crate::shutdown::name(signal)))
 }
 

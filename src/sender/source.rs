@@ -2,9 +2,12 @@
 //! own so that a slow producer's line goes out as soon as it is complete.
 
 use std::io::{self, BufRead, BufReader, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use crate::error::{Error, Result};
 
@@ -15,6 +18,8 @@ pub const MAX_BODY_BYTES: usize = 128 * 1024 * 1024;
 const PARCEL_BYTES: usize = 64 * 1024;
 /// Parcels read ahead of the sender.
 const PARCELS_AHEAD: usize = 1;
+/// The pause between two looks at whether the reader, which is at work, has come to wait.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// One task to be.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,32 +47,103 @@ pub enum Source {
 }
 
 impl Source {
-    /// Starts to read; the channel closes at the end.
+    /// Starts to read.
     ///
     /// # Errors
     /// Internal, when the thread cannot be started.
-    pub fn start(self) -> Result<Receiver<Parcel>> {
-        let (sender, receiver) = crossbeam_channel::bounded(PARCELS_AHEAD);
+    pub fn start(self) -> Result<Input> {
+        let (sender, parcels) = crossbeam_channel::bounded(PARCELS_AHEAD);
+        let tap = Arc::<Tap>::default();
         match self {
             Self::Single(body) => {
                 let body = if body.len() > MAX_BODY_BYTES { Err(body.len() as u64) } else { Ok(body) };
                 // Has room for one.
                 let _ = sender.send(Ok(vec![Item { number: 1, body }]));
+                tap.ended.store(true, Ordering::SeqCst);
             }
             Self::Records { input, separator } => {
+                let tapped = Tapped { input, tap: Arc::clone(&tap) };
                 thread::Builder::new()
                     .name("input".into())
-                    .spawn(move || {
-                        read_records(BufReader::with_capacity(PARCEL_BYTES, input), separator, &sender);
-                    })
+                    .spawn(move || tapped.read_records(separator, &sender))
                     .map_err(|error| Error::internal(format!("cannot start a thread: {error}")))?;
             }
         }
-        Ok(receiver)
+        Ok(Input { parcels, tap })
     }
 }
 
-fn read_records<R: Read>(mut input: BufReader<R>, separator: u8, sender: &Sender<Parcel>) {
+/// A source that is being read.
+pub struct Input {
+    /// What it yields, in order; closes at the end.
+    pub parcels: Receiver<Parcel>,
+    tap: Arc<Tap>,
+}
+
+impl Input {
+    /// Has no more read, and returns what is read already, a parcel with each call. Never waits for an input that may
+    /// have no end.
+    pub fn next_at_hand(&self) -> Option<Vec<Item>> {
+        self.tap.closed.store(true, Ordering::SeqCst);
+        loop {
+            // Asked first: when the reader waits, all the tasks that it has read are in the channel.
+            let waits = self.tap.waits.load(Ordering::SeqCst);
+            match self.parcels.recv_timeout(LOOK_AGAIN) {
+                Ok(parcel) => return parcel.ok(),
+                Err(RecvTimeoutError::Timeout) if !waits => {}
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    /// Whether there is nothing more to read than what the channel holds.
+    #[must_use]
+    pub fn is_at_its_end(&self) -> bool {
+        self.tap.ended.load(Ordering::SeqCst)
+    }
+}
+
+/// What the thread that reads and the one that sends know of each other.
+#[derive(Default)]
+struct Tap {
+    /// Nothing more is to be read.
+    closed: AtomicBool,
+    /// The reader waits for the input, and holds no task.
+    waits: AtomicBool,
+    /// The end of the input was read.
+    ended: AtomicBool,
+}
+
+/// Reads while it may.
+struct Tapped {
+    input: Box<dyn Read + Send>,
+    tap: Arc<Tap>,
+}
+
+impl Tapped {
+    fn read_records(self, separator: u8, sender: &Sender<Parcel>) {
+        let tap = Arc::clone(&self.tap);
+        if read_records(BufReader::with_capacity(PARCEL_BYTES, self), separator, sender) {
+            tap.ended.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Read for Tapped {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // No end: what is read of a record that is not complete must not pass for one.
+        if self.tap.closed.load(Ordering::SeqCst) {
+            return Err(io::Error::other("no more is wanted"));
+        }
+        self.tap.waits.store(true, Ordering::SeqCst);
+        let read = self.input.read(buffer);
+        self.tap.waits.store(false, Ordering::SeqCst);
+        read
+    }
+}
+
+/// Returns whether it came to the end of the input.
+fn read_records<R: Read>(mut input: BufReader<R>, separator: u8, sender: &Sender<Parcel>) -> bool {
     let mut number = 0;
     loop {
         let mut parcel = Vec::new();
@@ -89,14 +165,14 @@ fn read_records<R: Read>(mut input: BufReader<R>, separator: u8, sender: &Sender
         };
         // An error means that the sender has given up.
         if !parcel.is_empty() && sender.send(Ok(parcel)).is_err() {
-            return;
+            return false;
         }
         match end {
             None => {}
-            Some(Ok(())) => return,
+            Some(Ok(())) => return true,
             Some(Err(error)) => {
                 let _ = sender.send(Err(error));
-                return;
+                return false;
             }
         }
     }
@@ -176,7 +252,8 @@ mod tests {
     #[test]
     fn a_complete_line_does_not_wait_for_the_next_one() {
         let (reader, mut writer) = io::pipe().unwrap();
-        let parcels = Source::Records { input: Box::new(reader), separator: b'\n' }.start().unwrap();
+        let input = Source::Records { input: Box::new(reader), separator: b'\n' }.start().unwrap();
+        let parcels = &input.parcels;
         for number in 1..4 {
             io::Write::write_all(&mut writer, b"line\nincompl").unwrap();
             // Blocks for ever where the reader waits for more.
@@ -187,5 +264,22 @@ mod tests {
         drop(writer);
         assert_eq!(parcels.recv().unwrap().unwrap().len(), 1);
         assert!(parcels.recv().is_err());
+        assert!(input.is_at_its_end());
+    }
+
+    #[test]
+    fn what_is_at_hand_is_all_that_was_read_and_nothing_incomplete() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        // More than is read ahead, so that the reader holds some of it when it is told to stop.
+        let lines = "line\n".repeat(3 * PARCEL_BYTES / 5);
+        // Fails when the reader has stopped.
+        thread::spawn(move || io::Write::write_all(&mut writer, lines.as_bytes()));
+        let input = Source::Records { input: Box::new(reader), separator: b'\n' }.start().unwrap();
+        let first = input.parcels.recv().unwrap().unwrap().len() as u64;
+        let rest: Vec<Item> = std::iter::from_fn(|| input.next_at_hand()).flatten().collect();
+        let numbers: Vec<u64> = rest.iter().map(|item| item.number).collect();
+        assert_eq!(numbers, (first + 1..=first + rest.len() as u64).collect::<Vec<_>>());
+        assert!(rest.iter().all(|item| item.body == Ok(b"line".to_vec())));
+        assert!(!input.is_at_its_end());
     }
 }

@@ -76,6 +76,12 @@ impl UnsentFile {
         self.writer.write_all(&earlier)
     }
 
+    /// Where it is put.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Adds one task.
     ///
     /// # Errors

@@ -11,20 +11,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// What a bounded wait may take longer than its bound.
-const SLACK: Duration = Duration::from_secs(15);
+pub(super) const SLACK: Duration = Duration::from_secs(15);
 
-fn bulk(sandbox: &Sandbox, retry_for: &str, unsent: &Path) -> Process {
+pub(super) fn bulk(sandbox: &Sandbox, retry_for: &str, unsent: &Path) -> Process {
     let unsent = unsent.to_str().unwrap();
     let args = ["send", "--lines", "--print-ids", "--retry-for", retry_for, "--unsent", unsent];
     sandbox.taskq(args).start()
 }
 
-fn lines(range: std::ops::Range<usize>) -> String {
+pub(super) fn lines(range: std::ops::Range<usize>) -> String {
     range.fold(String::new(), |lines, n| lines + "task " + &n.to_string() + "\n")
 }
 
 /// Every task of `0..count` is in the queue or in the file of those not sent, and what was reported fits.
-fn none_is_missing(sandbox: &Sandbox, finished: &Finished, unsent: &Path, count: usize) {
+pub(super) fn none_is_missing(sandbox: &Sandbox, finished: &Finished, unsent: &Path, count: usize) {
     let queued: HashSet<String> = sandbox.broker().bodies(&sandbox.queue).into_iter().collect();
     let unsent = std::fs::read_to_string(unsent).unwrap_or_default();
     let unsent: Vec<String> = unsent.lines().map(str::to_owned).collect();

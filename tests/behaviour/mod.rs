@@ -25,6 +25,7 @@ mod redeclare_bulk;
 mod send;
 mod send_let_in_before;
 mod send_refused;
+mod unsent;
 
 mod acknowledgement_timeout;
 mod cluster;
