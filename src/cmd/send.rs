@@ -18,7 +18,7 @@ use crate::broker::{MAX_HEADER_BYTES, Properties};
 use crate::error::{Error, Exit, Result};
 use crate::output;
 use crate::sender::{
-    self, Input, Item, Job, MAX_BODY_BYTES, Report, Source, Summary, UnsentFile, UnsentForm,
+    self, Input, Item, Job, MAX_BODY_BYTES, Report, Saved, Source, Summary, UnsentFile, UnsentForm,
 };
 use crate::shutdown;
 
@@ -126,21 +126,23 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         told: 0,
         unsent,
         save_error: None,
+        skipped: false,
         print_error: None,
         progress: progress(bulk),
     };
     let mut summary = sender::send(&job, &input.parcels, &signals, &mut teller);
     teller.progress.finish_and_clear();
     teller.take_rest(&input, &signals, &mut summary);
-    if let (Some(path), Some(unsent)) = (&args.unsent, teller.unsent.take()) {
-        let finished = match teller.save_error.take() {
-            Some(error) => Err(error),
-            None => unsent.finish(),
-        };
-        finished.map_err(|error| cannot_save(path, &error))?;
-    }
+    let unsent = match &args.unsent {
+        None => None,
+        Some(path) => {
+            let saved =
+                teller.finish_saving(input.is_at_its_end()).map_err(|error| cannot_save(path, &error))?;
+            Some((path.as_path(), saved))
+        }
+    };
     let print_error = teller.print_error.take();
-    let exit = conclude(summary, bulk, input.is_at_its_end(), args.unsent.as_deref())?;
+    let exit = conclude(summary, bulk, input.is_at_its_end(), unsent)?;
     match print_error {
         Some(error) => {
             Err(Error::internal(format!("everything was sent, but the ids could not be printed: {error}")))
@@ -149,7 +151,12 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     }
 }
 
-fn conclude(summary: Summary, bulk: bool, all_was_read: bool, unsent: Option<&Path>) -> Result<Exit> {
+fn conclude(
+    summary: Summary,
+    bulk: bool,
+    all_was_read: bool,
+    unsent: Option<(&Path, Saved)>,
+) -> Result<Exit> {
     let Summary { confirmed, failed, ended, worst } = summary;
     let Some(error) = ended.or(worst) else {
         if bulk {
@@ -161,11 +168,14 @@ fn conclude(summary: Summary, bulk: bool, all_was_read: bool, unsent: Option<&Pa
         return Err(error);
     }
     let mut counts = format!("{confirmed} {} confirmed, {failed} not", tasks(confirmed));
-    if let Some(path) = unsent {
+    if let Some((path, Saved::InPlace)) = unsent {
         let _ = write!(counts, " (saved in {})", path.display());
     }
     if !all_was_read {
         counts.push_str(", and the input after them was not read");
+    }
+    if let Some((path, Saved::InputLeft)) = unsent {
+        let _ = write!(counts, " ({} was left as it was, the confirmed ones included)", path.display());
     }
     Err(error.context(&counts))
 }
@@ -181,23 +191,26 @@ struct Teller {
     told: u64,
     unsent: Option<UnsentFile>,
     save_error: Option<std::io::Error>,
+    /// A body over the limit was skipped when it was read, and cannot be saved.
+    skipped: bool,
     print_error: Option<std::io::Error>,
     progress: ProgressBar,
 }
 
 impl Teller {
     fn save(&mut self, item: &Item) {
-        // A body over the limit was skipped when it was read: the message says which line to look at.
+        self.skipped |= item.body.is_err();
         if let (Some(unsent), Ok(body), None) = (&mut self.unsent, &item.body, &self.save_error) {
             self.save_error = unsent.add(body).err();
         }
     }
 
     /// What sending did not get to is not confirmed either: what is read already, and with --unsent what is still to be
-    /// read. After a signal only the former: the input may never end.
+    /// read. After a signal only the former, as the input may never end; but a file that is to be replaced does.
     fn take_rest(&mut self, input: &Input, signals: &Receiver<i32>, summary: &mut Summary) {
         let Some(why) = &summary.ended else { return };
-        if let (Some(unsent), false) = (&self.unsent, matches!(why.exit, Exit::Signal(_))) {
+        let stopped = matches!(why.exit, Exit::Signal(_));
+        if let Some(unsent) = self.unsent.as_ref().filter(|unsent| !stopped || unsent.replaces_input()) {
             if !input.is_at_its_end() {
                 let path = unsent.path().display();
                 log::warn!("{why}; saving the rest of the input in {path}, until it ends or you stop it");
@@ -230,6 +243,26 @@ impl Teller {
         summary.failed += items.len() as u64;
         for item in items {
             self.save(item);
+            if self.unsent.is_some() && item.body.is_err() {
+                self.tell(item, &"it is too large to be saved");
+            }
+        }
+    }
+
+    fn finish_saving(&mut self, all_was_read: bool) -> std::io::Result<Saved> {
+        match (self.save_error.take(), self.unsent.take()) {
+            (Some(error), _) => Err(error),
+            (None, Some(unsent)) => unsent.finish(all_was_read && !self.skipped),
+            (None, None) => Ok(Saved::InPlace),
+        }
+    }
+
+    fn tell(&mut self, item: &Item, why: &dyn std::fmt::Display) {
+        self.told += 1;
+        if self.told <= TOLD_FAILURES {
+            self.progress.suspend(|| log::warn!("line {}: {why}", item.number));
+        } else if self.told == TOLD_FAILURES + 1 {
+            self.progress.suspend(|| log::warn!("further failures are only counted"));
         }
     }
 }
@@ -260,14 +293,8 @@ impl Report for Teller {
 
     fn failed(&mut self, item: &Item, why: &Error) {
         self.save(item);
-        if !self.bulk {
-            return;
-        }
-        self.told += 1;
-        if self.told <= TOLD_FAILURES {
-            self.progress.suspend(|| log::warn!("line {}: {why}", item.number));
-        } else if self.told == TOLD_FAILURES + 1 {
-            self.progress.suspend(|| log::warn!("further failures are only counted"));
+        if self.bulk {
+            self.tell(item, why);
         }
     }
 }

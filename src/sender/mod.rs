@@ -16,7 +16,7 @@ use crate::error::{Error, Exit};
 
 use link::{Link, State};
 pub use source::{Input, Item, MAX_BODY_BYTES, Parcel, Source};
-pub use unsent::{UnsentFile, UnsentForm};
+pub use unsent::{Saved, UnsentFile, UnsentForm};
 use window::{Entry, Window};
 
 /// After the first signal: how long to wait for what is on its way.

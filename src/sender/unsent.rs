@@ -30,6 +30,15 @@ pub struct UnsentFile {
     added: bool,
 }
 
+/// How saving has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Saved {
+    /// What was added is in the file.
+    InPlace,
+    /// The file is the input, as it was before.
+    InputLeft,
+}
+
 impl UnsentFile {
     /// Creates the file under its temporary name.
     ///
@@ -95,17 +104,27 @@ impl UnsentFile {
         }
     }
 
-    /// Puts the file in place, unless there is nothing new to say.
+    /// Whether it is to take the place of the input, which has to be read to its end before that.
+    #[must_use]
+    pub fn replaces_input(&self) -> bool {
+        self.replaces_input
+    }
+
+    /// Puts the file in place, unless there is nothing new to say. An input is replaced only where `all_is_here` that
+    /// remains of it, and otherwise left as it was.
     ///
     /// # Errors
     /// Whatever the system says.
-    pub fn finish(mut self) -> io::Result<()> {
-        if !self.added && !self.replaces_input {
-            return Ok(());
+    pub fn finish(mut self, all_is_here: bool) -> io::Result<Saved> {
+        if self.replaces_input && !all_is_here {
+            return Ok(Saved::InputLeft);
         }
-        self.writer.flush()?;
-        self.writer.get_ref().sync_all()?;
-        fs::rename(&self.temporary, &self.path)
+        if self.added || self.replaces_input {
+            self.writer.flush()?;
+            self.writer.get_ref().sync_all()?;
+            fs::rename(&self.temporary, &self.path)?;
+        }
+        Ok(Saved::InPlace)
     }
 }
 
@@ -182,9 +201,9 @@ mod tests {
         for round in ["one", "two"] {
             let mut file = UnsentFile::create(&path, &LINES).unwrap();
             file.add(round.as_bytes()).unwrap();
-            file.finish().unwrap();
+            file.finish(true).unwrap();
         }
-        UnsentFile::create(&path, &LINES).unwrap().finish().unwrap();
+        UnsentFile::create(&path, &LINES).unwrap().finish(true).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"one\ntwo\n");
         let single = UnsentForm { separator: None, input: None };
         assert!(UnsentFile::create(&path, &single).is_err(), "a body would be put after others");
@@ -200,9 +219,12 @@ mod tests {
         let form = UnsentForm { input: Some(&path), ..LINES };
         let mut file = UnsentFile::create(&path, &form).unwrap();
         file.add(b"two").unwrap();
-        file.finish().unwrap();
+        file.finish(true).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two\n");
-        UnsentFile::create(&path, &form).unwrap().finish().unwrap();
+        let nothing = UnsentFile::create(&path, &form).unwrap();
+        assert_eq!(nothing.finish(false).unwrap(), Saved::InputLeft);
+        assert_eq!(fs::read(&path).unwrap(), b"two\n", "it was replaced by less than what remains");
+        UnsentFile::create(&path, &form).unwrap().finish(true).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"");
         fs::remove_dir_all(folder).unwrap();
     }
@@ -221,7 +243,7 @@ mod tests {
         fs::write(&target, "one\n").unwrap();
         let mut file = UnsentFile::create(&link, &LINES).unwrap();
         file.add(b"two").unwrap();
-        file.finish().unwrap();
+        file.finish(true).unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"one\ntwo\n");
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink(), "the link was replaced");
         let trusted = geteuid().is_root();
@@ -254,7 +276,7 @@ mod tests {
         let hidden = fs::read_dir(&folder).unwrap().map(Result::unwrap).find(|entry| entry.path() != path);
         assert_eq!(hidden.unwrap().metadata().unwrap().mode() & 0o777, 0o600);
         file.add(b"secret").unwrap();
-        file.finish().unwrap();
+        file.finish(true).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         fs::remove_dir_all(folder).unwrap();
     }
@@ -272,7 +294,7 @@ mod tests {
     #[test]
     fn nothing_is_left_where_nothing_was_added() {
         let folder = folder("nothing");
-        UnsentFile::create(&folder.join("unsent"), &LINES).unwrap().finish().unwrap();
+        UnsentFile::create(&folder.join("unsent"), &LINES).unwrap().finish(true).unwrap();
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
         fs::remove_dir_all(folder).unwrap();
     }
