@@ -304,11 +304,15 @@ impl Judge<'_> {
             headers: &headers,
             body: delivery.body(),
         };
-        // A fault in a handler's code fails its task; the thread and its connection go on.
-        catch_unwind(AssertUnwindSafe(|| handler.run(&task, self.abort))).unwrap_or_else(|_| {
-            Outcome::Failed(Failure { exit: "a fault of taskq's own".to_owned(), stderr: Vec::new() })
-        })
+        contained(|| handler.run(&task, self.abort))
     }
+}
+
+/// A fault in a handler's code fails its task; the thread and its connection go on.
+fn contained(run: impl FnOnce() -> Outcome) -> Outcome {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        Outcome::Failed(Failure { exit: "a fault of taskq's own".to_owned(), stderr: Vec::new() })
+    })
 }
 
 /// How often the queue says that it has delivered this task without an answer. Other queues leave the header as it came,
@@ -327,4 +331,16 @@ fn unanswered(delivery: &Delivery<'_>, record: &Record) -> u64 {
 /// Whether the count has to be written before the task may run.
 fn must_be_counted(delivery: &Delivery<'_>) -> bool {
     brokers_count(delivery).map_or(delivery.redelivered(), |count| count >= RECOUNT_AT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handler_that_panics_fails_its_task_and_ends_nothing_else() {
+        assert!(matches!(contained(|| Outcome::Done), Outcome::Done));
+        let Outcome::Failed(failure) = contained(|| panic!("a fault")) else { panic!("it did not fail") };
+        assert_eq!(failure.exit, "a fault of taskq's own");
+    }
 }

@@ -268,6 +268,13 @@ fn a_second_run_that_is_no_redelivery_was_not_kept_by_the_broker_or_sent_twice()
     let twice = || books(vec![run(Outcome::Done, "quick", 1, 1100), run(Outcome::Done, "quick", 1, 1130)]);
     is_explained_by(twice(), strike(Kind::NodeKilled, Target::Broker(0), 1103, 1120), Way::Forgotten);
     is_not_explained_by(twice(), strike(Kind::WorkerKilled, Target::Worker(1), 1101, 1101));
+    is_not_explained_by(twice(), strike(Kind::ConnectionsClosed, Target::Broker(0), 1103, 1120));
+}
+
+#[test]
+fn an_alarm_keeps_back_no_task_that_was_done() {
+    let twice = books(vec![run(Outcome::Done, "quick", 1, 1100), again(1130)]);
+    is_not_explained_by(twice, strike(Kind::MemoryAlarm, Target::Broker(0), 1095, 1125));
 }
 
 #[test]

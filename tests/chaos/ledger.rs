@@ -61,6 +61,12 @@ impl Ledger {
         appending(&self.dir.join(part).join(format!("{name}.log")))
     }
 
+    /// Whether the process has written this to its stderr.
+    pub(crate) fn has_logged(&self, part: &str, name: &str, text: &str) -> bool {
+        let log = std::fs::read(self.dir.join(part).join(format!("{name}.log"))).unwrap();
+        String::from_utf8_lossy(&log).contains(text)
+    }
+
     pub(crate) fn path(&self, part: &str, name: &str) -> PathBuf {
         self.dir.join(part).join(name)
     }

@@ -129,8 +129,10 @@ impl Place {
         let terms = ended.signals.iter().filter(|signal| **signal == SIGTERM).count();
         let right = match (ended.signals.contains(&SIGKILL), terms) {
             (true, _) => ended.code == 137 || terms > 0,
-            // Its first connection, to a broker that was away just then.
-            (false, 0) => ended.code == 69,
+            // Its first connection, to a broker that was away just then. Later on it goes on trying for ever.
+            (false, 0) => {
+                ended.code == 69 && !shared.ledger.has_logged("workers", &self.name(), "connected to ")
+            }
             (false, _) => matches!(ended.code, 0 | 69 | 143),
         };
         (!right).then(|| format!("{} exited with {} after {:?}", self.name(), ended.code, ended.signals))

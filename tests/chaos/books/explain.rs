@@ -2,7 +2,7 @@
 
 use super::clock::Moment;
 use super::record::{Outcome, Run};
-use super::strike::{Strike, Target};
+use super::strike::{Kind, Strike, Target};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -112,6 +112,8 @@ impl<'b> Evidence<'b> {
             self.before(repeat).any(|run| {
                 run.place().is_some_and(|place| strike.hits_worker(place))
                     && strike.touches(feels_until(run.start), self.settled(run))
+                    // Acknowledgements pass, copies do not.
+                    && (strike.kind != Kind::MemoryAlarm || has_failed(run))
             })
         };
         match way {
@@ -126,7 +128,7 @@ impl<'b> Evidence<'b> {
                     && repeat.place().is_some_and(|place| strike.hits_worker(place))
                     && strike.touches(repeat.start.minus(ARRIVES_WITHIN), repeat.start)
             }
-            Way::Forgotten => strike.hits_broker() && hit_a_run(),
+            Way::Forgotten => strike.hits_node() && hit_a_run(),
             Way::SentAgain => {
                 let fed = repeat.body.fed;
                 let late = self.confirmed.is_none_or(|at| at.since(fed) >= CONNECTED_AGAIN);

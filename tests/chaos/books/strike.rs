@@ -106,6 +106,11 @@ impl Strike {
     pub(crate) fn hits_broker(&self) -> bool {
         matches!(self.target, Target::Broker(_))
     }
+
+    /// The broker itself, not only its connections.
+    pub(crate) fn hits_node(&self) -> bool {
+        matches!(self.kind, Kind::NodeRestarted | Kind::NodeKilled | Kind::NodeFrozen | Kind::NodeCutOff)
+    }
 }
 
 impl fmt::Display for Strike {
