@@ -7,8 +7,8 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
 use std::mem;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -35,8 +35,11 @@ pub struct Output {
 #[derive(Clone)]
 struct Sink(Sender<Chunk>);
 
+/// Bytes on their way, which can be taken off it again.
+type UnderWay = Arc<Mutex<Vec<u8>>>;
+
 struct Chunk {
-    bytes: Vec<u8>,
+    bytes: UnderWay,
     /// Gets the emptied buffer back; then the bell is rung, if somebody waits for that.
     back: Sender<Vec<u8>>,
     wanted: Arc<AtomicBool>,
@@ -78,7 +81,8 @@ impl Sink {
         let (sender, chunks) = unbounded::<Chunk>();
         thread::Builder::new().name(format!("relay-{name}")).spawn(move || {
             let mut lost = false;
-            for Chunk { mut bytes, back, wanted, ringer } in chunks {
+            for Chunk { bytes, back, wanted, ringer } in chunks {
+                let mut bytes = take_off(&bytes);
                 if !lost && let Err(error) = write(&mut to, &bytes) {
                     // Nobody reads any more: handlers need not care. Anything else (a full disk) may pass.
                     lost = error.kind() == ErrorKind::BrokenPipe;
@@ -95,6 +99,10 @@ impl Sink {
         })?;
         Ok(Self(sender))
     }
+}
+
+fn take_off(bytes: &UnderWay) -> Vec<u8> {
+    mem::take(&mut bytes.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn write(to: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
@@ -135,6 +143,7 @@ pub(super) struct Relay {
     wanted: Arc<AtomicBool>,
     /// The other buffer; none while it is under way.
     spare: Option<Vec<u8>>,
+    under_way: UnderWay,
     filling: Vec<u8>,
     /// This much of `filling` is whole lines.
     lines: usize,
@@ -154,6 +163,7 @@ impl Relay {
             back: bounded(1),
             wanted: Arc::default(),
             spare: Some(Vec::new()),
+            under_way: UnderWay::default(),
             filling: Vec::new(),
             lines: 0,
             mid_line: false,
@@ -192,10 +202,18 @@ impl Relay {
             self.lines = 0;
             let (back, wanted, ringer) = (self.back.0.clone(), Arc::clone(&self.wanted), self.ringer.clone());
             wanted.store(false, Ordering::Relaxed);
-            let chunk = Chunk { bytes, back, wanted, ringer };
+            self.under_way = Arc::new(Mutex::new(bytes));
+            let chunk = Chunk { bytes: Arc::clone(&self.under_way), back, wanted, ringer };
             // The thread lives as long as `self.sink`.
             let _ = self.sink.0.send(chunk);
         }
+    }
+}
+
+impl Drop for Relay {
+    /// Whoever did not wait for its output has given it up. While nobody reads, each task would leave some behind.
+    fn drop(&mut self) {
+        take_off(&self.under_way);
     }
 }
 
@@ -241,5 +259,29 @@ impl Consumer for Relay {
 
     fn is_idle(&self) -> bool {
         self.spare.is_some() && self.lines == 0 && (!self.ended || self.filling.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::super::wake::bell;
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_behind_of_a_task_whose_output_nobody_takes() {
+        let (_blocked, blocks) = bounded(0);
+        let output = Output::new(Stuck(blocks), io::sink()).unwrap();
+        let (ringer, _bell) = bell().unwrap();
+        let mut relays = [(); 2].map(|()| output.stdout(ringer.clone()));
+        for relay in &mut relays {
+            relay.take(b"a line\n");
+        }
+        let [first, second] = relays;
+        wait_until("the first is being written", || first.under_way.lock().unwrap().is_empty());
+        let under_way = Arc::clone(&second.under_way);
+        assert!(!under_way.lock().unwrap().is_empty());
+        drop(second);
+        assert!(under_way.lock().unwrap().is_empty());
     }
 }
