@@ -9,6 +9,12 @@ use crate::output;
 /// Before the broker's own words.
 const REFUSED_ACCESS: &str = "the broker refused access: ";
 
+/// How RabbitMQ's 404 begins where the queue is there and its process is not: the classic queue's node is down or just
+/// being stopped, or the process crashed, or moves. Of a missing queue it says "no queue". It cuts what it says at 255
+/// bytes, so that of a queue with a long name the end, and with it the reason, may be lost.
+const NOT_NOW: [&str; 3] =
+    ["NOT_FOUND - home node '", "NOT_FOUND - queue '", "NOT_FOUND - failed to perform operation on queue '"];
+
 /// How much of what was open is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
@@ -21,7 +27,7 @@ pub enum Scope {
 /// What kind of trouble it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Unreachable, cut, silent: the same again may succeed later.
+    /// Unreachable, cut, silent, or a queue whose node is away: the same again may succeed later.
     Lost,
     /// The broker (or TLS) refused us; trying again rarely helps.
     Refused,
@@ -175,8 +181,9 @@ fn closed_connection(code: u16, message: &str) -> Fault {
 fn closed_channel(code: u16, message: &str) -> Fault {
     match code {
         403 | 530 => Fault::channel(Kind::Refused, format!("{REFUSED_ACCESS}{message}")),
-        // A classic queue, and the queue's node is away; the others of its cluster know that there is one.
-        404 if message.contains("is down or inaccessible") => Fault::channel(Kind::Lost, message),
+        404 if NOT_NOW.iter().any(|start| message.starts_with(start)) => {
+            Fault::channel(Kind::Lost, format!("the queue cannot be used now: {message}"))
+        }
         404 => Fault::channel(Kind::NotFound, format!("not found: {message}")),
         405 => Fault::channel(
             Kind::Configuration,
@@ -228,15 +235,44 @@ mod tests {
         assert_eq!(channel_fault(406, tag).kind, Kind::Lost);
         assert_eq!(channel_fault(403, "ACCESS_REFUSED").kind, Kind::Refused);
         assert_eq!(channel_fault(404, "NOT_FOUND").kind, Kind::NotFound);
-        let away =
-            "NOT_FOUND - home node 'rabbit@one' of durable queue 'q' in vhost '/' is down or inaccessible";
-        assert_eq!(channel_fault(404, away).into_error().exit, Exit::Unavailable);
         assert_eq!(channel_fault(405, "RESOURCE_LOCKED").into_error().exit, Exit::Configuration);
         let closed =
             amiquip::Error::ServerClosedConnection { code: 320, message: "CONNECTION_FORCED".into() };
         assert_eq!(Fault::from(closed).kind, Kind::Lost);
         let vhost = amiquip::Error::ServerClosedConnection { code: 530, message: "NOT_ALLOWED".into() };
         assert_eq!(Fault::from(vhost).into_error().exit, Exit::Refused);
+    }
+
+    #[test]
+    fn a_queue_that_cannot_be_used_now_is_not_taken_for_a_missing_one() {
+        for words in [
+            "home node 'rabbit@one' of durable queue 'q' in vhost '/' is down or inaccessible",
+            "queue 'q' in vhost '/' process is stopped by supervisor",
+            "queue 'q' in vhost '/' has crashed and failed to restart",
+            "failed to perform operation on queue 'q' in vhost '/' due to timeout",
+            "failed to perform operation on queue 'q' in vhost '/': its master replica <1.2.0> may be stopping or being \
+             demoted",
+        ] {
+            let whole = format!("NOT_FOUND - {words}");
+            // As RabbitMQ does where the queue's name is long.
+            let cut = format!("{}...", &whole[..whole.find("q' in").unwrap()]);
+            for text in [whole, cut] {
+                let fault = channel_fault(404, &text);
+                assert_eq!((fault.scope, fault.kind), (Scope::Channel, Kind::Lost), "{text}");
+                assert_eq!(fault.into_error().exit, Exit::Unavailable);
+            }
+        }
+        for missing in [
+            "no queue 'q' in vhost '/'",
+            "no queue 'is down or inaccessible' in vhost '/'",
+            "no exchange 'queue ' in vhost '/'",
+        ] {
+            assert_eq!(
+                channel_fault(404, &format!("NOT_FOUND - {missing}")).kind,
+                Kind::NotFound,
+                "{missing}"
+            );
+        }
     }
 
     #[test]

@@ -173,29 +173,53 @@ fn all_queues_of_a_quorum_queue_are_quorum_queues() {
     }
 }
 
-#[test]
-fn a_worker_waits_for_the_node_that_has_its_classic_queue() {
+/// What a worker that waits for its classic queue says at last, and then `send`.
+struct Words {
+    worker: &'static str,
+    send: &'static str,
+}
+
+/// A worker waits for the node that has its classic queue, and `send` for as long as it was told to.
+fn a_classic_queue_is_waited_for(lose: impl Fn(&Node), words: impl Fn([u32; 3]) -> Words) {
     let sandbox = Sandbox::clustered();
     let [home, others @ ..] = sandbox.cluster().nodes() else { panic!("no nodes") };
-    // RabbitMQ 4 does not answer while it waits for that node, and refuses what is published.
-    let (silence, sending) = if sandbox.broker().version() >= [4, 0, 0] {
-        ("no answer to queue.declare", "its node is away")
-    } else {
-        ("down or inaccessible", "down or inaccessible")
-    };
+    let words = words(sandbox.broker().version());
     // Declared there, so it lives there.
     sandbox.taskq(["send", "--url", &home.url(), "before"]).run().exits(0);
     let worker = sandbox.worker(["--heartbeat", "2s"]);
     worker.says("\nDone\n");
-    home.kill();
-    worker.says("lost the connection").says(silence);
+    lose(home);
+    worker.says("lost the connection").says(words.worker);
     let others: Vec<String> = others.iter().map(Node::url).collect();
     let meanwhile = ["send", "--retry-for", "5s", "--url", &others.join(","), "meanwhile"];
     // Whether it was connected just then, at the end of its patience.
-    sandbox.taskq(meanwhile).run().exits_with_one_of(&[69, 75]).says(sending);
+    sandbox.taskq(meanwhile).run().exits_with_one_of(&[69, 75]).says(words.send);
     sandbox.cluster().mend();
     sandbox.taskq(["send", "after"]).run().exits(0);
     worker.says("Received a message: after\n").says_times("\nDone\n", 2);
     worker.signal(SIGTERM);
     worker.end().exits(0);
+}
+
+const AWAY: &str = "down or inaccessible";
+
+#[test]
+fn a_classic_queue_whose_node_was_killed_is_waited_for() {
+    // RabbitMQ 4 does not answer while it waits for that node, and refuses what is published.
+    a_classic_queue_is_waited_for(Node::kill, |version| {
+        if version < [4, 0, 0] {
+            Words { worker: AWAY, send: AWAY }
+        } else {
+            Words { worker: "no answer to queue.declare", send: "its node is away" }
+        }
+    });
+}
+
+#[test]
+fn a_classic_queue_whose_node_was_stopped_is_waited_for() {
+    // RabbitMQ 3.10 tells it from one that was killed only until the node is down.
+    a_classic_queue_is_waited_for(Node::stop, |version| {
+        let words = if version < [4, 0, 0] { AWAY } else { "stopped by supervisor" };
+        Words { worker: words, send: words }
+    });
 }

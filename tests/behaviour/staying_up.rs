@@ -207,3 +207,42 @@ fn heartbeats_do_not_depend_on_a_running_task() {
     worker.signal(SIGTERM);
     worker.end_within(Duration::from_secs(20)).exits(0);
 }
+
+/// As RabbitMQ's metadata has it of a queue whose process cannot run now (`crashed`), and again when it can (`live`).
+fn set_state(sandbox: &Sandbox, state: &str) {
+    let name = format!("rabbit_misc:r(<<\"/\">>, queue, <<\"{}\">>)", sandbox.queue);
+    let update =
+        format!("rabbit_amqqueue:update({name}, fun(Queue) -> amqqueue:set_state(Queue, {state}) end)");
+    // RabbitMQ 3.10 leaves the transaction to the caller.
+    let set = format!(
+        "case code:which(rabbit_db_queue) of \
+             non_existing -> {{atomic, _}} = mnesia:transaction(fun() -> {update} end); \
+             _ -> {update} \
+         end."
+    );
+    sandbox.node().ctl(&["eval", &set]);
+}
+
+#[test]
+fn a_queue_that_cannot_be_used_now_is_waited_for() {
+    let mut sandbox = Sandbox::new();
+    let proxy = sandbox.through_proxy();
+    let worker = sandbox.worker(["--threads", "2"]);
+    let mut send = sandbox.taskq(["send", "--lines", "--retry-for", "2m"]).start();
+    send.write("before\n");
+    worker.says("Received a message: before\nDone\n");
+    set_state(&sandbox, "crashed");
+    proxy.cut();
+    worker.says("has crashed and failed to restart; trying again");
+    send.says("has crashed and failed to restart; trying again");
+    send.write("meanwhile\n");
+    // Who finds it so at the start does not wait, and is not told to change anything.
+    for first in [["send", "hello", "--retry-for", "1s"].as_slice(), &["work"], &["work", "--no-declare"]] {
+        sandbox.taskq(first).run().exits(69).says("has crashed and failed to restart");
+    }
+    set_state(&sandbox, "live");
+    worker.says("Received a message: meanwhile\nDone\n");
+    send.close_stdin();
+    send.end().exits(0);
+    works_on(&sandbox, worker);
+}

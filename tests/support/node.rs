@@ -118,6 +118,11 @@ impl Node {
         self.run("kill", &[]);
     }
 
+    /// As an operator would end it.
+    pub(crate) fn stop(&self) {
+        self.run("stop", &[]);
+    }
+
     pub(crate) fn freeze(&self) {
         self.run("freeze", &[]);
     }
@@ -164,11 +169,6 @@ impl Node {
 /// For the chaos run, which is a program of its own.
 #[allow(dead_code)]
 impl Node {
-    /// As an operator would end it.
-    pub(crate) fn stop(&self) {
-        self.run("stop", &[]);
-    }
-
     /// Writes to disk what was declared in the last seconds.
     pub(crate) fn sync(&self) {
         self.run("sync", &[]);
