@@ -91,22 +91,19 @@ impl Fault {
         self
     }
 
-    /// The same trouble with the permission that `call` needs, where the broker refused it: RabbitMQ tells on what, and
-    /// not which.
+    /// The same trouble with the permission that is missing, where the broker refused `call` for want of one.
     #[must_use]
     pub(super) fn lacking_permission(self, call: &str) -> Self {
         if self.scope != Scope::Channel || self.kind != Kind::Refused {
             return self;
         }
-        let (permission, what) = match call {
-            // Publishing is refused after the call, and tasks go through the default exchange.
-            _ if self.text.contains("access to exchange") => ("write", "amq.default, the default exchange"),
-            "queue.declare" => ("configure", "the queue"),
-            "basic.consume" | "basic.get" | "queue.purge" => ("read", "the queue"),
-            _ => return self,
-        };
         let words = self.text.strip_prefix(REFUSED_ACCESS).unwrap_or(&self.text);
-        Self { text: format!("the user lacks the permission \"{permission}\" for {what}: {words}"), ..self }
+        match missing_permission(words, call) {
+            Some(missing) => {
+                Self { text: format!("the user lacks the permission {missing}: {words}"), ..self }
+            }
+            None => self,
+        }
     }
 
     /// The same trouble with what it hindered before it.
@@ -180,6 +177,10 @@ fn closed_connection(code: u16, message: &str) -> Fault {
 
 fn closed_channel(code: u16, message: &str) -> Fault {
     match code {
+        403 if message.contains("' in exclusive use") => Fault::channel(
+            Kind::Refused,
+            format!("another consumer has the queue for itself alone (exclusive): {message}"),
+        ),
         403 | 530 => Fault::channel(Kind::Refused, format!("{REFUSED_ACCESS}{message}")),
         404 if NOT_NOW.iter().any(|start| message.starts_with(start)) => {
             Fault::channel(Kind::Lost, format!("the queue cannot be used now: {message}"))
@@ -200,6 +201,39 @@ fn closed_channel(code: u16, message: &str) -> Fault {
         }
         _ => Fault::channel(Kind::Lost, format!("the broker closed the channel ({code}): {message}")),
     }
+}
+
+/// Which permission on what, from "access to queue 'q' in vhost '/' refused for user 'u'". RabbitMQ 4 begins it with the
+/// permission ("read access to ..."); before that the refused call has to tell.
+fn missing_permission(message: &str, call: &str) -> Option<String> {
+    let (before, object) = message.split_once("access to ")?;
+    // Tasks go through the default exchange.
+    let what =
+        if object.starts_with("exchange ") { "amq.default, the default exchange" } else { "the queue" };
+    match before.trim_end().rsplit(' ').next() {
+        Some(told @ ("configure" | "write" | "read")) => Some(format!("\"{told}\" for {what}")),
+        _ => needed_permission(object, call).map(|needed| format!("{needed} for {what}")),
+    }
+}
+
+/// What `call` needs on this object, which begins as in "queue 'q' in vhost '/'".
+fn needed_permission(object: &str, call: &str) -> Option<&'static str> {
+    match call {
+        // Publishing is refused after the call.
+        _ if object.starts_with("exchange ") => Some("\"write\""),
+        "queue.declare" if is_delay_queue(object) => Some("\"configure\" or \"read\" (it needs both)"),
+        "queue.declare" => Some("\"configure\""),
+        "basic.consume" | "basic.get" | "queue.purge" => Some("\"read\""),
+        _ => None,
+    }
+}
+
+/// Whether taskq gives this name to queues that hand their tasks on when their time has come. RabbitMQ asks who declares
+/// such a one for the permission to read it as well, as if they took the tasks out themselves.
+fn is_delay_queue(object: &str) -> bool {
+    let name = object.strip_prefix("queue '").and_then(|rest| rest.split_once("' in vhost"));
+    let after = name.and_then(|(name, _)| name.rsplit_once(".delay.")).map_or("", |(_, after)| after);
+    !after.is_empty() && after.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// From "message size 12 is larger than configured max size 10" (RabbitMQ 3.8 and later).
@@ -298,10 +332,25 @@ mod tests {
         let lacking =
             |call: &str, message: &str| channel_fault(403, message).lacking_permission(call).to_string();
         assert!(lacking("queue.declare", queue).contains("\"configure\" for the queue"));
+        let both = "\"configure\" or \"read\" (it needs both) for the queue";
+        for delay in ["q.delay.5000", "q.delay.1.delay.5000"] {
+            assert!(lacking("queue.declare", &queue.replace("'q'", &format!("'{delay}'"))).contains(both));
+        }
+        for other in ["q.delay.", "q.delay.x", "q.delay.5000.dead", "q.delay"] {
+            assert!(!lacking("queue.declare", &queue.replace("'q'", &format!("'{other}'"))).contains(both));
+        }
         assert!(lacking("basic.consume", queue).contains("\"read\" for the queue"));
         let exchange = queue.replace("queue 'q'", "exchange 'amq.default'");
         assert!(lacking("basic.qos", &exchange).contains("\"write\" for amq.default"));
         assert!(!lacking("basic.qos", queue).contains("lacks"));
+        let told = queue.replace("access", "read access").replace("'q'", "'q.delay.5000'");
+        assert!(lacking("queue.declare", &told).contains("permission \"read\" for the queue"));
+        assert!(lacking("basic.qos", &told).contains("permission \"read\" for the queue"));
+        // Refused, and not for want of a permission.
+        let exclusive = lacking("basic.consume", "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use");
+        assert!(exclusive.starts_with("another consumer has the queue for itself alone"), "{exclusive}");
+        let reserved = "ACCESS_REFUSED - queue name 'amq.q' contains reserved prefix 'amq.*'";
+        assert!(!lacking("queue.declare", reserved).contains("lacks"));
         assert!(
             !channel_fault(404, "NOT_FOUND")
                 .lacking_permission("queue.declare")

@@ -1,6 +1,7 @@
 //! Users that may do little: it is enough, or what is missing is named. And what a command does not get to see.
 
 use crate::support::{Finished, Invocation, Sandbox, until};
+use amiquip::ConsumerOptions;
 use nix::sys::signal::Signal::SIGTERM;
 use std::os::unix::fs::FileTypeExt;
 
@@ -68,6 +69,45 @@ fn a_missing_permission_is_named_with_its_object() {
     let blind = user(&sandbox, "blind", [".*", ".*", NONE]);
     lacks(&sandbox, &blind, &["work"], "read", &sandbox.queue);
     assert_eq!(sandbox.broker().counts(&sandbox.queue), Some((0, 0)));
+}
+
+/// RabbitMQ asks for both for a new queue that hands its messages on, and only since 4 it tells which one is missing.
+#[test]
+fn a_delay_queue_needs_two_permissions_and_both_are_named() {
+    let sandbox = Sandbox::new();
+    let queue = only(&sandbox.queue);
+    let unread = user(&sandbox, "unread", [".*", ".*", &queue]);
+    let unconfigured = user(&sandbox, "unconfigured", [&queue, ".*", ".*"]);
+    let told = sandbox.broker().version() >= [4, 0, 0];
+    for (url, permission) in [(&unread, "\"read\""), (&unconfigured, "\"configure\"")] {
+        let permission = if told { permission } else { "\"configure\" or \"read\" (it needs both)" };
+        for args in [["send", "--delay", "1h", "later"].as_slice(), &["work", "--", "true"]] {
+            let refused = run(&sandbox, url, args).exits(77).never_says("panicked");
+            refused
+                .says(&format!("lacks the permission {permission} for the queue"))
+                .says(&format!("{}.delay.", sandbox.queue));
+        }
+    }
+    // With both, and nothing else than the exchange, it can be sent.
+    let delay = format!("^{}(\\.delay\\..*)?$", sandbox.queue.replace('.', "\\."));
+    let sufficient = user(&sandbox, "sufficient", [&delay, DEFAULT_EXCHANGE, "\\.delay\\."]);
+    run(&sandbox, &sufficient, &["send", "--delay", "1h", "later"]).exits(0);
+}
+
+#[test]
+fn a_queue_that_another_consumer_has_for_itself_is_no_missing_permission() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    broker.declare(&sandbox.queue);
+    let channel = broker.channel();
+    let alone = ConsumerOptions { exclusive: true, ..ConsumerOptions::default() };
+    let consumer = channel.basic_consume(sandbox.queue.as_str(), alone).unwrap();
+    for args in [["work"].as_slice(), &["work", "--no-declare"]] {
+        let refused = sandbox.taskq(args).run().exits(77).never_says("lacks the permission");
+        refused.says("another consumer has the queue for itself").says(&sandbox.queue);
+    }
+    consumer.cancel().unwrap();
+    sandbox.taskq(["work", "--until-empty"]).run().exits(0);
 }
 
 #[test]
