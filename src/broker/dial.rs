@@ -23,6 +23,8 @@ const CHANNEL_MAX: u16 = 2047;
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
 /// How much of a broker's product name, and of its version, is shown.
 const MAX_SERVER_CHARS: usize = 30;
+/// How many of a name's addresses an error tells of: as many as the largest clusters have nodes. Their texts are short.
+const MAX_TOLD: usize = 7;
 
 /// Connects to the first broker that answers.
 ///
@@ -71,21 +73,27 @@ struct Dial<'a> {
 
 impl Dial<'_> {
     fn any_address(&self) -> std::result::Result<Session, Fault> {
-        self.any_of(&resolve(&self.url.host, self.url.port, self.deadline)?)
+        if let Ok(address) = self.url.host.parse::<IpAddr>() {
+            // The URL tells which address it was.
+            return self.address(&SocketAddr::new(address, self.url.port), remaining(self.deadline));
+        }
+        let mut addresses = resolve(&self.url.host, self.url.port, self.deadline)?;
+        // The resolver begins with the same one for all workers of a machine.
+        let first = random_index(addresses.len());
+        addresses.rotate_left(first);
+        self.any_of(&addresses)
     }
 
     fn any_of(&self, addresses: &[SocketAddr]) -> std::result::Result<Session, Fault> {
-        let mut last = Fault::lost("its name has no address");
+        let mut failures = Vec::new();
         for (tried, address) in addresses.iter().enumerate() {
             let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
             match self.address(address, remaining(self.deadline) / left) {
                 Ok(session) => return Ok(session),
-                // "Connection refused" at ::1 says less than what happened at the address that accepted.
-                Err(fault) if last.kind == Kind::Refused => drop(fault),
-                Err(fault) => last = fault,
+                Err(fault) => failures.push((*address, fault)),
             }
         }
-        Err(last)
+        Err(together(failures))
     }
 
     fn address(&self, address: &SocketAddr, share: Duration) -> std::result::Result<Session, Fault> {
@@ -96,10 +104,8 @@ impl Dial<'_> {
         let until = Instant::now() + share;
         let (tcp, kill) = Socket::connect(address, share).map_err(|error| match error.kind() {
             std::io::ErrorKind::TimedOut => too_late(),
-            std::io::ErrorKind::ConnectionRefused => {
-                Fault::lost(format!("connection refused: nothing listens on {address}"))
-            }
-            _ => Fault::lost(format!("{error} ({address})")),
+            std::io::ErrorKind::ConnectionRefused => Fault::lost("connection refused: nothing listens there"),
+            _ => Fault::lost(error.to_string()),
         })?;
         let _guard = kill.guard(remaining(until), "the connection attempt");
         let socket = self
@@ -214,11 +220,8 @@ fn server_name(properties: &FieldTable) -> String {
     }
 }
 
-/// All addresses of a host. Names are looked up on a thread of their own: the system's resolver has no deadline.
+/// All addresses of a name. It is looked up on a thread of its own: the system's resolver has no deadline.
 fn resolve(host: &str, port: u16, deadline: Instant) -> std::result::Result<Vec<SocketAddr>, Fault> {
-    if let Ok(address) = host.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(address, port)]);
-    }
     let (sender, receiver) = crossbeam_channel::bounded(1);
     let name = host.to_owned();
     thread::Builder::new()
@@ -244,6 +247,20 @@ fn remaining(deadline: Instant) -> Duration {
 /// Where to begin, so that many workers spread over the brokers.
 fn random_index(len: usize) -> usize {
     usize::try_from(crate::backoff::random() >> 32).unwrap_or_default().checked_rem(len).unwrap_or_default()
+}
+
+/// One fault for all the addresses of a name. They are told in the same order wherever the attempts began, so that the
+/// same trouble reads the same each time and is not told as a new one; those that refused come first.
+fn together(mut failures: Vec<(SocketAddr, Fault)>) -> Fault {
+    // "Connection refused" at ::1 says less than what happened at the address that accepted.
+    failures.sort_by_key(|(address, fault)| (fault.kind != Kind::Refused, *address));
+    let kind = failures.first().map_or(Kind::Lost, |(_, fault)| fault.kind);
+    let mut told: Vec<String> =
+        failures.iter().take(MAX_TOLD).map(|(address, fault)| format!("{address}: {fault}")).collect();
+    if let Some(others @ 1..) = failures.len().checked_sub(MAX_TOLD) {
+        told.push(format!("{others} other addresses failed as well"));
+    }
+    Fault::connection(kind, told.join("; "))
 }
 
 /// One error for all the brokers that were tried. Refusals are told apart only when there was nothing else: an
@@ -304,6 +321,7 @@ mod tests {
         let listen = || TcpListener::bind("127.0.0.1:0").unwrap();
         let (silent, closed, last) = (listen(), listen(), listen());
         let addresses = [&silent, &closed, &last].map(|listener| listener.local_addr().unwrap());
+        let [first, second, third] = addresses;
         drop(closed);
         let options = SessionOptions {
             urls: vec![BrokerUrl::parse("amqp://several.example").unwrap()],
@@ -321,7 +339,17 @@ mod tests {
             tls: None,
         };
         let Err(fault) = dial.any_of(&addresses) else { panic!("nobody answers there") };
-        assert_eq!(fault.to_string(), "no answer within the connect timeout");
+        assert_eq!(fault.kind, Kind::Lost);
+        let text = fault.to_string();
+        let mut told: Vec<&str> = text.split("; ").collect();
+        told.sort_unstable();
+        let mut expected = [
+            format!("{first}: no answer within the connect timeout"),
+            format!("{second}: connection refused: nothing listens there"),
+            format!("{third}: no answer within the connect timeout"),
+        ];
+        expected.sort_unstable();
+        assert_eq!(told, expected);
         for listener in [silent, last] {
             listener.set_nonblocking(true).unwrap();
             assert!(listener.accept().is_ok(), "not tried");
@@ -329,11 +357,28 @@ mod tests {
     }
 
     #[test]
-    fn the_starting_point_is_within_the_list() {
+    fn the_failures_of_a_names_addresses_make_one_short_fault() {
+        let address = |number: u8| SocketAddr::from(([192, 0, 2, number], 5672));
+        let lost = |number| (address(number), Fault::lost("no answer"));
+        let refused = |number| (address(number), Fault::connection(Kind::Refused, "password refused"));
+        let fault = together(vec![lost(2), lost(1), refused(3)]);
+        assert_eq!(fault.kind, Kind::Refused);
+        let told = "192.0.2.3:5672: password refused; 192.0.2.1:5672: no answer; 192.0.2.2:5672: no answer";
+        assert_eq!(fault.to_string(), told);
+        // The same wherever it began.
+        assert_eq!(together(vec![refused(3), lost(2), lost(1)]), fault);
+        assert_eq!(together(vec![lost(1)]).to_string(), "192.0.2.1:5672: no answer");
+        let many = together((1..=100).map(lost).collect()).to_string();
+        assert_eq!(many.matches("no answer").count(), MAX_TOLD);
+        assert!(many.ends_with("; 93 other addresses failed as well"), "{many}");
+        assert!(!together((1..=7).map(lost).collect()).to_string().contains("other"));
+    }
+
+    #[test]
+    fn the_starting_point_is_any_of_the_list() {
         for len in 1..5 {
-            for _ in 0..50 {
-                assert!(random_index(len) < len);
-            }
+            let seen: std::collections::BTreeSet<_> = (0..200).map(|_| random_index(len)).collect();
+            assert!(seen.into_iter().eq(0..len));
         }
         assert_eq!(random_index(0), 0);
     }

@@ -1,7 +1,7 @@
 //! The first connection: what cannot be reached, what is refused, and URLs of all forms.
 
 use crate::support::{Finished, Invocation, Proxy, Sandbox};
-use std::net::TcpListener;
+use std::net::{TcpListener, ToSocketAddrs};
 
 /// Send and work, told to use this URL.
 fn both(sandbox: &Sandbox, url: &str) -> [Invocation; 2] {
@@ -31,6 +31,18 @@ fn a_port_where_nobody_listens_is_unavailable_and_named() {
     for failed in both_fail(&format!("amqp://guest:guest@127.0.0.1:{port}"), 69) {
         assert!(failed.stderr.contains(&format!("127.0.0.1:{port}")), "{}", failed.stderr);
         assert!(failed.stderr.contains("refused"), "{}", failed.stderr);
+    }
+}
+
+/// Where this machine has two of them for `localhost`, both are tried.
+#[test]
+fn the_addresses_behind_a_name_are_told_when_none_answers() {
+    let port = closed_port();
+    let addresses: Vec<_> = ("localhost", port).to_socket_addrs().unwrap().collect();
+    for failed in both_fail(&format!("amqp://guest:guest@localhost:{port}"), 69) {
+        for address in &addresses {
+            assert!(failed.stderr.contains(&format!("{address}: connection refused")), "{}", failed.stderr);
+        }
     }
 }
 
