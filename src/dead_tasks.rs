@@ -5,18 +5,21 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::never;
 
+use self::walk::{Channels, Manner, Walk};
 use crate::broker::{
-    Channel, Consumer, Delivery, Fault, Kind, Next, Properties, Publisher, Purpose, QueueSpec, Record,
-    Session, SessionOptions, Settlement, Wake, count_ready, purge,
+    Delivery, Fault, Kind, Properties, Publisher, Purpose, QueueSpec, Record, Session, SessionOptions,
+    Settlement, Wake, count_ready, purge,
 };
 use crate::error::{Error, Result};
 
-/// No limit: everything is delivered at once, held only until it was looked at, and goes back in its order.
-const UNLIMITED: u16 = 0;
+mod walk;
+
 /// Copies under way at a time when dead tasks are sent again.
 const WINDOW: u16 = 100;
-/// The broker sends what it has at once; when nothing comes for so long, somebody else has taken the rest.
-const NOTHING_MORE: Duration = Duration::from_secs(3);
+/// How long to wait for what was only looked at to be back in its queue, and the pause between two looks: a quorum queue
+/// takes a moment. Whoever comes next finds all of it then.
+const BACK_WITHIN: Duration = Duration::from_secs(3);
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 /// How long a copy may take to be confirmed.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// To look at a task counts as a delivery of it, and a quorum queue may drop a task after so many: RabbitMQ 4 after 20,
@@ -45,7 +48,7 @@ pub enum Selection {
 #[derive(Debug, Default)]
 pub struct Requeued {
     /// Tasks that were sent again.
-    pub count: u64,
+    pub count: u32,
     /// The ids of those of a [`Selection::Ids`].
     pub ids: HashSet<String>,
 }
@@ -60,36 +63,38 @@ pub fn browse(
     look: &mut dyn FnMut(&DeadTask<'_>) -> bool,
 ) -> Result<()> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(()) };
-    let channel = place.session.open_channel().map_err(Fault::into_error)?;
-    let refresher = Refresher { options, dead: &place.dead, mover: None, failed: false };
-    browse_on(&channel, &place, look, refresher).and_then(|()| channel.close()).map_err(Fault::into_error)?;
+    let channels = Channels::open(&mut place.session, place.ready, Manner::Held)?;
+    browse_on(&channels, options, &mut place, look)?;
+    channels.close()?;
+    place.see_them_back(place.ready);
     place.session.close();
     Ok(())
 }
 
-fn browse_on<'c>(
-    channel: &'c Channel,
-    place: &Place,
+fn browse_on(
+    channels: &Channels,
+    options: &SessionOptions,
+    place: &mut Place,
     look: &mut dyn FnMut(&DeadTask<'_>) -> bool,
-    mut refresher: Refresher<'_, 'c>,
-) -> std::result::Result<(), Fault> {
-    let consumer = Consumer::start(channel, &place.dead.name, UNLIMITED)?;
+) -> Result<()> {
+    let Place { session, dead, ready } = place;
+    let mut refresher = Refresher { options, dead, mover: None, failed: false };
+    let mut walk = Walk::new(channels, session, &dead.name, *ready, Manner::Held);
     let mut looking = true;
-    for _ in 0..place.ready {
-        let Some(delivery) = next(&consumer)? else { break };
+    while let Some(delivery) = walk.next()? {
         let properties = delivery.properties();
         let task = DeadTask { properties, record: properties.record(), body: delivery.body() };
         looking = looking && look(&task);
-        // What is worn is at the front. Everything else is never answered: it goes back to its place when the channel
+        // What is worn is at the front. Everything else is never answered: it goes back to its place when its channel
         // closes.
         if is_worn(&delivery) {
-            refresher.refresh(&consumer, delivery);
+            refresher.refresh(delivery);
         } else if !looking {
             break;
         }
     }
-    refresher.close(&consumer);
-    consumer.cancel()
+    refresher.close();
+    walk.stop()
 }
 
 fn is_worn(delivery: &Delivery<'_>) -> bool {
@@ -104,13 +109,19 @@ fn is_worn(delivery: &Delivery<'_>) -> bool {
 pub fn requeue(options: &SessionOptions, queue: &QueueSpec, selection: &Selection) -> Result<Requeued> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(Requeued::default()) };
     let publisher = Publisher::open_carefully(options, queue)?;
-    let channel = place.session.open_channel().map_err(Fault::into_error)?;
+    let manner = match selection {
+        Selection::All => Manner::Answered(WINDOW),
+        // What is not wanted must not keep the broker from sending what is.
+        Selection::Ids(_) => Manner::Held,
+    };
+    let channels = Channels::open(&mut place.session, place.ready, manner)?;
     let mut mover = Mover::new(publisher);
-    let result = mover.run(&channel, &place, queue, selection);
+    let result = mover.run(&channels, &mut place, queue, selection, manner);
     let Mover { publisher, done, .. } = mover;
     // The close is what makes sure that the last acknowledgements arrived.
-    let closed = channel.close().map_err(Fault::into_error);
+    let closed = channels.close();
     publisher.close();
+    place.see_them_back(place.ready.saturating_sub(done.count));
     place.session.close();
     result.and(closed).map_err(|error| {
         error.context(&format!("{} sent again, the others are still in {}", done.count, place.dead.name))
@@ -139,65 +150,55 @@ impl<'c> Mover<'c> {
 
     fn run(
         &mut self,
-        channel: &'c Channel,
-        place: &Place,
+        channels: &'c Channels,
+        place: &mut Place,
         queue: &QueueSpec,
         selection: &Selection,
+        manner: Manner,
     ) -> Result<()> {
-        let prefetch = match selection {
-            Selection::All => WINDOW,
-            // What is not wanted must not keep the broker from sending what is.
-            Selection::Ids(_) => UNLIMITED,
-        };
-        let consumer = Consumer::start(channel, &place.dead.name, prefetch).map_err(Fault::into_error)?;
-        for _ in 0..place.ready {
-            let Some(delivery) = next(&consumer).map_err(Fault::into_error)? else { break };
+        let Place { session, dead, ready } = place;
+        let mut walk = Walk::new(channels, session, &dead.name, *ready, manner);
+        while let Some(delivery) = walk.next()? {
             let wanted = match selection {
                 Selection::All => true,
                 Selection::Ids(ids) => ids.contains(delivery.properties().id()),
             };
             if wanted {
                 let copy = delivery.properties().copy(&Record::default());
-                self.replace(&consumer, Moving { original: delivery, counts: true }, &queue.name, &copy)?;
+                self.replace(Moving { original: delivery, counts: true }, &queue.name, &copy)?;
             } else if is_worn(&delivery) {
-                self.refresh(&consumer, delivery, &place.dead.name)?;
+                self.refresh(delivery, &dead.name)?;
             }
         }
-        self.finish(&consumer)?;
-        consumer.cancel().map_err(Fault::into_error)
+        self.finish()?;
+        walk.stop()
     }
 
     /// Puts a copy into the same queue. It is the same in everything but how often it was delivered, and its place.
-    fn refresh(&mut self, consumer: &Consumer<'c>, original: Delivery<'c>, name: &str) -> Result<()> {
+    fn refresh(&mut self, original: Delivery<'c>, name: &str) -> Result<()> {
         let copy = original.properties().copy(&original.properties().record());
-        self.replace(consumer, Moving { original, counts: false }, name, &copy)
+        self.replace(Moving { original, counts: false }, name, &copy)
     }
 
-    fn replace(
-        &mut self,
-        consumer: &Consumer<'c>,
-        moving: Moving<'c>,
-        to: &str,
-        copy: &Properties,
-    ) -> Result<()> {
+    fn replace(&mut self, moving: Moving<'c>, to: &str, copy: &Properties) -> Result<()> {
         let published = self.publisher.publish(to, moving.original.body(), copy, CONFIRM_TIMEOUT);
         self.under_way.insert(published.map_err(Fault::into_error)?, moving);
         // The broker sends nothing more while so many are unanswered.
         while self.under_way.len() >= usize::from(WINDOW) {
-            self.settle(consumer)?;
+            self.settle()?;
         }
         Ok(())
     }
 
-    fn finish(&mut self, consumer: &Consumer<'c>) -> Result<()> {
+    fn finish(&mut self) -> Result<()> {
         while !self.under_way.is_empty() {
-            self.settle(consumer)?;
+            self.settle()?;
         }
         Ok(())
     }
 
     /// Waits for confirms, and takes out what they confirm.
-    fn settle(&mut self, consumer: &Consumer<'c>) -> Result<()> {
+    fn settle(&mut self) -> Result<()> {
         let deadline = Instant::now() + CONFIRM_TIMEOUT;
         match self.publisher.wait::<(), ()>(None, &never(), Some(deadline)) {
             Wake::Settled => {}
@@ -217,7 +218,7 @@ impl<'c> Mover<'c> {
                         self.done.count += 1;
                         self.done.ids.insert(original.properties().id().to_owned());
                     }
-                    consumer.ack(original).map_err(Fault::into_error)?;
+                    original.ack().map_err(Fault::into_error)?;
                 }
                 Settlement::Unroutable => {
                     return Err(Error::configuration("the queue to send them to is gone"));
@@ -240,19 +241,19 @@ struct Refresher<'o, 'c> {
 }
 
 impl<'c> Refresher<'_, 'c> {
-    fn refresh(&mut self, consumer: &Consumer<'c>, original: Delivery<'c>) {
+    fn refresh(&mut self, original: Delivery<'c>) {
         if !self.failed {
-            let refreshed = self.try_refresh(consumer, original);
+            let refreshed = self.try_refresh(original);
             self.note(refreshed);
         }
     }
 
-    fn try_refresh(&mut self, consumer: &Consumer<'c>, original: Delivery<'c>) -> Result<()> {
+    fn try_refresh(&mut self, original: Delivery<'c>) -> Result<()> {
         let mover = match &mut self.mover {
             Some(mover) => mover,
             none => none.insert(Mover::new(Publisher::open_carefully(self.options, self.dead)?)),
         };
-        mover.refresh(consumer, original, &self.dead.name)
+        mover.refresh(original, &self.dead.name)
     }
 
     fn note(&mut self, refreshed: Result<()>) {
@@ -266,9 +267,9 @@ impl<'c> Refresher<'_, 'c> {
         }
     }
 
-    fn close(mut self, consumer: &Consumer<'c>) {
+    fn close(mut self) {
         let Some(mut mover) = self.mover.take() else { return };
-        let finished = mover.finish(consumer);
+        let finished = mover.finish();
         mover.publisher.close();
         self.note(finished);
     }
@@ -314,12 +315,14 @@ impl Place {
             Err(fault) => Err(fault.into_error()),
         }
     }
-}
 
-fn next<'c>(consumer: &Consumer<'c>) -> std::result::Result<Option<Delivery<'c>>, Fault> {
-    match consumer.next(&never(), &never(), Some(Instant::now() + NOTHING_MORE)) {
-        Next::Delivery(delivery) => Ok(Some(delivery)),
-        Next::Stopped | Next::Woken | Next::TimedOut => Ok(None),
-        Next::Ended(fault) => Err(fault),
+    /// Waits until so many are ready again. Not for ever: others may have taken some.
+    fn see_them_back(&mut self, count: u32) {
+        let deadline = Instant::now() + BACK_WITHIN;
+        while count_ready(&mut self.session, &self.dead.name).is_ok_and(|ready| ready < count)
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(LOOK_AGAIN_AFTER);
+        }
     }
 }

@@ -10,12 +10,12 @@ use super::fault::{Fault, Kind, Scope};
 use super::message::Properties;
 use crate::handler::Never;
 
-/// One message as it was delivered. It can be settled only by the [`Consumer`] it came from, which lives no
-/// longer than its channel: an acknowledgement never crosses channels or connections.
+/// One message as it was delivered. It is settled on the channel it came from and lives no longer than that: an
+/// acknowledgement never crosses channels or connections.
 pub struct Delivery<'c> {
     amqp: amiquip::Delivery,
     properties: Properties,
-    consumer: std::marker::PhantomData<&'c Channel>,
+    channel: &'c Channel,
 }
 
 impl Delivery<'_> {
@@ -40,6 +40,22 @@ impl Delivery<'_> {
     #[must_use]
     pub fn properties(&self) -> &Properties {
         &self.properties
+    }
+
+    /// Acknowledges a finished task. `Ok` means queued here: see [`Channel::close`] for certainty.
+    ///
+    /// # Errors
+    /// The channel or connection is gone, and the broker will deliver the task again.
+    pub fn ack(self) -> Result<(), Fault> {
+        self.channel.call("basic.ack", |amqp| self.amqp.ack(amqp))
+    }
+
+    /// Gives a task back to the queue. Reject, not nack: quorum queues count the former.
+    ///
+    /// # Errors
+    /// The channel or connection is gone, and the broker will deliver the task again anyway.
+    pub fn requeue(self) -> Result<(), Fault> {
+        self.channel.call("basic.reject", |amqp| self.amqp.reject(amqp, true))
     }
 }
 
@@ -85,7 +101,7 @@ impl<'c> Consumer<'c> {
         let timer = deadline.map_or_else(never, crossbeam_channel::at);
         select! {
             recv(self.amqp.receiver()) -> message => match message {
-                Ok(message) => into_next(message),
+                Ok(message) => into_next(self.channel, message),
                 // amiquip's I/O thread has died; only the connection knows why.
                 Err(_) => Next::Ended(Fault::lost("the connection is gone")),
             },
@@ -100,7 +116,7 @@ impl<'c> Consumer<'c> {
     pub fn leftover(&self) -> Option<Delivery<'c>> {
         loop {
             match self.amqp.receiver().try_recv() {
-                Ok(message) => match into_next(message) {
+                Ok(message) => match into_next(self.channel, message) {
                     Next::Delivery(delivery) => return Some(delivery),
                     Next::Stopped | Next::Woken | Next::TimedOut | Next::Ended(_) => {}
                 },
@@ -117,22 +133,6 @@ impl<'c> Consumer<'c> {
     pub fn cancel(&self) -> Result<(), Fault> {
         self.channel.call("basic.cancel", |_| self.amqp.cancel())
     }
-
-    /// Acknowledges a finished task. `Ok` means queued here: see [`Channel::close`] for certainty.
-    ///
-    /// # Errors
-    /// The channel or connection is gone, and the broker will deliver the task again.
-    pub fn ack(&self, delivery: Delivery<'c>) -> Result<(), Fault> {
-        self.channel.call("basic.ack", |_| self.amqp.ack(delivery.amqp))
-    }
-
-    /// Gives a task back to the queue. Reject, not nack: quorum queues count the former.
-    ///
-    /// # Errors
-    /// The channel or connection is gone, and the broker will deliver the task again anyway.
-    pub fn requeue(&self, delivery: Delivery<'c>) -> Result<(), Fault> {
-        self.channel.call("basic.reject", |_| self.amqp.reject(delivery.amqp, true))
-    }
 }
 
 impl Drop for Consumer<'_> {
@@ -142,11 +142,11 @@ impl Drop for Consumer<'_> {
     }
 }
 
-fn into_next<'c>(message: ConsumerMessage) -> Next<'c> {
+fn into_next(channel: &Channel, message: ConsumerMessage) -> Next<'_> {
     match message {
         ConsumerMessage::Delivery(mut delivery) => {
             let properties = Properties::from(std::mem::take(&mut delivery.properties));
-            Next::Delivery(Delivery { amqp: delivery, properties, consumer: std::marker::PhantomData })
+            Next::Delivery(Delivery { amqp: delivery, properties, channel })
         }
         ConsumerMessage::ServerCancelled => Next::Ended(Fault::new(
             Scope::Channel,

@@ -99,7 +99,7 @@ fn list(as_json: bool, place: Place) -> Result<Exit> {
     // may take any time.
     let mut rows = Vec::new();
     let mut objects = Vec::new();
-    dead_tasks::browse(&options, &queue, &mut |task| {
+    let looked = dead_tasks::browse(&options, &queue, &mut |task| {
         if as_json {
             // JSON leaves some control characters as they are; as escapes they mean the same.
             objects.push(ascii(&object(task).to_string()));
@@ -107,11 +107,14 @@ fn list(as_json: bool, place: Place) -> Result<Exit> {
             rows.push(row(task));
         }
         true
-    })?;
+    });
+    // What came is worth showing also when something went wrong after it.
     let text = if as_json { objects.join("\n") } else { table(&rows) };
     if !text.is_empty() {
         print(format!("{text}\n").as_bytes());
-    } else if !as_json {
+    }
+    looked?;
+    if text.is_empty() && !as_json {
         log::info!("no dead tasks in {}", queue.dead().name);
     }
     Ok(Exit::Success)

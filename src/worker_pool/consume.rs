@@ -9,7 +9,7 @@ use super::judge::{Judge, Judged, Verdict};
 use super::ledger::Unproven;
 use super::shared::Permit;
 use super::slot::{Pauses, Slot};
-use crate::broker::{Channel, Consumer, Delivery, Fault, Next};
+use crate::broker::{Channel, Delivery, Fault, Next};
 use crate::handler::Handler;
 
 /// At the end: how often to look whether waiting for the last copies has become pointless.
@@ -103,11 +103,11 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
                 self.set_aside(Aside { delivery, keeping: None, since, _busy: None }, goes_on)?;
             }
             Verdict::Acknowledge => {
-                self.intake.consumer.ack(delivery)?;
+                delivery.ack()?;
                 shared.settle();
             }
             Verdict::GiveBack | Verdict::GiveBackAndPause | Verdict::Uncounted => {
-                self.intake.consumer.requeue(delivery)?;
+                delivery.requeue()?;
             }
         }
         Ok(match next {
@@ -193,14 +193,13 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     }
 
     fn settle(&mut self, aside: Aside<'c, '_>, verdict: &Verdict) -> Result<(), Fault> {
-        let consumer: &Consumer<'c> = &self.intake.consumer;
         if let Verdict::Acknowledge = verdict {
             self.unproven.acknowledging(aside.keeping.and_then(|keeping| keeping.fingerprint()));
-            consumer.ack(aside.delivery)?;
+            aside.delivery.ack()?;
             self.slot.shared.settle();
             return Ok(());
         }
-        consumer.requeue(aside.delivery)
+        aside.delivery.requeue()
     }
 
     fn judge(&self) -> Judge<'s> {

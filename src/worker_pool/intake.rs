@@ -81,7 +81,7 @@ impl<'c> Intake<'c, '_> {
     pub(super) fn give_back(&mut self) -> Result<(), Fault> {
         self.consumer.cancel()?;
         while let Some(delivery) = self.leftover() {
-            self.consumer.requeue(delivery)?;
+            delivery.requeue()?;
         }
         Ok(())
     }

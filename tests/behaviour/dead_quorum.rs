@@ -1,6 +1,8 @@
 //! Quorum queues count deliveries, and may drop what was delivered too often: RabbitMQ 4 after 20, unless told
 //! otherwise. To look at a dead task is a delivery.
 
+use amiquip::{AmqpValue, ConsumerOptions};
+
 use crate::support::Sandbox;
 use crate::support::broker::{arguments, durable, number, text};
 use crate::support::handler::{attempt, body, header};
@@ -81,6 +83,68 @@ fn who_may_only_read_is_told_that_dead_tasks_wear_out() {
     }
     assert!(told > 0, "nothing was said");
     sandbox.broker().wait_ready(&sandbox.dead_queue(), 2);
+}
+
+/// Dead tasks with these as their ids, as `list` shows them.
+fn listed(sandbox: &Sandbox) -> Vec<String> {
+    let lines = sandbox.taskq(["dead", "list"]).run().exits(0).stdout_lines();
+    lines.iter().skip(1).map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
+}
+
+/// Sends tasks to the queue of dead tasks and finds, moves and keeps all of them, in their order.
+fn all_of_many_are_there(count: usize) {
+    let sandbox = Sandbox::new();
+    let dead = sandbox.dead_queue();
+    let bodies = (0..count).map(|n| n.to_string()).collect::<Vec<_>>().join("\n");
+    let send = ["send", "--lines", "--print-ids", "--queue-type", "quorum", "--queue", &dead];
+    let mut ids = sandbox.taskq(send).feed(bodies).exits(0).stdout_lines();
+    let broker = sandbox.broker();
+    broker.declare(&sandbox.queue);
+    broker.wait_ready(&dead, u32::try_from(count).unwrap());
+    assert!(listed(&sandbox) == ids, "tasks are missing or out of order");
+    let last = ids.pop().unwrap();
+    let shown = sandbox.taskq(["dead", "show", "--body", &last]).run().exits(0);
+    assert_eq!(shown.stdout_text(), (count - 1).to_string());
+    sandbox.taskq(["dead", "requeue", &last]).run().exits(0);
+    assert_eq!(broker.bodies(&sandbox.queue), [(count - 1).to_string()]);
+    broker.wait_ready(&dead, u32::try_from(count - 1).unwrap());
+    assert!(listed(&sandbox) == ids, "looking has lost some or changed the order");
+}
+
+#[test]
+fn more_dead_tasks_than_a_quorum_queue_hands_out_unasked_are_all_there() {
+    all_of_many_are_there(5_000);
+}
+
+#[test]
+fn more_dead_tasks_than_one_consumer_can_hold_are_all_there() {
+    all_of_many_are_there(66_000);
+}
+
+#[test]
+fn dead_tasks_that_the_broker_does_not_hand_out_are_not_kept_quiet_about() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    let single = [("x-queue-type", text("quorum")), ("x-single-active-consumer", AmqpValue::Boolean(true))];
+    broker.declare_with(&sandbox.dead_queue(), durable(arguments(&single)));
+    broker.declare(&sandbox.queue);
+    for id in ["a", "b"] {
+        sandbox.taskq(["send", "--id", id, "--queue", &sandbox.dead_queue()]).run().exits(0);
+    }
+    // It has one, and nobody else gets the other.
+    let channel = broker.channel();
+    channel.qos(0, 1, false).unwrap();
+    let consumer = channel.basic_consume(sandbox.dead_queue(), ConsumerOptions::default()).unwrap();
+    broker.wait_ready(&sandbox.dead_queue(), 1);
+    for args in [&["list"][..], &["list", "--json"], &["show", "b"], &["requeue", "b"], &["requeue", "--all"]]
+    {
+        let missed = sandbox.taskq(["dead"].iter().chain(args)).run().exits(75).in_one_line();
+        assert!(missed.stdout.is_empty() && missed.stderr.contains("ready there: 1"), "{}", missed.stderr);
+    }
+    drop(consumer);
+    drop(channel);
+    broker.wait_ready(&sandbox.dead_queue(), 2);
+    assert_eq!(listed(&sandbox), ["a", "b"]);
 }
 
 #[test]
