@@ -1,7 +1,7 @@
 //! What reaches a person: bodies escaped so that they cannot drive a terminal, and the logger.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 
 use log::{Level, LevelFilter, Metadata, Record};
 
@@ -91,13 +91,26 @@ fn is_invisible(c: char) -> bool {
         | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Writes one line to stdout and flushes it; an error is the caller's to judge (a closed pipe ends the output).
+/// Writes data to stdout and flushes it. `false` where its reader has seen enough and closed the pipe: that is the
+/// reader's business, and no error.
 ///
 /// # Errors
-/// Whatever the write returned.
-pub fn stdout_line(line: &str) -> std::io::Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{line}")
+/// Whatever else the write returned: something of the data is missing.
+pub fn print(data: &[u8]) -> io::Result<bool> {
+    let mut stdout = io::stdout().lock();
+    unless_closed(stdout.write_all(data).and_then(|()| stdout.flush()))
+}
+
+/// What [`print`] makes of what a write to stdout returned.
+///
+/// # Errors
+/// As there.
+pub fn unless_closed(written: io::Result<()>) -> io::Result<bool> {
+    match written {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes a panic one line on stderr. One in amiquip's threads is a lost connection, which is dealt with and told as

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
+use super::cannot_print;
 use super::connection::ConnectionArgs;
 use super::queue::QueueNameArgs;
 use crate::broker::{QueueSpec, SessionOptions};
@@ -111,7 +112,7 @@ fn list(as_json: bool, place: Place) -> Result<Exit> {
     // What came is worth showing also when something went wrong after it.
     let text = if as_json { objects.join("\n") } else { table(&rows) };
     if !text.is_empty() {
-        print(format!("{text}\n").as_bytes());
+        print(format!("{text}\n").as_bytes())?;
     }
     looked?;
     if text.is_empty() && !as_json {
@@ -130,7 +131,7 @@ fn show(id: &str, body_only: bool, place: Place) -> Result<Exit> {
         found.is_none()
     })?;
     let text = found.ok_or_else(|| not_found(&[id.to_owned()], &queue))?;
-    print(&text);
+    print(&text)?;
     Ok(Exit::Success)
 }
 
@@ -178,10 +179,9 @@ fn confirmed(question: &str) -> Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// A reader that has seen enough closes the pipe; that is its business.
-fn print(text: &[u8]) {
-    let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text).and_then(|()| stdout.flush());
+/// What is missing in the output must not be taken for looked at: a purge may be next.
+fn print(data: &[u8]) -> Result<()> {
+    output::print(data).map(drop).map_err(|error| cannot_print(&error))
 }
 
 fn not_found(ids: &[String], queue: &QueueSpec) -> Error {

@@ -10,7 +10,7 @@ use clap::{ArgAction, Parser, Subcommand};
 
 use crate::broker;
 use crate::duration;
-use crate::error::{Exit, Result};
+use crate::error::{Error, Exit, Result};
 use crate::output::{self, Verbosity};
 
 /// A task queue for the shell on top of RabbitMQ.
@@ -72,9 +72,20 @@ fn tell(error: &clap::Error) -> Exit {
         let _ = write!(std::io::stderr(), "{text}");
         return Exit::Usage;
     }
-    // Help and version; a closed pipe is the reader's business.
-    let _ = error.print();
-    Exit::Success
+    // Help and version.
+    match output::unless_closed(error.print().and_then(|()| std::io::stdout().flush())) {
+        Ok(_) => Exit::Success,
+        Err(error) => {
+            let error = cannot_print(&error);
+            let _ = writeln!(std::io::stderr(), "taskq: error: {error}");
+            error.exit
+        }
+    }
+}
+
+/// Such as a full disk behind stdout.
+fn cannot_print(error: &std::io::Error) -> Error {
+    Error::internal(format!("cannot write to stdout: {error}"))
 }
 
 /// For clap: a duration longer than zero.
@@ -85,7 +96,6 @@ fn positive_duration(text: &str) -> std::result::Result<std::time::Duration, Str
 /// An environment variable that is set has to mean something: an empty one is more often a script's mistake than a
 /// wish for the default.
 fn environment(name: &str) -> Result<Option<String>> {
-    use crate::error::Error;
     match std::env::var(name) {
         Ok(value) if value.is_empty() => {
             Err(Error::usage(format!("{name} is set but empty; unset it or give a value")))

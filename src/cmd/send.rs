@@ -276,14 +276,11 @@ impl Report for Teller {
         } else if let Ok(body) = &item.body {
             log::info!(" [x] Sent {}", output::excerpt(body));
         }
-        if self.print_ids
-            && let Err(error) = output::stdout_line(id)
-        {
-            self.print_ids = false;
-            // Whoever read the ids may have read enough; the tasks are sent all the same.
-            if error.kind() != std::io::ErrorKind::BrokenPipe {
-                self.print_error = Some(error);
-            }
+        if self.print_ids {
+            // Whoever read the ids may have read enough, or the disk is full; the tasks are sent all the same.
+            let printed = output::print(format!("{id}\n").as_bytes());
+            self.print_ids = matches!(printed, Ok(true));
+            self.print_error = printed.err();
         }
     }
 

@@ -180,14 +180,49 @@ fn a_closed_stdin_is_no_input() {
     assert!([0, 2, 78].contains(&closed.code), "exit code {}", closed.code);
 }
 
+/// Runs taskq with its stdout on a full disk.
+fn on_a_full_disk(sandbox: &Sandbox, args: &[&str]) -> Finished {
+    let script = r#"taskq=$1; shift; exec "$taskq" "$@" >/dev/full"#;
+    let shell = ["-c", script, "sh", env!("CARGO_BIN_EXE_taskq")];
+    sandbox.program("sh", shell.iter().chain(args)).run()
+}
+
 #[test]
 fn a_full_disk_behind_stdout_is_an_error_of_its_own() {
     let sandbox = Sandbox::new();
-    let script = r#""$1" send --print-ids hello >/dev/full"#;
-    let full = sandbox.program("sh", ["-c", script, "sh", env!("CARGO_BIN_EXE_taskq")]).run();
-    assert!(!full.stderr.contains("panicked"), "{}", full.stderr);
+    let full = on_a_full_disk(&sandbox, &["send", "--quiet", "--print-ids", "hello"]);
+    full.exits(70).in_one_line().says("the ids could not be printed");
     assert_eq!(sandbox.broker().bodies(&sandbox.queue), ["hello"], "the task itself was sent");
-    assert_ne!(full.code, 0, "an id that was asked for is missing");
+}
+
+#[test]
+fn a_dead_task_is_not_shown_where_the_disk_is_full() {
+    let sandbox = Sandbox::new();
+    sandbox.taskq(["send", "--id", "a", "--queue", &sandbox.dead_queue(), "hello"]).run().exits(0);
+    for args in [&["list"][..], &["list", "--json"], &["show", "a"], &["show", "--body", "a"]] {
+        let full = on_a_full_disk(&sandbox, &[&["dead"], args].concat());
+        full.exits(70).in_one_line().says("cannot write to stdout: No space left on device");
+    }
+}
+
+#[test]
+fn help_and_version_want_to_be_seen() {
+    let sandbox = Sandbox::new();
+    for args in [["--help"].as_slice(), &["--version"], &["dead", "list", "--help"]] {
+        on_a_full_disk(&sandbox, args).exits(70).in_one_line().says("cannot write to stdout");
+    }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_of_a_dead_task_is_no_error() {
+    let sandbox = Sandbox::new();
+    // More than a pipe holds.
+    let body = "x".repeat(1_000_000);
+    let send = ["send", "--id", "a", "--queue", &sandbox.dead_queue(), "--file", "-"];
+    sandbox.taskq(send).feed(body).exits(0);
+    let script = r#"("$1" dead show --body a; echo "exit $?" >&3) 3>&2 | head -c 1"#;
+    let read = sandbox.program("sh", ["-c", script, "sh", env!("CARGO_BIN_EXE_taskq")]).run();
+    assert_eq!((read.stdout_text().as_str(), read.stderr.as_str()), ("x", "exit 0\n"));
 }
 
 #[test]
