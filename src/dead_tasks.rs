@@ -22,8 +22,9 @@ const BACK_WITHIN: Duration = Duration::from_secs(3);
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 /// How long a copy may take to be confirmed.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
-/// To look at a task counts as a delivery of it, and a quorum queue may drop a task after so many: RabbitMQ 4 after 20,
-/// unless the queue was declared by taskq. Well before that the task is replaced by a copy that was never delivered.
+/// To look at a task counts as a delivery of it, and a quorum queue may drop a task after so many: RabbitMQ 4 after 20.
+/// Well before that the task is replaced by a copy that was never delivered, at the price of its place in the row. In a
+/// queue of taskq's own too: a policy may lower the limit that it was declared with, and AMQP does not tell of policies.
 const WORN: u64 = 10;
 
 /// One dead task, as a person looks at it.

@@ -67,6 +67,18 @@ fn dead_tasks_in_a_queue_that_drops_what_is_delivered_often_are_renewed_in_time(
     look_often(&sandbox);
 }
 
+/// It holds against the limit that taskq declares, and only the broker's operator sees it.
+#[test]
+fn a_policy_that_drops_what_is_delivered_often_costs_no_dead_task() {
+    let sandbox = Sandbox::new();
+    let name = sandbox.dead_queue();
+    let policy = ["set_policy", &name, &format!("^{name}$"), r#"{"delivery-limit": 15}"#];
+    sandbox.node().ctl(&policy);
+    two_dead(&sandbox, "quorum");
+    look_often(&sandbox);
+    sandbox.node().ctl(&["clear_policy", &name]);
+}
+
 #[test]
 fn who_may_only_read_is_told_that_dead_tasks_wear_out() {
     let sandbox = Sandbox::new();
