@@ -151,6 +151,30 @@ fn interrupting_it_saves_and_counts_what_was_read() {
 }
 
 #[test]
+fn what_a_killed_sender_has_printed_is_in_the_queue() {
+    let sandbox = Sandbox::new();
+    let mut send = sandbox.taskq(["send", "--lines", "--print-ids"]).start();
+    // Without the end of its input it goes on waiting, some of this unread or unconfirmed.
+    send.write("line\n".repeat(10_000));
+    send.prints_lines(500);
+    send.signal(Signal::SIGKILL);
+    let killed = send.end().exits(137);
+    let kept: HashSet<_> = sandbox
+        .broker()
+        .drain(&sandbox.queue)
+        .iter()
+        .map(|task| task.properties.message_id().clone())
+        .collect();
+    let printed = killed.stdout_text();
+    // The last line may have been cut short.
+    let printed: Vec<_> = printed.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).collect();
+    assert!(printed.len() >= 500);
+    for id in printed {
+        assert!(kept.contains(&Some(id.to_owned())), "{id} is missing");
+    }
+}
+
+#[test]
 fn interrupting_it_while_it_waits_for_input_ends_it() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let sandbox = Sandbox::new();

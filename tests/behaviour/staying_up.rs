@@ -1,7 +1,7 @@
 //! A worker outlives its connections, its channels and its queue: it consumes again, or says why it cannot.
 
 use crate::support::{Process, Sandbox, until};
-use nix::sys::signal::Signal::SIGTERM;
+use nix::sys::signal::Signal::{SIGCONT, SIGSTOP, SIGTERM};
 use std::time::Duration;
 
 fn count(worker: &Process, text: &str) -> usize {
@@ -58,6 +58,22 @@ fn a_task_that_was_done_on_a_dead_connection_is_not_run_again() {
     worker.says("Received a message: the next\nDone\n");
     assert_eq!(count(&worker, "Received a message: only once"), 1);
     works_on(&sandbox, worker);
+}
+
+#[test]
+fn the_task_of_a_frozen_worker_goes_to_another_and_thawed_it_works_on() {
+    let sandbox = Sandbox::new();
+    let frozen = sandbox.worker(["--heartbeat", "1s"]);
+    sandbox.taskq(["send", "passed on ..."]).run().exits(0);
+    frozen.says("Received a message: passed on");
+    frozen.signal(SIGSTOP);
+    let other = sandbox.worker([""; 0]);
+    other.says("Received a message: passed on").says("Done");
+    other.signal(SIGTERM);
+    other.end().exits(0);
+    frozen.signal(SIGCONT);
+    frozen.says("lost the connection").says_times("connected to", 2);
+    works_on(&sandbox, frozen);
 }
 
 #[test]
