@@ -101,7 +101,7 @@ pub fn print(data: &[u8]) -> io::Result<bool> {
     unless_closed(stdout.write_all(data).and_then(|()| stdout.flush()))
 }
 
-/// What [`print`] makes of what a write to stdout returned.
+/// What [`print()`] makes of what a write to stdout returned.
 ///
 /// # Errors
 /// As there.
