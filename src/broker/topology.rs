@@ -44,6 +44,12 @@ pub enum Role {
 /// whose time has come, and which their queue has not taken since. The lease is renewed before each use, at most
 /// [`RENEW_AFTER`] before.
 const LEASE: Duration = Duration::from_hours(24);
+/// Leased delays are rounded up to a multiple of this, those of up to [`SHORT_DELAY`] to the finer one: people make up
+/// any number of milliseconds, and each would have a queue of its own until the lease ends. Well within the second that
+/// a task may be late.
+const GRAIN: Duration = Duration::from_millis(500);
+const FINE_GRAIN: Duration = Duration::from_millis(100);
+const SHORT_DELAY: Duration = Duration::from_secs(10);
 /// How long a declaration is trusted. Well within the lease.
 pub(super) const RENEW_AFTER: Duration = Duration::from_mins(1);
 /// How often a message may be delivered that is only looked at. Each look counts, and RabbitMQ 4 drops a message after
@@ -69,10 +75,12 @@ pub struct QueueSpec {
 }
 
 impl QueueSpec {
-    /// Where this queue's tasks wait for `after`. Always a quorum queue: a classic one hands over what has expired
-    /// without confirms, so that a broker which is killed in that moment loses it (RABBITMQ.md, 13).
+    /// Where this queue's tasks wait for `after`, and no longer than half a second more if `leased`. Always a quorum
+    /// queue: a classic one hands over what has expired without confirms, so that a broker which is killed in that
+    /// moment loses it (RABBITMQ.md, 13).
     #[must_use]
     pub fn delay(&self, after: Duration, leased: bool) -> Self {
+        let after = if leased { rounded_up(after) } else { after };
         Self {
             name: format!("{}.delay.{}", self.name, after.as_millis()),
             role: Role::Delay { after, back_to: self.name.clone(), leased },
@@ -131,6 +139,13 @@ impl QueueSpec {
         }
         arguments
     }
+}
+
+/// As little longer as gives few different delays.
+fn rounded_up(delay: Duration) -> Duration {
+    let grain = if delay <= SHORT_DELAY { FINE_GRAIN } else { GRAIN };
+    let grains = delay.as_nanos().div_ceil(grain.as_nanos());
+    grain.saturating_mul(u32::try_from(grains).unwrap_or(u32::MAX))
 }
 
 /// What to do about a queue that exists with other properties than asked for, from the broker's words.
@@ -347,6 +362,29 @@ mod tests {
         let quorum = QueueSpec { kind: QueueType::Quorum, ..spec() };
         assert_eq!(quorum.arguments().len(), 1);
         assert_eq!(quorum.dead().arguments().get("x-delivery-limit"), Some(&AmqpValue::LongInt(i32::MAX)));
+    }
+
+    #[test]
+    fn delays_that_people_make_up_are_rounded_up_and_those_of_the_back_off_list_are_not() {
+        let milliseconds = |asked, leased| match spec().delay(Duration::from_millis(asked), leased).role {
+            Role::Delay { after, .. } => after.as_millis(),
+            Role::Tasks | Role::Dead { .. } => panic!("no delay"),
+        };
+        for (asked, waited) in [
+            (1, 100),
+            (100, 100),
+            (101, 200),
+            (1500, 1500),
+            (9_901, 10_000),
+            (10_000, 10_000),
+            (10_001, 10_500),
+            (3_600_000, 3_600_000),
+            (3_600_999, 3_601_000),
+        ] {
+            assert_eq!(milliseconds(asked, true), waited);
+            assert_eq!(milliseconds(asked, false), u128::from(asked));
+        }
+        assert_eq!(rounded_up(MAX_DELAY), MAX_DELAY);
     }
 
     #[test]

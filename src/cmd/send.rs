@@ -60,7 +60,7 @@ pub(super) struct Args {
     /// Drop the task if it is still waiting after this long
     #[arg(long, value_name = "DUR", value_parser = positive_duration)]
     expires: Option<Duration>,
-    /// Deliver the task not before this long from now
+    /// Deliver the task not before this long from now, and up to half a second later
     // The shorter of the two times would end the wait in the delay queue, and the other be forgotten.
     #[arg(long, value_name = "DUR", value_parser = delay, conflicts_with = "expires")]
     delay: Option<Duration>,

@@ -87,23 +87,32 @@ fn refusal(broker: &Broker, queue: &str, arguments: amiquip::FieldTable) -> Stri
 }
 
 #[test]
-fn three_hundred_different_delays_leave_only_queues_that_go_away() {
-    const QUEUES: i32 = 300;
+fn three_hundred_different_delays_make_few_queues_and_none_that_stays() {
+    const TASKS: i32 = 300;
+    const STEP_MS: i32 = 10;
+    const GRAIN_MS: i32 = 500;
     let sandbox = Sandbox::new();
+    let last_ms = LATER_MS + (TASKS - 1) * STEP_MS;
     // Two at a time, each of some milliseconds more than an hour.
-    let loop_ = r#"seq "$1" "$2" | xargs -P 2 -I{} "$3" send --quiet --delay {}ms "after {}""#;
-    let (first, last) = (LATER_MS.to_string(), (LATER_MS + QUEUES - 1).to_string());
-    let args = ["-c", loop_, "sh", &first, &last, env!("CARGO_BIN_EXE_taskq")];
-    sandbox.program("sh", args).run().exits(0);
+    let loop_ = r#"seq "$1" "$2" "$3" | xargs -P 2 -I{} "$4" send --quiet --delay {}ms {}"#;
+    let numbers = [LATER_MS, STEP_MS, last_ms].map(|number| number.to_string());
+    let [first, step, last] = numbers.each_ref().map(String::as_str);
+    sandbox.program("sh", ["-c", loop_, "sh", first, step, last, env!("CARGO_BIN_EXE_taskq")]).run().exits(0);
     let broker = sandbox.broker();
-    for milliseconds in LATER_MS..LATER_MS + QUEUES {
+    let mut tasks = 0;
+    for milliseconds in (LATER_MS..last_ms + GRAIN_MS).step_by(usize::try_from(GRAIN_MS).unwrap()) {
         let queue = sandbox.delay_queue(u64::try_from(milliseconds).unwrap());
-        assert_eq!(broker.ready(&queue), 1, "{queue}");
         // Nothing else is different, so this is what is named.
         let refusal = refusal(&broker, &queue, permanent(&sandbox, milliseconds));
         assert!(refusal.contains("'x-expires'"), "{queue}: {refusal}");
+        for delay in broker.bodies(&queue) {
+            let delay: i32 = delay.parse().unwrap();
+            assert!((milliseconds - GRAIN_MS + 1..=milliseconds).contains(&delay), "{delay} in {queue}");
+            tasks += 1;
+        }
         broker.delete(&queue);
     }
+    assert_eq!(tasks, TASKS);
 }
 
 #[test]
