@@ -7,7 +7,7 @@ use crossbeam_channel::never;
 
 use self::walk::{Channels, Manner, Walk};
 use crate::broker::{
-    Delivery, Fault, Kind, Properties, Publisher, Purpose, QueueSpec, Record, Session, SessionOptions,
+    Body, Delivery, Fault, Kind, Properties, Publisher, Purpose, QueueSpec, Record, Session, SessionOptions,
     Settlement, Wake, count_ready, purge,
 };
 use crate::error::{Error, Result};
@@ -181,11 +181,12 @@ impl<'c> Mover<'c> {
         self.replace(Moving { original, counts: false }, name, &copy)
     }
 
-    fn replace(&mut self, moving: Moving<'c>, to: &str, copy: &Properties) -> Result<()> {
-        let published = self.publisher.publish(to, moving.original.body(), copy, CONFIRM_TIMEOUT);
+    fn replace(&mut self, mut moving: Moving<'c>, to: &str, copy: &Properties) -> Result<()> {
+        let body = Body::new(moving.original.take_body());
+        let published = self.publisher.publish(to, &body, copy);
         self.under_way.insert(published.map_err(Fault::into_error)?, moving);
         // The broker sends nothing more while so many are unanswered.
-        while self.under_way.len() >= usize::from(WINDOW) {
+        while self.publisher.is_busy() || self.under_way.len() >= usize::from(WINDOW) {
             self.settle()?;
         }
         Ok(())

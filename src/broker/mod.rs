@@ -4,6 +4,7 @@
 
 mod channel;
 mod consumer;
+mod desk;
 mod dial;
 mod fault;
 mod frames;
@@ -23,7 +24,7 @@ pub use consumer::{Consumer, Delivery, Next};
 pub use fault::{Fault, Kind, Scope};
 pub use headers::Record;
 pub use message::{MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
-pub use publisher::{Publisher, Settlement, Wake, confirm_patience};
+pub use publisher::{Body, Publisher, Settlement, Wake, confirm_patience};
 pub use session::{Purpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;
 pub use topology::{MAX_DELAY, QueueSpec, QueueType, Role, count_ready, ensure_queue, purge};

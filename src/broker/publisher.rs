@@ -2,12 +2,14 @@
 //! confirmed it, and not before.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use amiquip::{Confirm, ConfirmPayload, ConnectionBlockedNotification, Publish, Return};
 use crossbeam_channel::{Receiver, never, select};
 
 use super::channel::Channel;
+use super::desk::Desk;
 use super::fault::{Fault, Kind, Scope};
 use super::message::Properties;
 use super::session::{Purpose, Session, SessionOptions};
@@ -16,6 +18,14 @@ use crate::error::Result;
 
 /// How many confirms one wait takes at most: a broker that never stops talking must not outtalk deadlines.
 const CONFIRMS_AT_ONCE: usize = 1024;
+/// So many bytes may be published and not confirmed before a further publish could have to wait for the broker to read:
+/// amiquip buffers 16 MiB, and frames add a little.
+const ROOM: usize = 12 * 1024 * 1024;
+/// How long that may take. Whoever publishes has a deadline of its own and cuts the connection at it; this one is for
+/// the thread that would wait on otherwise.
+const HANDOVER_TIMEOUT: Duration = Duration::from_hours(1);
+/// How long a handover may go on that has nothing to wait for any more.
+const HANDOVER_END: Duration = Duration::from_secs(5);
 /// How long [`Publisher::check_permission`] waits for an answer.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -29,6 +39,9 @@ const SLOWEST_LINE: usize = 64 * 1024;
 pub fn confirm_patience(bytes: usize) -> Duration {
     CONFIRM_PATIENCE + Duration::from_secs((bytes / SLOWEST_LINE) as u64)
 }
+
+/// The body of a message. It is shared, because handing it over can outlast the interest in it.
+pub type Body = Arc<Vec<u8>>;
 
 /// What the broker made of one publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +76,7 @@ pub enum Wake<I, S> {
 /// routing key names. Dropping it cuts no corners: close it with [`Publisher::close`].
 pub struct Publisher {
     // Before the session: the channel has to go first.
-    channel: Channel,
+    desk: Desk,
     session: Session,
     confirms: Receiver<Confirm>,
     returns: Receiver<Return>,
@@ -74,6 +87,7 @@ pub struct Publisher {
     next_tag: u64,
     /// By tag.
     outstanding: BTreeMap<u64, Outstanding>,
+    outstanding_bytes: usize,
     settled: Vec<(u64, Settlement)>,
 }
 
@@ -111,8 +125,8 @@ impl Publisher {
     /// # Errors
     /// As [`ensure_queue`].
     pub fn recover(self, queue: &QueueSpec) -> Result<Self> {
-        let Self { channel, session, .. } = self;
-        drop(channel);
+        let Self { desk, session, .. } = self;
+        drop(desk);
         Self::carefully(session, queue)
     }
 
@@ -124,7 +138,7 @@ impl Publisher {
     fn on(session: Session, confirming: Confirming, queue_is_certain: bool) -> Self {
         let Confirming { channel, confirms, returns } = confirming;
         Self {
-            channel,
+            desk: Desk::new(channel),
             session,
             confirms,
             returns,
@@ -133,6 +147,7 @@ impl Publisher {
             prepared: HashMap::new(),
             next_tag: 1,
             outstanding: BTreeMap::new(),
+            outstanding_bytes: 0,
             settled: Vec::new(),
         }
     }
@@ -200,7 +215,7 @@ impl Publisher {
             _ => Ok(()),
         };
         let properties = Properties::new_task("text/plain").with_id(&nowhere);
-        if let Err(fault) = publisher.publish(&nowhere, b"", &properties, CHECK_TIMEOUT) {
+        if let Err(fault) = publisher.publish(&nowhere, &Body::default(), &properties) {
             return refused(fault);
         }
         loop {
@@ -218,32 +233,44 @@ impl Publisher {
         Ok(())
     }
 
-    /// Publishes one message and returns its tag. `Ok` means queued: the settlement comes later. A large body may
-    /// block for as long as the broker takes to read it, at most `timeout`.
+    /// Publishes one message and returns its tag. `Ok` means under way: the settlement comes later. Never waits for the
+    /// broker to read: what would have to is handed over by a thread, and until it is, [`Publisher::is_busy`].
     ///
     /// # Errors
-    /// The channel or the connection is gone.
+    /// The channel or the connection is gone, or it is busy.
     pub fn publish(
         &mut self,
         queue: &str,
-        body: &[u8],
+        body: &Body,
         properties: &Properties,
-        timeout: Duration,
     ) -> std::result::Result<u64, Fault> {
-        let publish = Publish {
-            body,
-            routing_key: queue.to_owned(),
-            mandatory: true,
-            immediate: false,
-            properties: properties.amqp().clone(),
-        };
-        self.channel.call_within(timeout, "a publish", |amqp| amqp.basic_publish("", publish))?;
+        if self.outstanding_bytes + body.len() <= ROOM {
+            let publish = publish_of(queue, body, properties);
+            self.desk.channel()?.call("a publish", |amqp| amqp.basic_publish("", publish))?;
+        } else {
+            let (queue, body, properties) = (queue.to_owned(), Arc::clone(body), properties.clone());
+            self.desk.lend(move |channel| {
+                let publish = publish_of(&queue, &body, &properties);
+                channel.call_within(HANDOVER_TIMEOUT, "a publish", |amqp| amqp.basic_publish("", publish))
+            })?;
+        }
         let tag = self.next_tag;
         self.next_tag += 1;
-        let outstanding =
-            Outstanding { queue: queue.to_owned(), id: properties.id().to_owned(), returned: false };
+        let outstanding = Outstanding {
+            queue: queue.to_owned(),
+            id: properties.id().to_owned(),
+            bytes: body.len(),
+            returned: false,
+        };
+        self.outstanding_bytes += outstanding.bytes;
         self.outstanding.insert(tag, outstanding);
         Ok(tag)
+    }
+
+    /// A large body is being handed over, and nothing else can be published; [`Publisher::wait`] returns when it is.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.desk.is_empty()
     }
 
     /// Waits until something happens, whichever comes first. `input` and `interrupt` belong to the caller.
@@ -259,7 +286,6 @@ impl Publisher {
             recv(self.confirms) -> confirm => match confirm {
                 Ok(confirm) => {
                     self.settle(&confirm);
-                    self.settle_queued();
                     Wake::Settled
                 }
                 Err(_) => Wake::Lost(self.why_lost()),
@@ -282,27 +308,39 @@ impl Publisher {
                 }
                 Err(_) => self.end(),
             },
+            recv(self.desk.back()) -> back => {
+                let back = back.map_err(|_| Fault::lost("a publish ended without a word"));
+                match back.and_then(|back| self.desk.put_back(back)) {
+                    Ok(()) => Wake::Settled,
+                    Err(fault) => Wake::Lost(fault),
+                }
+            }
             recv(interrupt) -> sent => Wake::Interrupted(sent.unwrap_or_default()),
             recv(input.unwrap_or(&no_input)) -> item => Wake::Input(item.ok()),
             recv(timer) -> _ => Wake::TimedOut,
         }
     }
 
-    /// The settlements that came since the last call, by tag.
+    /// The settlements that came since the last call, by tag. They count also when the connection is lost.
     pub fn take_settled(&mut self) -> Vec<(u64, Settlement)> {
+        self.settle_queued();
         std::mem::take(&mut self.settled)
     }
 
     /// Says goodbye. A blocked broker does not read goodbyes, so there it is cut instead (AMIQUIP.md, H3).
-    pub fn close(self) {
-        if self.blocked {
-            self.session.cut("the broker had blocked the connection");
+    pub fn close(mut self) {
+        // The confirm was faster than the thread's end.
+        if self.is_busy() && self.outstanding.is_empty() {
+            let _ = self.take_back();
+        }
+        if self.blocked || self.is_busy() {
+            self.session.cut("the broker does not read");
         } else {
             // Nothing is outstanding that matters, so the connection's own goodbye is enough: the channel's would
             // be one more round trip.
-            let Self { channel, session, .. } = self;
+            let Self { desk, session, .. } = self;
             drop(session);
-            drop(channel);
+            drop(desk);
         }
     }
 
@@ -337,6 +375,7 @@ impl Publisher {
         }
         for tag in self.covered(payload) {
             let Some(outstanding) = self.outstanding.remove(&tag) else { continue };
+            self.outstanding_bytes -= outstanding.bytes;
             let settlement = if outstanding.returned { Settlement::Unroutable } else { settlement.clone() };
             self.settled.push((tag, settlement));
         }
@@ -362,11 +401,20 @@ impl Publisher {
     }
 
     /// The confirms end without a word when the channel or the connection does; any call tells which and why.
-    fn why_lost(&self) -> Fault {
-        match self.channel.call("basic.qos", |amqp| amqp.qos(0, 0, false)) {
+    fn why_lost(&mut self) -> Fault {
+        // What is being handed over meets the same end.
+        let told = if self.is_busy() { self.take_back() } else { Ok(()) };
+        let ask = |channel: &Channel| channel.call("basic.qos", |amqp| amqp.qos(0, 0, false));
+        match told.and_then(|()| self.desk.channel().and_then(ask)) {
             Err(fault) => fault,
             Ok(()) => Fault::channel(Kind::Lost, "the confirms ended"),
         }
+    }
+
+    /// Waits for the end of a handover that is about to end.
+    fn take_back(&mut self) -> std::result::Result<(), Fault> {
+        let back = self.desk.back().recv_timeout(HANDOVER_END);
+        self.desk.put_back(back.map_err(|_| Fault::lost("a publish does not end"))?)
     }
 }
 
@@ -374,8 +422,15 @@ impl Publisher {
 struct Outstanding {
     queue: String,
     id: String,
+    bytes: usize,
     /// No queue took it; its confirm is still to come.
     returned: bool,
+}
+
+/// Through the default exchange; what no queue takes comes back.
+fn publish_of<'a>(queue: &str, body: &'a [u8], properties: &Properties) -> Publish<'a> {
+    let properties = properties.amqp().clone();
+    Publish { body, routing_key: queue.to_owned(), mandatory: true, immediate: false, properties }
 }
 
 /// A channel in confirm mode.

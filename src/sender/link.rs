@@ -83,7 +83,11 @@ impl Link {
 
     /// The same where it also takes tasks.
     pub(super) fn publisher_in_favour(&mut self) -> Option<&mut Publisher> {
-        if matches!(self.refusal, Refusal::Here(_)) { None } else { self.publisher() }
+        if matches!(self.refusal, Refusal::Here(_)) {
+            return None;
+        }
+        // What waits here can be forgotten or saved; what waits in the broker's buffers turns up after the alarm.
+        self.publisher().filter(|publisher| !publisher.is_blocked())
     }
 
     /// When a connection that is out of favour is given up, whatever is in flight on it.

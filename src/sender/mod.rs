@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, never, select};
 
-use crate::broker::{Fault, Kind, Properties, QueueSpec, SessionOptions, Settlement, Wake, confirm_patience};
+use crate::broker::{
+    Fault, Kind, Properties, Publisher, QueueSpec, SessionOptions, Settlement, Wake, confirm_patience,
+};
 use crate::duration;
 use crate::error::{Error, Exit};
 
@@ -241,8 +243,12 @@ impl Sending<'_> {
         Some(oldest + confirm_patience(self.window.bytes()))
     }
 
-    /// Everything in flight is unknown now and will be published again.
+    /// Everything in flight that is not confirmed is unknown now and will be published again.
     fn lost(&mut self, fault: &Fault) -> Step {
+        let settled = self.link.publisher().map(Publisher::take_settled).unwrap_or_default();
+        for (tag, _) in settled.iter().filter(|(_, settlement)| *settlement == Settlement::Confirmed) {
+            self.window.confirm(*tag);
+        }
         self.window.requeue_in_flight();
         match fault.kind {
             Kind::TooLarge(limit) => {
@@ -287,13 +293,15 @@ impl Sending<'_> {
     fn publish_queued(&mut self) -> std::result::Result<(), Fault> {
         let Some(publisher) = self.link.publisher_in_favour() else { return Ok(()) };
         let to = self.job.first_queue();
-        while let Some((sequence, entry)) = self.window.next_queued() {
+        while !publisher.is_busy()
+            && let Some((sequence, entry)) = self.window.next_queued()
+        {
             let Ok(body) = &entry.item.body else { break };
             let properties = self.job.properties.clone().with_id(&entry.id);
             if let Some(delay) = &self.job.delay {
                 publisher.prepare(delay)?;
             }
-            let tag = publisher.publish(&to.name, body, &properties, self.job.retry_for)?;
+            let tag = publisher.publish(&to.name, body, &properties)?;
             self.window.in_flight(sequence, tag);
         }
         Ok(())

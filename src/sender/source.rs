@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+use crate::broker::Body;
 use crate::error::{Error, Result};
 
 /// The largest body taskq sends, in bytes: RabbitMQ's own default limit up to 3.13 (4.x allows 16 MiB unless told
@@ -27,7 +28,7 @@ pub struct Item {
     /// Its number in the input, from 1.
     pub number: u64,
     /// The body, or how many bytes it would have had where that is over [`MAX_BODY_BYTES`].
-    pub body: std::result::Result<Vec<u8>, u64>,
+    pub body: std::result::Result<Body, u64>,
 }
 
 /// Some items that were there at the same time, or why there are no more.
@@ -56,7 +57,8 @@ impl Source {
         let tap = Arc::<Tap>::default();
         match self {
             Self::Single(body) => {
-                let body = if body.len() > MAX_BODY_BYTES { Err(body.len() as u64) } else { Ok(body) };
+                let body =
+                    if body.len() > MAX_BODY_BYTES { Err(body.len() as u64) } else { Ok(Body::new(body)) };
                 // Has room for one.
                 let _ = sender.send(Ok(vec![Item { number: 1, body }]));
                 tap.ended.store(true, Ordering::SeqCst);
@@ -153,7 +155,7 @@ fn read_records<R: Read>(mut input: BufReader<R>, separator: u8, sender: &Sender
                 Ok(Some(body)) => {
                     number += 1;
                     bytes += body.as_ref().map_or(0, Vec::len);
-                    parcel.push(Item { number, body });
+                    parcel.push(Item { number, body: body.map(Body::new) });
                 }
                 Ok(None) => break Some(Ok(())),
                 Err(error) => break Some(Err(error)),
@@ -279,7 +281,7 @@ mod tests {
         let rest: Vec<Item> = std::iter::from_fn(|| input.next_at_hand()).flatten().collect();
         let numbers: Vec<u64> = rest.iter().map(|item| item.number).collect();
         assert_eq!(numbers, (first + 1..=first + rest.len() as u64).collect::<Vec<_>>());
-        assert!(rest.iter().all(|item| item.body == Ok(b"line".to_vec())));
+        assert!(rest.iter().all(|item| item.body == Ok(Body::new(b"line".to_vec()))));
         assert!(!input.is_at_its_end());
     }
 }

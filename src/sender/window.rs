@@ -8,8 +8,7 @@ use crate::error::Error;
 
 /// Publishes that may be unconfirmed at a time.
 const MAX_ENTRIES: usize = 1000;
-/// And how many bytes they may hold together; a single larger one goes alone. Well under what amiquip buffers
-/// before a publish blocks (16 MiB).
+/// And how many bytes they may hold together; a single larger one goes alone.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
 
 /// One task on its way.
@@ -29,7 +28,7 @@ enum State {
 
 impl Entry {
     fn size(&self) -> usize {
-        self.item.body.as_ref().map_or(0, Vec::len)
+        self.item.body.as_ref().map_or(0, |body| body.len())
     }
 }
 
@@ -211,11 +210,12 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::Body;
 
     fn window(count: u64) -> Window {
         let mut window = Window::default();
         for number in 1..=count {
-            window.push(Item { number, body: Ok(vec![b'x']) }, number.to_string());
+            window.push(Item { number, body: Ok(Body::new(vec![b'x'])) }, number.to_string());
         }
         window
     }
@@ -270,7 +270,7 @@ mod tests {
         assert!(window(999).has_room());
         assert!(!window(1000).has_room());
         let mut big = Window::default();
-        big.push(Item { number: 1, body: Ok(vec![0; MAX_BYTES]) }, String::new());
+        big.push(Item { number: 1, body: Ok(Body::new(vec![0; MAX_BYTES])) }, String::new());
         assert!(!big.has_room());
     }
 

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, select};
 
 use super::shared::Shared;
-use crate::broker::{Fault, Kind, Properties, Publisher, QueueSpec, Settlement, Wake, confirm_patience};
+use crate::broker::{
+    Body, Fault, Kind, Properties, Publisher, QueueSpec, Settlement, Wake, confirm_patience,
+};
 use crate::error::{Error, Exit};
 use crate::handler::Never;
 
@@ -29,7 +31,7 @@ const LIMIT_VALID: Duration = Duration::from_mins(10);
 /// A copy to be kept.
 struct Request {
     to: QueueSpec,
-    body: Vec<u8>,
+    body: Body,
     properties: Properties,
     asker: Asker,
     /// It came back once because its queue was gone; the queue was declared again since.
@@ -144,6 +146,7 @@ impl Copies {
         let withdrawn = Arc::new(AtomicBool::new(false));
         let asker = Asker { reply, bell: bell.clone(), withdrawn: Arc::clone(&withdrawn) };
         // Without the thread the reply channel is closed, which is an answer.
+        let body = Body::new(body);
         let _ = self.requests.send(Request { to, body, properties, asker, came_back: false });
         Pending { replies, withdrawn }
     }
@@ -321,6 +324,7 @@ impl Keeper {
     /// yet, and then the declaration would not be answered either.
     fn is_open_for(&self, request: &Request) -> bool {
         !self.is_blocked()
+            && self.publisher.as_ref().is_none_or(|publisher| !publisher.is_busy())
             && (self.outstanding.is_empty()
                 || self.publisher.as_ref().is_none_or(|publisher| publisher.is_prepared(&request.to)))
     }
@@ -335,10 +339,9 @@ impl Keeper {
         if let Some(refusal) = self.limit.as_ref().and_then(|limit| limit.refusal(&request.body)) {
             return request.asker.answer(Err(refusal));
         }
-        let sent = publisher.prepare(&request.to).and_then(|()| {
-            let patience = confirm_patience(request.body.len());
-            publisher.publish(&request.to.name, &request.body, &request.properties, patience)
-        });
+        let sent = publisher
+            .prepare(&request.to)
+            .and_then(|()| publisher.publish(&request.to.name, &request.body, &request.properties));
         match sent {
             Ok(tag) => {
                 self.outstanding.insert(tag, Outstanding { request, since: Instant::now() });
@@ -362,8 +365,14 @@ impl Keeper {
         self.publisher.as_ref().is_some_and(Publisher::is_blocked)
     }
 
-    /// What is outstanding is unknown, so nothing of it counts as kept.
+    /// What is outstanding and not confirmed by now is unknown, so nothing of it counts as kept.
     fn lost(&mut self, fault: &Fault) {
+        let settled = self.publisher.as_mut().map(Publisher::take_settled).unwrap_or_default();
+        for (tag, _) in settled.iter().filter(|(_, settlement)| *settlement == Settlement::Confirmed) {
+            if let Some(Outstanding { request, .. }) = self.outstanding.remove(tag) {
+                request.asker.answer(Ok(()));
+            }
+        }
         if let Some(limit) = Limit::told_by(fault) {
             self.limit = Some(limit);
         }

@@ -2,7 +2,7 @@
 //! exact counts, and `work` acknowledges as always.
 
 use crate::support::{Sandbox, until};
-use nix::sys::signal::Signal::SIGTERM;
+use nix::sys::signal::Signal::{SIGINT, SIGTERM};
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -84,6 +84,93 @@ fn a_single_send_ends_at_its_deadline_and_says_why() {
         sent.says("has blocked publishing").says("safe to try again").never_says("Sent");
         sandbox.node().ctl(end);
     }
+}
+
+/// More than amiquip buffers, so that handing it over waits for the broker to read.
+const LARGE: usize = 40 * 1024 * 1024;
+
+/// RabbitMQ 4 takes 16 MiB unless told otherwise.
+fn sandbox_for_large_bodies() -> Sandbox {
+    Sandbox::configured(&["max_message_size = 134217728"])
+}
+
+#[test]
+fn a_send_of_a_large_body_ends_at_its_deadline_or_with_a_signal_and_says_why() {
+    let sandbox = sandbox_for_large_bodies();
+    sandbox.broker().declare(&sandbox.queue);
+    let body = sandbox.file("body", vec![b'x'; LARGE]);
+    let body = body.to_str().unwrap();
+    let [raise, end] = ALARMS[0];
+    raise_alarm(&sandbox, raise);
+    let send = sandbox.taskq(["send", "--retry-for", "2s", "--file", body]).start();
+    let sent = send.end_within(Duration::from_secs(2) + SLACK).exits(75);
+    sent.says("has blocked publishing").says("safe to try again").never_says("Sent");
+    // The input does not end; it is in the middle of a large one when the signal comes.
+    let unsent = sandbox.path("unsent");
+    let options = ["--print-ids", "--retry-for", "1h", "--unsent", unsent.to_str().unwrap()];
+    let mut send = sandbox.taskq(["send", "--null"].iter().chain(&options)).start();
+    send.write([&vec![b'x'; LARGE][..], b"\0small\0"].concat());
+    send.says("has blocked publishing");
+    send.signal(SIGINT);
+    let sent = send.end_within(SLACK).exits(130).says("0 tasks confirmed, 2 not");
+    assert_eq!(sent.stdout_lines().len(), 0);
+    assert_eq!(std::fs::read(&unsent).unwrap().len(), LARGE + 7);
+    sandbox.node().ctl(end);
+}
+
+#[test]
+fn a_large_body_that_was_held_up_goes_through_when_the_alarm_is_over() {
+    let sandbox = sandbox_for_large_bodies();
+    sandbox.broker().declare(&sandbox.queue);
+    let [raise, end] = ALARMS[0];
+    raise_alarm(&sandbox, raise);
+    let mut send = sandbox.taskq(["send", "--null", "--retry-for", "2m"]).start();
+    send.write([b"before\0", &vec![b'x'; LARGE][..], b"\0after\0"].concat());
+    send.close_stdin();
+    send.says("has blocked publishing");
+    sandbox.node().ctl(end);
+    send.end().exits(0).says("accepts publishes again").says(" [x] Sent 3 tasks").never_says("is down");
+    let lengths: Vec<usize> = sandbox.broker().bodies(&sandbox.queue).iter().map(String::len).collect();
+    assert_eq!(lengths, [6, LARGE, 5]);
+}
+
+#[test]
+fn failed_tasks_of_any_size_wait_for_the_end_of_an_alarm() {
+    for [raise, end] in ALARMS {
+        let sandbox = sandbox_for_large_bodies();
+        let tasks = [&b"bad "[..], &vec![b'x'; LARGE][..], b"\0bad\0good\0"].concat();
+        sandbox.taskq(["send", "--null"]).feed(tasks).exits(0);
+        raise_alarm(&sandbox, raise);
+        let worker = sandbox.handling(&["--backoff", "1h"], "! grep -q bad");
+        worker.says("has blocked publishing").says_times("Done", 1);
+        sandbox.node().ctl(end);
+        worker.says("accepts publishes again");
+        let broker = sandbox.broker();
+        let later = sandbox.delay_queue(3_600_000);
+        broker.wait_ready(&later, 2);
+        worker.signal(SIGTERM);
+        worker.end_within(SLACK).exits(0).never_says("is down");
+        assert_eq!(broker.counts(&sandbox.queue), Some((0, 0)));
+        let mut lengths: Vec<usize> = broker.bodies(&later).iter().map(String::len).collect();
+        lengths.sort_unstable();
+        assert_eq!(lengths, [3, LARGE + 4]);
+    }
+}
+
+#[test]
+fn a_worker_stops_in_time_while_a_large_failed_task_waits_for_the_end_of_an_alarm() {
+    let sandbox = sandbox_for_large_bodies();
+    sandbox.taskq(["send", "--file", "-"]).feed(vec![b'x'; LARGE]).exits(0);
+    let [raise, end] = ALARMS[0];
+    raise_alarm(&sandbox, raise);
+    let worker = sandbox.handling(&["--backoff", "1h"], "exit 1");
+    worker.says("has blocked publishing");
+    worker.signal(SIGTERM);
+    worker.end_within(SLACK).exits(0).says("goes back");
+    let broker = sandbox.broker();
+    broker.wait_ready(&sandbox.queue, 1);
+    assert_eq!(broker.counts(&sandbox.delay_queue(3_600_000)), Some((0, 0)));
+    sandbox.node().ctl(end);
 }
 
 #[test]

@@ -134,9 +134,16 @@ fn a_line_over_the_protocols_maximum_is_named_and_the_others_are_sent() {
 
 #[test]
 fn a_body_over_the_brokers_maximum_is_named_and_the_others_are_sent() {
+    // The larger is refused while most of it is still to be handed over.
+    for length in [200_000, 40_000_000] {
+        over_the_brokers_maximum(length);
+    }
+}
+
+fn over_the_brokers_maximum(length: usize) {
     let sandbox = Sandbox::configured(&["max_message_size = 100000"]);
     let unsent = sandbox.path("unsent");
-    let big = "x".repeat(200_000);
+    let big = "x".repeat(length);
     let args = ["send", "--lines", "--print-ids", "--unsent", unsent.to_str().unwrap()];
     let sent = sandbox.taskq(args).feed(format!("before\n{big}\nafter\n{big}\nlast\n")).exits(65);
     assert!(sent.stderr.contains("line 2"), "the line is not named: {}", sent.stderr);
