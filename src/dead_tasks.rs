@@ -7,8 +7,8 @@ use crossbeam_channel::never;
 
 use self::walk::{Channels, Manner, Walk};
 use crate::broker::{
-    Body, Delivery, Fault, Kind, Properties, Publisher, Purpose, QueueSpec, Record, Session, SessionOptions,
-    Settlement, Wake, count_ready, purge,
+    Body, Count, Delivery, Fault, Kind, Properties, Publisher, Purpose, QueueSpec, Record, Session,
+    SessionOptions, Settlement, Wake, count_messages, is_empty_for_certain, purge,
 };
 use crate::error::{Error, Result};
 
@@ -311,17 +311,22 @@ impl Place {
     fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Option<Self>> {
         let mut session = Session::open(options, Purpose::Consume).map_err(Error::on_first_connect)?;
         let dead = QueueSpec { declare: false, ..queue.dead() };
-        match count_ready(&mut session, &dead.name) {
-            Ok(ready) => Ok(Some(Self { session, dead, ready })),
+        match count_messages(&mut session, &dead.name) {
+            Ok(Count { ready, .. }) => {
+                if ready == 0 && !is_empty_for_certain(&mut session, &dead.name).map_err(Fault::into_error)? {
+                    return Err(Error::try_again(format!("{} could not be counted just now", dead.name)));
+                }
+                Ok(Some(Self { session, dead, ready }))
+            }
             Err(fault) if fault.kind == Kind::NotFound => Ok(None),
             Err(fault) => Err(fault.into_error()),
         }
     }
 
     /// Waits until so many are ready again. Not for ever: others may have taken some.
-    fn see_them_back(&mut self, count: u32) {
+    fn see_them_back(&mut self, wanted: u32) {
         let deadline = Instant::now() + BACK_WITHIN;
-        while count_ready(&mut self.session, &self.dead.name).is_ok_and(|ready| ready < count)
+        while count_messages(&mut self.session, &self.dead.name).is_ok_and(|counted| counted.ready < wanted)
             && Instant::now() < deadline
         {
             std::thread::sleep(LOOK_AGAIN_AFTER);

@@ -27,5 +27,7 @@ pub use message::{MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
 pub use publisher::{Body, Publisher, Settlement, Wake, confirm_patience};
 pub use session::{Purpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;
-pub use topology::{MAX_DELAY, QueueSpec, QueueType, Role, count_ready, ensure_queue, purge};
+pub use topology::{
+    Count, MAX_DELAY, QueueSpec, QueueType, Role, count_messages, ensure_queue, is_empty_for_certain, purge,
+};
 pub use url::{BrokerUrl, redact};

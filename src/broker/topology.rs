@@ -254,12 +254,17 @@ fn settle_mismatch(session: &mut Session, spec: &QueueSpec, fault: Fault) -> Res
 fn acquire(session: &mut Session, spec: &QueueSpec) -> Result<Channel, Fault> {
     let channel = declare(session, spec)?;
     if matches!(spec.role, Role::Delay { leased: true, .. }) {
-        channel.call("basic.get", |amqp| {
-            let got = amqp.basic_get(spec.name.as_str(), false)?;
-            got.map_or(Ok(()), |got| got.reject(amqp, true))
-        })?;
+        get_and_give_back(&channel, &spec.name)?;
     }
     Ok(channel)
+}
+
+/// Returns whether there was none to get.
+fn get_and_give_back(channel: &Channel, name: &str) -> Result<bool, Fault> {
+    channel.call("basic.get", |amqp| match amqp.basic_get(name, false)? {
+        None => Ok(true),
+        Some(got) => got.reject(amqp, true).map(|()| false),
+    })
 }
 
 fn declare(session: &mut Session, spec: &QueueSpec) -> Result<Channel, Fault> {
@@ -281,12 +286,30 @@ pub(super) fn declare_unseen(session: &mut Session, spec: &QueueSpec) -> Result<
     Ok(channel)
 }
 
-/// How many messages are ready in the queue.
+/// What the broker counts in a queue. A quorum queue whose leader does not answer counts nothing of either, and no error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Count {
+    /// Messages that wait for a consumer.
+    pub ready: u32,
+    /// Consumers, of whatever connection.
+    pub consumers: u32,
+}
+
+/// Counts what is in the queue.
 ///
 /// # Errors
 /// The queue is missing, access is refused, or the connection is lost.
-pub fn count_ready(session: &mut Session, name: &str) -> Result<u32, Fault> {
-    look(session, name).map(|(_, ready)| ready)
+pub fn count_messages(session: &mut Session, name: &str) -> Result<Count, Fault> {
+    look(session, name).map(|(_, count)| count)
+}
+
+/// Whether nothing is ready in the queue, as the queue itself says: it is asked for a message, which goes back to its
+/// place.
+///
+/// # Errors
+/// As [`count_messages`]; also where the queue does not answer.
+pub fn is_empty_for_certain(session: &mut Session, name: &str) -> Result<bool, Fault> {
+    get_and_give_back(&session.open_channel()?, name)
 }
 
 /// Deletes what is ready in the queue and returns how much that was.
@@ -299,13 +322,16 @@ pub fn purge(session: &mut Session, name: &str) -> Result<u32, Fault> {
 }
 
 /// A passive declaration: changes nothing, fails where there is no such queue.
-fn look(session: &mut Session, name: &str) -> Result<(Channel, u32), Fault> {
+fn look(session: &mut Session, name: &str) -> Result<(Channel, Count), Fault> {
     let channel = session.open_channel()?;
     let counted = channel.call("queue.declare (passive)", |amqp| {
-        amqp.queue_declare_passive(name).map(|queue| queue.declared_message_count().unwrap_or(0))
+        amqp.queue_declare_passive(name).map(|queue| Count {
+            ready: queue.declared_message_count().unwrap_or(0),
+            consumers: queue.declared_consumer_count().unwrap_or(0),
+        })
     });
     match counted {
-        Ok(ready) => Ok((channel, ready)),
+        Ok(count) => Ok((channel, count)),
         Err(fault) if fault.kind == Kind::NotFound => Err(Fault::channel(
             Kind::NotFound,
             format!("there is no queue {name}; create it, or let taskq declare it (without --no-declare)"),

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::never;
 
-use crate::broker::{Channel, Consumer, Delivery, Fault, Next, Session, count_ready};
+use crate::broker::{Channel, Consumer, Count, Delivery, Fault, Next, Session, count_messages};
 use crate::error::{Error, Result};
 
 /// The most unanswered tasks that AMQP lets a consumer have. A quorum queue takes "no limit" for 2,000.
@@ -116,17 +116,21 @@ impl<'c, 'p> Walk<'c, 'p> {
 
     /// Nothing comes: either there is nothing more, or the broker has a reason of its own.
     fn ask(&mut self, silences: u32) -> Result<()> {
-        let ready = count_ready(self.session, self.queue).map_err(Fault::into_error)?;
-        if ready == 0 {
+        let Count { ready, consumers } =
+            count_messages(self.session, self.queue).map_err(Fault::into_error)?;
+        // Where not even this consumer is counted, nobody answers for the queue.
+        if ready == 0 && consumers > 0 {
             return self.stop();
         }
         if silences < 2 {
             return Ok(());
         }
-        Err(Error::try_again(format!(
-            "the broker does not hand out what is in {}; more tasks are ready there: {ready}",
-            self.queue
-        )))
+        let what = if consumers == 0 {
+            "nobody answers for it".to_owned()
+        } else {
+            format!("more tasks are ready there: {ready}")
+        };
+        Err(Error::try_again(format!("the broker does not hand out what is in {}; {what}", self.queue)))
     }
 
     /// Takes nothing more. What came and is not answered stays with its channel.

@@ -24,6 +24,8 @@ pub(super) struct Shared {
     pub(super) cannot_count: AtomicBool,
     pub(super) host: String,
     connected: AtomicBool,
+    /// The broker has let the worker in, in whatever round.
+    was_connected: AtomicBool,
     /// The pool ends because the queue is empty: what was delivered meanwhile is run, not given back.
     finishing: AtomicBool,
     last_activity: Mutex<Instant>,
@@ -43,6 +45,7 @@ impl Shared {
             cannot_count: AtomicBool::new(false),
             host: crate::broker::host_name(),
             connected: AtomicBool::new(false),
+            was_connected: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
             last_activity: Mutex::new(Instant::now()),
         }
@@ -113,8 +116,13 @@ impl Shared {
         if bounded && failed { Exit::TasksDead } else { Exit::Success }
     }
 
+    pub(super) fn was_connected(&self) -> bool {
+        self.was_connected.load(Ordering::SeqCst)
+    }
+
     pub(super) fn set_connected(&self, connected: bool) {
         self.connected.store(connected, Ordering::SeqCst);
+        self.was_connected.fetch_or(connected, Ordering::SeqCst);
         self.touch();
     }
 

@@ -10,7 +10,7 @@ use super::shared::Shared;
 use super::{Event, Options};
 use crate::backoff::{Backoff, Reminder};
 use crate::broker::{
-    Channel, Fault, Kind, Publisher, Purpose, QueueSpec, Scope, Session, count_ready, ensure_queue,
+    Channel, Count, Fault, Kind, Publisher, Purpose, QueueSpec, Scope, Session, count_messages, ensure_queue,
 };
 use crate::duration;
 use crate::error::{Error, Exit, Result};
@@ -22,6 +22,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 const REFUSED_PATIENCE: Duration = Duration::from_mins(1);
 /// With `--until-empty`: how often an idle pool asks whether the queue is empty.
 const EMPTY_PROBE: Duration = Duration::from_millis(100);
+/// How many times in a row the queue is not counted before that is told.
+const UNCOUNTED_TOLD: u32 = 10;
 
 /// A worker thread asks for a channel.
 pub(super) struct Request {
@@ -60,6 +62,8 @@ pub(super) struct Supervisor {
     generation: u64,
     refusals: Refusals,
     reminder: Reminder,
+    /// How many times in a row nobody has answered for the queue.
+    uncounted: u32,
 }
 
 /// How long a broker that had let the worker in has been refusing it.
@@ -98,6 +102,7 @@ impl Supervisor {
             generation: 0,
             refusals: Refusals::default(),
             reminder: Reminder::default(),
+            uncounted: 0,
         }
     }
 
@@ -211,7 +216,7 @@ impl Supervisor {
     }
 
     fn opened(&mut self, opened: Result<Session>) {
-        let first = self.generation == 0;
+        let first = !self.shared.was_connected();
         match opened {
             Ok(session) => {
                 self.generation += 1;
@@ -254,21 +259,34 @@ impl Supervisor {
         if self.shared.busy() > 0 {
             return;
         }
-        match count_ready(session, &self.shared.options.queue.name) {
-            Ok(0) if self.shared.busy() == 0 => {
+        match count_messages(session, &self.shared.options.queue.name) {
+            // Not even this worker's own consumers are counted: nobody answers for the queue.
+            Ok(Count { consumers: 0, .. }) => self.note_uncounted(),
+            Ok(Count { ready: 0, .. }) if self.shared.busy() == 0 => {
                 let _ = self.events.send(Event::Empty);
             }
-            Ok(_) => {}
+            Ok(_) => self.uncounted = 0,
             Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
             // The consumers are told of it as well.
             Err(fault) => log::debug!("cannot count what is ready: {fault}"),
         }
     }
 
+    /// It is told when it goes on: a consumer that has only just begun may not be counted yet.
+    fn note_uncounted(&mut self) {
+        self.uncounted += 1;
+        if self.uncounted == UNCOUNTED_TOLD {
+            log::warn!(
+                "nobody answers for the queue {}; waiting for that, as it may not be empty",
+                self.shared.options.queue.name
+            );
+        }
+    }
+
     fn close(self) -> Closing {
         let Link::Up(mut session) = self.link else { return Closing { ready: None } };
         let ready = if self.shared.finishing() {
-            count_ready(&mut session, &self.shared.options.queue.name).ok()
+            count_messages(&mut session, &self.shared.options.queue.name).ok().map(|count| count.ready)
         } else {
             None
         };
