@@ -28,6 +28,7 @@ pub(super) fn consume(
     let Some(mut permit) = slot.shared.permits.take() else { return Ok(()) };
     let options = &slot.shared.options;
     let intake = Intake::start(channel, &options.queue.name, options.prefetch)?;
+    slot.shared.greet();
     let mut consuming = Consuming { slot, intake, unproven, handler };
     loop {
         if consuming.settle_answered()? && !consuming.pause(pauses)? {

@@ -1,7 +1,7 @@
 //! What all threads of the pool see: options, counts, the memory of finished tasks, and how many may still be taken.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::Options;
@@ -29,6 +29,14 @@ pub(super) struct Shared {
     /// The pool ends because the queue is empty: what was delivered meanwhile is run, not given back.
     finishing: AtomicBool,
     last_activity: Mutex<Instant>,
+    greeting: Mutex<Greeting>,
+}
+
+/// The worker says that it waits for messages when it does: when its first consumer has begun.
+enum Greeting {
+    /// Of the broker with this name.
+    Due(String),
+    Told,
 }
 
 impl Shared {
@@ -48,6 +56,7 @@ impl Shared {
             was_connected: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
             last_activity: Mutex::new(Instant::now()),
+            greeting: Mutex::new(Greeting::Due(String::new())),
         }
     }
 
@@ -126,13 +135,37 @@ impl Shared {
         self.touch();
     }
 
+    /// Tells where the worker is connected to, the first time together with its greeting.
+    pub(super) fn tell_connected(&self, introduction: String) {
+        let mut greeting = lock(&self.greeting);
+        match *greeting {
+            Greeting::Due(_) => *greeting = Greeting::Due(introduction),
+            Greeting::Told => log::info!("connected to {introduction}"),
+        }
+    }
+
+    /// A consumer has begun. What it brings is told after the greeting.
+    pub(super) fn greet(&self) {
+        let mut greeting = lock(&self.greeting);
+        if let Greeting::Due(introduction) = &*greeting {
+            log::info!(" [*] Waiting for messages. To exit press CTRL+C");
+            log::info!("connected to {introduction}");
+            *greeting = Greeting::Told;
+        }
+    }
+
     fn touch(&self) {
-        *self.last_activity.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *lock(&self.last_activity) = Instant::now();
     }
 
     pub(super) fn last_activity(&self) -> Instant {
-        *self.last_activity.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.last_activity)
     }
+}
+
+/// Nothing here panics while holding a lock.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One delivery that is being worked on.
@@ -155,7 +188,7 @@ impl Permits {
 
     pub(super) fn take(&self) -> Option<Permit<'_>> {
         if let Some(left) = &self.0 {
-            let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut left = lock(left);
             *left = left.checked_sub(1)?;
         }
         Some(Permit { permits: self, used: false })
@@ -177,7 +210,7 @@ impl Permit<'_> {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if let (false, Some(left)) = (self.used, &self.permits.0) {
-            *left.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+            *lock(left) += 1;
         }
     }
 }

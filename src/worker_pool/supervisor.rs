@@ -221,10 +221,7 @@ impl Supervisor {
             Ok(session) => {
                 self.generation += 1;
                 self.refusals.end();
-                if first {
-                    log::info!(" [*] Waiting for messages. To exit press CTRL+C");
-                }
-                log::info!("connected to {}", session.introduction());
+                self.shared.tell_connected(session.introduction());
                 self.link = Link::Up(Box::new(session));
                 self.shared.set_connected(true);
             }

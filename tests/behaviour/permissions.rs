@@ -29,7 +29,7 @@ fn run(sandbox: &Sandbox, url: &str, args: &[&str]) -> Finished {
 
 /// It is refused for want of this permission on this.
 fn lacks(sandbox: &Sandbox, url: &str, args: &[&str], permission: &str, on: &str) {
-    let refused = run(sandbox, url, args).exits(77).never_says("panicked");
+    let refused = run(sandbox, url, args).exits(77).in_one_line();
     refused.says(&format!("lacks the permission \"{permission}\"")).says(on);
 }
 
