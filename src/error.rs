@@ -52,8 +52,18 @@ pub struct Error {
     /// What the process ends with if nothing else happens.
     pub exit: Exit,
     message: String,
-    /// The connection was refused, not something that was asked for on it.
-    turned_away: bool,
+    at: Stage,
+}
+
+/// How far it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// There was no broker to talk to.
+    Unreached,
+    /// The broker did not let us in.
+    TurnedAway,
+    /// Beyond that, or nothing of the kind.
+    Other,
 }
 
 /// The result of anything that can end a command.
@@ -62,7 +72,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error with its exit code; `message` says what happened, to what, and what to do.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), turned_away: false }
+        Self { exit, message: message.into(), at: Stage::Other }
     }
 
     /// See [`Exit::Usage`].
@@ -73,6 +83,11 @@ impl Error {
     /// See [`Exit::BadData`].
     pub fn bad_data(message: impl Into<String>) -> Self {
         Self::new(Exit::BadData, message)
+    }
+
+    /// See [`Exit::Unavailable`]: no broker was reached.
+    pub fn unreached(message: impl Into<String>) -> Self {
+        Self { at: Stage::Unreached, ..Self::new(Exit::Unavailable, message) }
     }
 
     /// See [`Exit::Unavailable`].
@@ -92,7 +107,7 @@ impl Error {
 
     /// See [`Exit::Refused`]: the broker did not let us in.
     pub fn turned_away(message: impl Into<String>) -> Self {
-        Self { turned_away: true, ..Self::new(Exit::Refused, message) }
+        Self { at: Stage::TurnedAway, ..Self::new(Exit::Refused, message) }
     }
 
     /// See [`Exit::Configuration`].
@@ -104,14 +119,14 @@ impl Error {
     /// the same as one that refuses it (AMIQUIP.md, H8).
     #[must_use]
     pub fn may_pass(&self) -> bool {
-        self.turned_away || self.exit == Exit::Unavailable
+        self.at == Stage::TurnedAway || self.exit == Exit::Unavailable
     }
 
     /// What to look at when the broker could not be reached at all; of a broker that was there before it says nothing
     /// new.
     #[must_use]
     pub fn on_first_connect(mut self) -> Self {
-        if self.exit == Exit::Unavailable {
+        if self.at == Stage::Unreached {
             self.message.push_str(". Is RabbitMQ running there, and is the URL right (--url, TASKQ_URL)?");
         }
         self

@@ -274,8 +274,8 @@ fn combine(failures: Vec<(String, Fault)>) -> Error {
     match kind {
         Kind::Refused => Error::turned_away(format!("access to the broker was refused: {told}")),
         Kind::Configuration => Error::configuration(format!("cannot connect: {told}")),
-        _ if single => Error::unavailable(format!("cannot reach the broker: {told}")),
-        _ => Error::unavailable(format!("cannot reach any of the brokers: {told}")),
+        _ if single => Error::unreached(format!("cannot reach the broker: {told}")),
+        _ => Error::unreached(format!("cannot reach any of the brokers: {told}")),
     }
 }
 

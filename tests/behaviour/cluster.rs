@@ -225,6 +225,9 @@ fn a_classic_queue_is_waited_for(lose: impl Fn(&Node), words: impl Fn([u32; 3]) 
     let meanwhile = ["send", "--retry-for", "5s", "--url", &others.join(","), "meanwhile"];
     // Whether it was connected just then, at the end of its patience.
     sandbox.taskq(meanwhile).run().exits_with_one_of(&[69, 75]).says(words.send);
+    // Who has not been connected to it before does not wait, and is not told to look for a broker.
+    let late = sandbox.taskq(["work", "--url", &others.join(",")]).run();
+    late.exits(69).in_one_line().never_says("Is RabbitMQ running");
     sandbox.cluster().mend();
     sandbox.taskq(["send", "after"]).run().exits(0);
     worker.says("Received a message: after\n").says_times("\nDone\n", 2);

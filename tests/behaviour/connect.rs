@@ -29,8 +29,7 @@ fn port() -> u16 {
 fn a_port_where_nobody_listens_is_unavailable_and_named() {
     let port = closed_port();
     for failed in both_fail(&format!("amqp://guest:guest@127.0.0.1:{port}"), 69) {
-        assert!(failed.stderr.contains(&format!("127.0.0.1:{port}")), "{}", failed.stderr);
-        assert!(failed.stderr.contains("refused"), "{}", failed.stderr);
+        failed.says(&format!("127.0.0.1:{port}")).says("refused").says("Is RabbitMQ running there");
     }
 }
 
