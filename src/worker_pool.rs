@@ -6,6 +6,7 @@
 
 mod consume;
 mod copies;
+mod drain;
 mod intake;
 mod judge;
 mod ledger;
@@ -26,6 +27,7 @@ use crate::handler::{Handler, Never};
 use crate::retry::Policy;
 use crate::shutdown;
 use copies::Copies;
+use drain::Drain;
 use shared::Shared;
 use slot::Slot;
 use supervisor::{Closing, Supervisor};
@@ -118,8 +120,7 @@ struct Pool {
     events: Receiver<Event>,
     /// Closes when all threads have ended.
     ended: Receiver<Never>,
-    /// Dropped to begin the drain.
-    drain: Option<Sender<Never>>,
+    drain: Drain,
     /// Dropped to give up what runs.
     abort: Option<Sender<Never>>,
     why: Option<Why>,
@@ -130,7 +131,7 @@ struct Pool {
 
 impl Pool {
     fn start(shared: &Arc<Shared>, handlers: &Arc<HandlerFactory>) -> Result<Self> {
-        let (drain, draining) = crossbeam_channel::bounded(0);
+        let drain = Drain::new();
         let (abort, aborting) = crossbeam_channel::bounded(0);
         let (alive, ended) = crossbeam_channel::bounded(0);
         let (events_in, events) = crossbeam_channel::unbounded();
@@ -145,7 +146,7 @@ impl Pool {
                 requests: requests_in.clone(),
                 events: events_in.clone(),
                 copies: copies.clone(),
-                drain: draining.clone(),
+                drain: drain.clone(),
                 abort: aborting.clone(),
                 bell: crossbeam_channel::bounded(1),
             };
@@ -176,7 +177,7 @@ impl Pool {
             slots,
             events,
             ended,
-            drain: Some(drain),
+            drain,
             abort: Some(abort),
             why: None,
             signalled: false,
@@ -194,7 +195,10 @@ impl Pool {
                 None => never(),
             };
             select! {
-                recv(self.ended) -> _ => return End::Drained,
+                recv(self.ended) -> _ => {
+                    self.hear_last_words();
+                    return End::Drained;
+                }
                 recv(signals) -> signal => {
                     let signal = signal.unwrap_or_default();
                     if std::mem::replace(&mut self.signalled, true) {
@@ -212,7 +216,7 @@ impl Pool {
                         }
                     }
                     Ok(Event::Empty) => {
-                        if self.drain.is_some() {
+                        if !self.drain.has_begun() {
                             self.shared.finish();
                             self.begin_drain(Why::Empty);
                         }
@@ -225,6 +229,15 @@ impl Pool {
                     (Some(_), _) => return self.force_fatal(),
                     (None, _) => self.drain_if_idle(),
                 },
+            }
+        }
+    }
+
+    /// A thread that cannot go on begins the drain for all, which may have ended by now.
+    fn hear_last_words(&mut self) {
+        for event in self.events.try_iter() {
+            if let Event::Fatal(error) = event {
+                self.fatal.get_or_insert(error);
             }
         }
     }
@@ -243,7 +256,7 @@ impl Pool {
             }
         }
         self.why = Some(why);
-        self.drain = None;
+        self.drain.begin();
     }
 
     /// Gives up what runs and ends, whatever the threads do: the broker will deliver it again.
@@ -273,7 +286,7 @@ impl Pool {
     }
 
     fn abandon(&mut self) {
-        self.drain = None;
+        self.drain.begin();
         self.abort = None;
         // Closes when they have ended; a thread that is stuck in a call to the broker is left behind.
         let _ = self.ended.recv_timeout(ABORT_WAIT);
@@ -282,7 +295,9 @@ impl Pool {
     /// When the pool will have been idle for long enough, as far as is known now.
     fn idle_at(&self) -> Option<Instant> {
         let idle_timeout = self.shared.options.idle_timeout?;
-        self.drain.as_ref()?;
+        if self.drain.has_begun() {
+            return None;
+        }
         let now = Instant::now();
         // Waiting for the broker is not idling, and neither is working.
         let waiting = self.shared.is_connected() && self.shared.busy() == 0;

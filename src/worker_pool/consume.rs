@@ -35,7 +35,7 @@ pub(super) fn consume(
             break;
         }
         consuming.intake.resume()?;
-        match consuming.intake.next(&slot.drain, &slot.bell.1) {
+        match consuming.intake.next(slot.drain.begun(), &slot.bell.1) {
             Next::Delivery(delivery) => match consuming.take(delivery, permit)? {
                 Step::Next(next) => permit = next,
                 Step::Pause => {
@@ -76,6 +76,11 @@ struct Consuming<'c, 's, 'u, 'l> {
 impl<'c, 's> Consuming<'c, 's, '_, '_> {
     fn take(&mut self, mut delivery: Delivery<'c>, mut permit: Permit<'s>) -> Result<Step<'s>, Fault> {
         let (shared, since) = (&self.slot.shared, Instant::now());
+        if self.slot.drain.has_begun() && !shared.finishing() {
+            self.intake.consumer.cancel()?;
+            delivery.requeue()?;
+            return Ok(Step::Stop);
+        }
         let busy = shared.begin();
         self.unproven.delivered();
         let Judged { verdict, ran } = self.judge().judge(&mut delivery, self.unproven, self.handler);
@@ -86,7 +91,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         } else {
             Some(permit)
         };
-        let next = next.filter(|_| !pause && !self.draining());
+        let next = next.filter(|_| !pause && !self.slot.drain.has_begun());
         if next.is_none() {
             // Before the acknowledgement: it makes room for a next delivery, which would come only to be given back,
             // flagged as redelivered.
@@ -132,7 +137,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         loop {
             select! {
                 recv(over) -> _ => break,
-                recv(self.slot.drain) -> _ => return Ok(false),
+                recv(self.slot.drain.begun()) -> _ => return Ok(false),
                 recv(self.slot.bell.1) -> _ => {
                     // One more that is given back makes it no longer.
                     let _ = self.settle_answered()?;
@@ -180,7 +185,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
                 if let Some(verdict) = self.judge().look_at(keeping, LAST_LOOK) {
                     break verdict;
                 }
-                if aside.is_overdue() || self.draining() && self.slot.copies.are_blocked() {
+                if aside.is_overdue() || self.slot.drain.has_begun() && self.slot.copies.are_blocked() {
                     log::warn!("the copy of a task was not confirmed; the task goes back to the queue");
                     break Verdict::GiveBack;
                 }
@@ -213,9 +218,5 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
             abort: &slot.abort,
             bell: &slot.bell.0,
         }
-    }
-
-    fn draining(&self) -> bool {
-        self.slot.drain.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected)
     }
 }

@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, Sender, select};
 
 use super::Event;
 use super::copies::{Copies, Pending, Refusal};
+use super::drain::Drain;
 use super::intake::HOLD_LIMIT;
 use super::ledger::{Claim, Fingerprint, Unproven};
 use super::shared::Shared;
@@ -84,7 +85,7 @@ pub(super) struct Judge<'a> {
     pub(super) shared: &'a Shared,
     pub(super) events: &'a Sender<Event>,
     pub(super) copies: &'a Copies,
-    pub(super) drain: &'a Receiver<Never>,
+    pub(super) drain: &'a Drain,
     pub(super) abort: &'a Receiver<Never>,
     /// Rung when something is known of a delivery that was set aside.
     pub(super) bell: &'a Sender<()>,
@@ -119,7 +120,7 @@ impl Judge<'_> {
                     );
                     select! {
                         recv(ends) -> _ => {}
-                        recv(self.drain) -> _ => return Judged::unrun(Verdict::GiveBack),
+                        recv(self.drain.begun()) -> _ => return Judged::unrun(Verdict::GiveBack),
                     }
                 }
             }
@@ -177,12 +178,18 @@ impl Judge<'_> {
             }
             Decision::Dead(why) => self.bury(delivery, record, &Failure { exit: why, ..failure }),
             Decision::Requeue => Verdict::GiveBack,
-            Decision::StopWorker(why) => {
-                let _ = self.events.send(Event::Fatal(Error::configuration(why)));
-                Verdict::GiveBack
-            }
+            Decision::StopWorker(why) => self.stop_worker(Error::configuration(why)),
         };
         Judged { verdict, ran: true }
+    }
+
+    /// The drain begins before the task goes back: the next thread would fare no better, and each such round would
+    /// count as a delivery.
+    fn stop_worker(&self, error: Error) -> Verdict {
+        // The pool is gone only when the process is about to be.
+        let _ = self.events.send(Event::Fatal(error));
+        self.drain.begin();
+        Verdict::GiveBack
     }
 
     fn bury(&self, delivery: &mut Delivery<'_>, record: &Record, failure: &Failure) -> Verdict {
@@ -277,10 +284,7 @@ impl Judge<'_> {
                 Verdict::Uncounted
             }
             Err(Refusal::Never(error)) => {
-                let _ = self
-                    .events
-                    .send(Event::Fatal(error.context(&format!("cannot keep a copy of a task in {name}"))));
-                Verdict::GiveBack
+                self.stop_worker(error.context(&format!("cannot keep a copy of a task in {name}")))
             }
         })
     }

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 use super::Event;
 use super::consume::consume;
 use super::copies::Copies;
+use super::drain::Drain;
 use super::ledger::Unproven;
 use super::shared::Shared;
 use super::supervisor::{Grant, Request};
@@ -28,8 +29,7 @@ pub(super) struct Slot {
     pub(super) requests: Sender<Request>,
     pub(super) events: Sender<Event>,
     pub(super) copies: Copies,
-    /// Closes when no new task may be taken.
-    pub(super) drain: Receiver<Never>,
+    pub(super) drain: Drain,
     /// Closes when running tasks must be given up.
     pub(super) abort: Receiver<Never>,
     /// Rings when something is known of a copy; this thread's own.
@@ -75,7 +75,7 @@ impl Slot {
             lost = Some((generation, fault));
             // Nothing is held meanwhile. The first pause after a loss is short enough not to matter, and a channel
             // that ends at once again and again must not spin.
-            if self.drain.recv_timeout(backoff.pause()) == Err(RecvTimeoutError::Disconnected) {
+            if self.drain.begun().recv_timeout(backoff.pause()) == Err(RecvTimeoutError::Disconnected) {
                 break;
             }
         }
@@ -94,7 +94,7 @@ impl Slot {
         self.requests.send(Request { reply, lost }).ok()?;
         select! {
             recv(grants) -> grant => grant.ok(),
-            recv(self.drain) -> _ => None,
+            recv(self.drain.begun()) -> _ => None,
         }
     }
 

@@ -76,6 +76,8 @@ fn stopped_for_configuration(sandbox: &Sandbox, worked: crate::support::Finished
     let worked = worked.exits(78);
     assert!(worked.stderr.contains(named), "{named:?} is not named: {}", worked.stderr);
     assert!(!worked.stderr.contains("panicked"), "{}", worked.stderr);
+    // The other threads do not try in vain as well, until the task looks like one that brings workers down.
+    assert_eq!(worked.stderr.matches("message: waits").count(), 1, "{}", worked.stderr);
     let task = sandbox.broker().take(&sandbox.queue);
     assert_eq!((body(&task), attempt(&task)), ("waits".to_owned(), None));
     assert!(sandbox.broker().get(&sandbox.queue).is_none(), "the task is there twice");
