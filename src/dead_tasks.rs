@@ -183,8 +183,13 @@ impl<'c> Mover<'c> {
 
     fn replace(&mut self, mut moving: Moving<'c>, to: &str, copy: &Properties) -> Result<()> {
         let body = Body::new(moving.original.take_body());
-        let published = self.publisher.publish(to, &body, copy);
-        self.under_way.insert(published.map_err(Fault::into_error)?, moving);
+        match self.publisher.publish(to, &body, copy) {
+            Ok(tag) => self.under_way.insert(tag, moving),
+            Err(fault) => {
+                self.take_out_settled()?;
+                return Err(fault.into_error());
+            }
+        };
         // The broker sends nothing more while so many are unanswered.
         while self.publisher.is_busy() || self.under_way.len() >= usize::from(WINDOW) {
             self.settle()?;
@@ -209,9 +214,16 @@ impl<'c> Mover<'c> {
                 return Ok(());
             }
             Wake::Unblocked | Wake::Input(_) | Wake::Interrupted(()) => return Ok(()),
-            Wake::Lost(fault) => return Err(fault.into_error()),
+            Wake::Lost(fault) => {
+                self.take_out_settled()?;
+                return Err(fault.into_error());
+            }
             Wake::TimedOut => return Err(Error::try_again("the broker did not confirm in time")),
         }
+        self.take_out_settled()
+    }
+
+    fn take_out_settled(&mut self) -> Result<()> {
         for (tag, settlement) in self.publisher.take_settled() {
             let Some(Moving { original, counts }) = self.under_way.remove(&tag) else { continue };
             match settlement {
@@ -298,6 +310,16 @@ pub fn count(options: &SessionOptions, queue: &QueueSpec) -> Result<u32> {
     Ok(place.ready)
 }
 
+/// There was something in the queue after all: it has only just come, or the queue has only now begun to answer.
+fn count_again(session: &mut Session, name: &str) -> Result<u32> {
+    match count_messages(session, name).map_err(Fault::into_error)? {
+        Count { ready: 0, .. } => {
+            Err(Error::try_again(format!("what is in {name} could not be counted just now")))
+        }
+        Count { ready, .. } => Ok(ready),
+    }
+}
+
 /// A connection, and what was in the queue of dead tasks when it was opened.
 struct Place {
     session: Session,
@@ -312,12 +334,12 @@ impl Place {
         let mut session = Session::open(options, Purpose::Consume).map_err(Error::on_first_connect)?;
         let dead = QueueSpec { declare: false, ..queue.dead() };
         match count_messages(&mut session, &dead.name) {
-            Ok(Count { ready, .. }) => {
-                if ready == 0 && !is_empty_for_certain(&mut session, &dead.name).map_err(Fault::into_error)? {
-                    return Err(Error::try_again(format!("{} could not be counted just now", dead.name)));
-                }
+            Ok(Count { ready: 0, .. }) => {
+                let empty = is_empty_for_certain(&mut session, &dead.name).map_err(Fault::into_error)?;
+                let ready = if empty { 0 } else { count_again(&mut session, &dead.name)? };
                 Ok(Some(Self { session, dead, ready }))
             }
+            Ok(Count { ready, .. }) => Ok(Some(Self { session, dead, ready })),
             Err(fault) if fault.kind == Kind::NotFound => Ok(None),
             Err(fault) => Err(fault.into_error()),
         }

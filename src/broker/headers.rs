@@ -141,7 +141,7 @@ fn largest_of_the_users(table: &FieldTable) -> Option<String> {
 }
 
 /// What a table needs on the wire, with its length.
-fn table_size(table: &FieldTable) -> usize {
+pub(super) fn table_size(table: &FieldTable) -> usize {
     // A length before the name, a type before the value.
     4 + table.iter().map(|(name, value)| 1 + name.len() + 1 + value_size(value)).sum::<usize>()
 }

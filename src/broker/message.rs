@@ -18,6 +18,9 @@ pub const MAX_HEADER_BYTES: usize = 120_000;
 /// the properties of fixed length.
 const ROOM_FOR_PROPERTIES: usize = FRAME_MAX as usize - 8 - (2 + 2 + 8 + 2) - (1 + 1 + 8);
 
+/// Three frames with the publish, the size of the body, and the properties that are short.
+const AROUND_A_BODY: usize = 192;
+
 /// The properties of one message. Everything is kept, also what taskq has no name for.
 #[derive(Debug, Clone, Default)]
 pub struct Properties(AmqpProperties);
@@ -147,6 +150,11 @@ impl Properties {
         let names: usize = names.into_iter().flatten().map(|name| 1 + name.len()).sum();
         record.write(&mut table, ROOM_FOR_PROPERTIES - names);
         Self(to.with_headers(table))
+    }
+
+    /// About how many bytes they and what else surrounds a body take on the wire.
+    pub(super) fn size(&self) -> usize {
+        AROUND_A_BODY + self.id().len() + self.0.headers().as_ref().map_or(0, headers::table_size)
     }
 
     pub(super) fn amqp(&self) -> &AmqpProperties {

@@ -19,7 +19,7 @@ use crate::error::Result;
 /// How many confirms one wait takes at most: a broker that never stops talking must not outtalk deadlines.
 const CONFIRMS_AT_ONCE: usize = 1024;
 /// So many bytes may be published and not confirmed before a further publish could have to wait for the broker to read:
-/// amiquip buffers 16 MiB, and frames add a little.
+/// amiquip buffers 16 MiB.
 const ROOM: usize = 12 * 1024 * 1024;
 /// How long that may take. Whoever publishes has a deadline of its own and cuts the connection at it; this one is for
 /// the thread that would wait on otherwise.
@@ -244,7 +244,8 @@ impl Publisher {
         body: &Body,
         properties: &Properties,
     ) -> std::result::Result<u64, Fault> {
-        if self.outstanding_bytes + body.len() <= ROOM {
+        let bytes = body.len() + properties.size();
+        if self.outstanding_bytes + bytes <= ROOM {
             let publish = publish_of(queue, body, properties);
             self.desk.channel()?.call("a publish", |amqp| amqp.basic_publish("", publish))?;
         } else {
@@ -256,12 +257,8 @@ impl Publisher {
         }
         let tag = self.next_tag;
         self.next_tag += 1;
-        let outstanding = Outstanding {
-            queue: queue.to_owned(),
-            id: properties.id().to_owned(),
-            bytes: body.len(),
-            returned: false,
-        };
+        let outstanding =
+            Outstanding { queue: queue.to_owned(), id: properties.id().to_owned(), bytes, returned: false };
         self.outstanding_bytes += outstanding.bytes;
         self.outstanding.insert(tag, outstanding);
         Ok(tag)

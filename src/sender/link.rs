@@ -163,6 +163,12 @@ impl Link {
     /// Looks at the queue and goes on with another channel of the same connection.
     pub(super) fn recover(&mut self, job: &Job) {
         if let Some(publisher) = self.take() {
+            if publisher.is_busy() {
+                // What is being handed over would arrive after all, and once more on the other channel.
+                publisher.cut();
+                self.state = State::Resting { until: Instant::now() + self.backoff.pause() };
+                return;
+            }
             let queue = job.queue.clone();
             self.state = opening(move || publisher.recover(&queue));
         }

@@ -245,10 +245,7 @@ impl Sending<'_> {
 
     /// Everything in flight that is not confirmed is unknown now and will be published again.
     fn lost(&mut self, fault: &Fault) -> Step {
-        let settled = self.link.publisher().map(Publisher::take_settled).unwrap_or_default();
-        for (tag, _) in settled.iter().filter(|(_, settlement)| *settlement == Settlement::Confirmed) {
-            self.window.confirm(*tag);
-        }
+        self.confirm_at_hand();
         self.window.requeue_in_flight();
         match fault.kind {
             Kind::TooLarge(limit) => {
@@ -389,8 +386,17 @@ impl Sending<'_> {
         Some(self.link.why_stalled(&duration::show(self.job.retry_for)))
     }
 
+    /// Before the rest is given up.
+    fn confirm_at_hand(&mut self) {
+        let settled = self.link.publisher().map(Publisher::take_settled).unwrap_or_default();
+        for (tag, _) in settled.iter().filter(|(_, settlement)| *settlement == Settlement::Confirmed) {
+            self.window.confirm(*tag);
+        }
+    }
+
     /// Everything that is not confirmed by now has failed.
     fn give_up(&mut self, error: Error) {
+        self.confirm_at_hand();
         self.window.fail_open(&error);
         self.summary.ended = Some(error);
         self.summarise();

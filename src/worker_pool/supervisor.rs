@@ -258,7 +258,7 @@ impl Supervisor {
         }
         match count_messages(session, &self.shared.options.queue.name) {
             // Not even this worker's own consumers are counted: nobody answers for the queue.
-            Ok(Count { consumers: 0, .. }) => self.note_uncounted(),
+            Ok(Count { ready: 0, consumers: 0 }) => self.note_uncounted(),
             Ok(Count { ready: 0, .. }) if self.shared.busy() == 0 => {
                 let _ = self.events.send(Event::Empty);
             }

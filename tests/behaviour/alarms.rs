@@ -119,6 +119,22 @@ fn a_send_of_a_large_body_ends_at_its_deadline_or_with_a_signal_and_says_why() {
 }
 
 #[test]
+fn a_send_of_large_headers_ends_at_its_deadline_and_says_why() {
+    let sandbox = Sandbox::exclusive();
+    sandbox.broker().declare(&sandbox.queue);
+    let [raise, end] = ALARMS[0];
+    raise_alarm(&sandbox, raise);
+    // Some of 100 kB each, read at once.
+    let header = format!("large={}", "x".repeat(100_000));
+    let send = ["send", "--lines", "--retry-for", "2s", "--header", &header];
+    let mut send = sandbox.taskq(send).start();
+    send.write(lines(0..1000));
+    let sent = send.end_within(Duration::from_secs(2) + SLACK).exits(75);
+    sent.says("has blocked publishing").says("0 tasks confirmed, 1000 not");
+    sandbox.node().ctl(end);
+}
+
+#[test]
 fn a_large_body_that_was_held_up_goes_through_when_the_alarm_is_over() {
     let sandbox = sandbox_for_large_bodies();
     sandbox.broker().declare(&sandbox.queue);
