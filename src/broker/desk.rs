@@ -27,7 +27,7 @@ impl Desk {
     /// # Errors
     /// It is away.
     pub(super) fn channel(&self) -> Result<&Channel, Fault> {
-        self.channel.as_ref().ok_or_else(|| Fault::lost("the channel for publishing is in use"))
+        self.channel.as_ref().ok_or_else(in_use)
     }
 
     /// Whether the channel is away.
@@ -44,8 +44,7 @@ impl Desk {
         &mut self,
         work: impl FnOnce(&Channel) -> Result<(), Fault> + Send + 'static,
     ) -> Result<(), Fault> {
-        self.channel()?;
-        let Some(channel) = self.channel.take() else { return Ok(()) };
+        let channel = self.channel.take().ok_or_else(in_use)?;
         let (sender, back): (Sender<Return>, _) = crossbeam_channel::bounded(1);
         self.back = back;
         let started = thread::Builder::new().name("publish".into()).spawn(move || {
@@ -70,4 +69,8 @@ impl Desk {
         self.back = never();
         result
     }
+}
+
+fn in_use() -> Fault {
+    Fault::lost("the channel for publishing is in use")
 }
