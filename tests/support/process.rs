@@ -244,6 +244,11 @@ impl Process {
 
     /// The same, where the process may have ended.
     pub(crate) fn try_peak_memory(&self) -> Option<u64> {
+        // For a moment after the start it still looks like us, with our memory.
+        let program = std::fs::read_link(format!("/proc/{}/exe", self.pid())).ok()?;
+        if program == std::env::current_exe().ok()? {
+            return None;
+        }
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
         let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
         line.split_whitespace().nth(1)?.parse().ok()
