@@ -4,6 +4,7 @@
 
 mod channel;
 mod consumer;
+mod count;
 mod desk;
 mod dial;
 mod fault;
@@ -21,13 +22,12 @@ mod watchdog;
 
 pub use channel::Channel;
 pub use consumer::{Consumer, Delivery, Next};
+pub use count::{Count, count_messages, is_empty_for_certain, purge};
 pub use fault::{Fault, Kind, Scope};
 pub use headers::Record;
 pub use message::{MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
 pub use publisher::{Body, Publisher, Settlement, Wake, confirm_patience};
 pub use session::{Purpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;
-pub use topology::{
-    Count, MAX_DELAY, QueueSpec, QueueType, Role, count_messages, ensure_queue, is_empty_for_certain, purge,
-};
+pub use topology::{MAX_DELAY, QueueSpec, QueueType, Role, ensure_queue};
 pub use url::{BrokerUrl, redact};

@@ -1,15 +1,14 @@
 //! `taskq send`: enqueue tasks, and say so only when the broker has confirmed them.
 
+mod teller;
+
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use crossbeam_channel::{Receiver, select};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::connection::ConnectionArgs;
 use super::positive_duration;
@@ -17,15 +16,9 @@ use super::queue::{QueueArgs, check_name, delay};
 use crate::broker::{MAX_HEADER_BYTES, Properties};
 use crate::error::{Error, Exit, Result};
 use crate::output;
-use crate::sender::{
-    self, Input, Item, Job, MAX_BODY_BYTES, Report, Saved, Source, Summary, UnsentFile, UnsentForm,
-};
+use crate::sender::{self, Job, MAX_BODY_BYTES, Saved, Source, Summary, UnsentFile, UnsentForm};
 use crate::shutdown;
-
-/// How often the progress line is redrawn, in tasks: redrawing costs more than publishing.
-const PROGRESS_STEP: u64 = 100;
-/// Failures told one by one; the rest is counted.
-const TOLD_FAILURES: u64 = 20;
+use teller::Teller;
 
 /// Enqueue one task, or one for each line
 ///
@@ -120,18 +113,8 @@ pub(super) fn run(args: Args) -> Result<Exit> {
 
     let signals = shutdown::listen()?;
     let input = source.start()?;
-    let mut teller = Teller {
-        bulk,
-        print_ids: args.print_ids,
-        told: 0,
-        unsent,
-        save_error: None,
-        skipped: false,
-        print_error: None,
-        progress: progress(bulk),
-    };
+    let mut teller = Teller::new(bulk, args.print_ids, unsent);
     let mut summary = sender::send(&job, &input.parcels, &signals, &mut teller);
-    teller.progress.finish_and_clear();
     teller.take_rest(&input, &signals, &mut summary);
     let unsent = match &args.unsent {
         None => None,
@@ -182,129 +165,6 @@ fn conclude(
 
 fn tasks(count: u64) -> &'static str {
     if count == 1 { "task" } else { "tasks" }
-}
-
-/// Tells the user, and keeps what could not be sent.
-struct Teller {
-    bulk: bool,
-    print_ids: bool,
-    told: u64,
-    unsent: Option<UnsentFile>,
-    save_error: Option<std::io::Error>,
-    /// A body over the limit was skipped when it was read, and cannot be saved.
-    skipped: bool,
-    print_error: Option<std::io::Error>,
-    progress: ProgressBar,
-}
-
-impl Teller {
-    fn save(&mut self, item: &Item) {
-        self.skipped |= item.body.is_err();
-        if let (Some(unsent), Ok(body), None) = (&mut self.unsent, &item.body, &self.save_error) {
-            self.save_error = unsent.add(body).err();
-        }
-    }
-
-    /// What sending did not get to is not confirmed either: what is read already, and with --unsent what is still to be
-    /// read. After a signal only the former, as the input may never end; but a file that is to be replaced does.
-    fn take_rest(&mut self, input: &Input, signals: &Receiver<i32>, summary: &mut Summary) {
-        let Some(why) = &summary.ended else { return };
-        let stopped = matches!(why.exit, Exit::Signal(_));
-        if let Some(unsent) = self.unsent.as_ref().filter(|unsent| !stopped || unsent.replaces_input()) {
-            if !input.is_at_its_end() {
-                let path = unsent.path().display();
-                log::warn!("{why}; saving the rest of the input in {path}, until it ends or you stop it");
-            }
-            self.read_on(input, signals, summary);
-        }
-        while let Some(items) = input.next_at_hand() {
-            self.keep(&items, summary);
-        }
-    }
-
-    /// To the end of the input, or a signal, which then is what has ended it all.
-    fn read_on(&mut self, input: &Input, signals: &Receiver<i32>, summary: &mut Summary) {
-        while self.save_error.is_none() {
-            select! {
-                recv(signals) -> signal => {
-                    summary.ended = Some(sender::interrupted(signal.unwrap_or_default()));
-                    return;
-                }
-                recv(input.parcels) -> parcel => match parcel {
-                    Ok(Ok(items)) => self.keep(&items, summary),
-                    Ok(Err(error)) => log::warn!("cannot read the input: {error}"),
-                    Err(_) => return,
-                },
-            }
-        }
-    }
-
-    fn keep(&mut self, items: &[Item], summary: &mut Summary) {
-        summary.failed += items.len() as u64;
-        for item in items {
-            self.save(item);
-            if self.unsent.is_some() && item.body.is_err() {
-                self.tell(item, &"it is too large to be saved");
-            }
-        }
-    }
-
-    fn finish_saving(&mut self, all_was_read: bool) -> std::io::Result<Saved> {
-        match (self.save_error.take(), self.unsent.take()) {
-            (Some(error), _) => Err(error),
-            (None, Some(unsent)) => unsent.finish(all_was_read && !self.skipped),
-            (None, None) => Ok(Saved::InPlace),
-        }
-    }
-
-    fn tell(&mut self, item: &Item, why: &dyn std::fmt::Display) {
-        self.told += 1;
-        if self.told <= TOLD_FAILURES {
-            self.progress.suspend(|| log::warn!("line {}: {why}", item.number));
-        } else if self.told == TOLD_FAILURES + 1 {
-            self.progress.suspend(|| log::warn!("further failures are only counted"));
-        }
-    }
-}
-
-impl Report for Teller {
-    fn confirmed(&mut self, item: &Item, id: &str) {
-        if self.bulk {
-            if item.number.is_multiple_of(PROGRESS_STEP) {
-                self.progress.inc(PROGRESS_STEP);
-            }
-        } else if let Ok(body) = &item.body {
-            log::info!(" [x] Sent {}", output::excerpt(body));
-        }
-        if self.print_ids {
-            // Whoever read the ids may have read enough, or the disk is full; the tasks are sent all the same.
-            let printed = output::print(format!("{id}\n").as_bytes());
-            self.print_ids = matches!(printed, Ok(true));
-            self.print_error = printed.err();
-        }
-    }
-
-    fn abandoned(&mut self, item: &Item) {
-        self.save(item);
-    }
-
-    fn failed(&mut self, item: &Item, why: &Error) {
-        self.save(item);
-        if self.bulk {
-            self.tell(item, why);
-        }
-    }
-}
-
-fn progress(bulk: bool) -> ProgressBar {
-    if !bulk || !std::io::stderr().is_terminal() || !log::log_enabled!(log::Level::Info) {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("{human_pos} tasks sent, {per_sec}") {
-        bar.set_style(style);
-    }
-    bar
 }
 
 fn properties(args: &Args) -> Result<Properties> {

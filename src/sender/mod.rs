@@ -1,6 +1,7 @@
 //! Sends the tasks of a source: up to a thousand at a time unconfirmed, in order, and again after a lost
 //! connection. A task is sent when the broker has confirmed it, and not before.
 
+mod job;
 mod link;
 mod source;
 mod unsent;
@@ -10,12 +11,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, never, select};
 
-use crate::broker::{
-    Fault, Kind, Properties, Publisher, QueueSpec, SessionOptions, Settlement, Wake, confirm_patience,
-};
+use crate::broker::{Fault, Kind, Publisher, Settlement, Wake, confirm_patience};
 use crate::duration;
 use crate::error::{Error, Exit};
 
+pub use job::{Job, Report, Summary};
 use link::{Link, State};
 pub use source::{Input, Item, MAX_BODY_BYTES, Parcel, Source};
 pub use unsent::{Saved, UnsentFile, UnsentForm};
@@ -25,54 +25,6 @@ use window::{Entry, Window};
 const STOP_WAIT: Duration = Duration::from_secs(3);
 /// A task that comes back unroutable although its queue was declared again and again.
 const MAX_UNROUTABLE: u32 = 3;
-
-/// What to send, and how.
-pub struct Job {
-    /// How to reach the broker.
-    pub session: SessionOptions,
-    /// Where the tasks go.
-    pub queue: QueueSpec,
-    /// Where they wait before that, if they are to be delayed.
-    pub delay: Option<QueueSpec>,
-    /// Everything but the id.
-    pub properties: Properties,
-    /// There is one task only.
-    pub single: bool,
-    /// The id of a single task; otherwise each gets one of its own.
-    pub id: Option<String>,
-    /// How long to go on without a single confirm.
-    pub retry_for: Duration,
-}
-
-impl Job {
-    /// Where the broker puts the tasks at first.
-    fn first_queue(&self) -> &QueueSpec {
-        self.delay.as_ref().unwrap_or(&self.queue)
-    }
-}
-
-/// Is told of every task's end, in the order of the input.
-pub trait Report {
-    /// The broker has it.
-    fn confirmed(&mut self, item: &Item, id: &str);
-    /// The broker does not have it for certain.
-    fn failed(&mut self, item: &Item, why: &Error);
-    /// The broker does not have it for certain, because all of the sending ended; why is in the summary.
-    fn abandoned(&mut self, item: &Item);
-}
-
-/// How it went.
-#[derive(Debug, Default)]
-pub struct Summary {
-    /// Tasks that the broker confirmed.
-    pub confirmed: u64,
-    /// Tasks that it did not confirm, as far as the input was read.
-    pub failed: u64,
-    /// Why sending ended before the end of the input, if it did.
-    pub ended: Option<Error>,
-    /// The gravest of the single tasks' errors.
-    pub worst: Option<Error>,
-}
 
 /// Sends everything that `parcels` yields. `signals` carries signal numbers.
 pub fn send(

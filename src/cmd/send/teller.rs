@@ -1,0 +1,153 @@
+//! What `taskq send` tells while it sends, and what it keeps of what could not be sent.
+
+use std::io::IsTerminal;
+
+use crossbeam_channel::{Receiver, select};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::error::{Error, Exit};
+use crate::output;
+use crate::sender::{self, Input, Item, Report, Saved, Summary, UnsentFile};
+
+/// How often the progress line is redrawn, in tasks: redrawing costs more than publishing.
+const PROGRESS_STEP: u64 = 100;
+/// Failures told one by one; the rest is counted.
+const TOLD_FAILURES: u64 = 20;
+
+/// Tells the user, and keeps what could not be sent.
+pub(super) struct Teller {
+    bulk: bool,
+    print_ids: bool,
+    told: u64,
+    unsent: Option<UnsentFile>,
+    save_error: Option<std::io::Error>,
+    /// A body over the limit was skipped when it was read, and cannot be saved.
+    skipped: bool,
+    pub(super) print_error: Option<std::io::Error>,
+    progress: ProgressBar,
+}
+
+impl Teller {
+    /// `print_ids`: each id goes to stdout. `unsent`: where to save what was not confirmed.
+    pub(super) fn new(bulk: bool, print_ids: bool, unsent: Option<UnsentFile>) -> Self {
+        Self {
+            bulk,
+            print_ids,
+            told: 0,
+            unsent,
+            save_error: None,
+            skipped: false,
+            print_error: None,
+            progress: progress(bulk),
+        }
+    }
+
+    fn save(&mut self, item: &Item) {
+        self.skipped |= item.body.is_err();
+        if let (Some(unsent), Ok(body), None) = (&mut self.unsent, &item.body, &self.save_error) {
+            self.save_error = unsent.add(body).err();
+        }
+    }
+
+    /// What sending did not get to is not confirmed either: what is read already, and with --unsent what is still to be
+    /// read. After a signal only the former, as the input may never end; but a file that is to be replaced does.
+    pub(super) fn take_rest(&mut self, input: &Input, signals: &Receiver<i32>, summary: &mut Summary) {
+        self.progress.finish_and_clear();
+        let Some(why) = &summary.ended else { return };
+        let stopped = matches!(why.exit, Exit::Signal(_));
+        if let Some(unsent) = self.unsent.as_ref().filter(|unsent| !stopped || unsent.replaces_input()) {
+            if !input.is_at_its_end() {
+                let path = unsent.path().display();
+                log::warn!("{why}; saving the rest of the input in {path}, until it ends or you stop it");
+            }
+            self.read_on(input, signals, summary);
+        }
+        while let Some(items) = input.next_at_hand() {
+            self.keep(&items, summary);
+        }
+    }
+
+    /// To the end of the input, or a signal, which then is what has ended it all.
+    fn read_on(&mut self, input: &Input, signals: &Receiver<i32>, summary: &mut Summary) {
+        while self.save_error.is_none() {
+            select! {
+                recv(signals) -> signal => {
+                    summary.ended = Some(sender::interrupted(signal.unwrap_or_default()));
+                    return;
+                }
+                recv(input.parcels) -> parcel => match parcel {
+                    Ok(Ok(items)) => self.keep(&items, summary),
+                    Ok(Err(error)) => log::warn!("cannot read the input: {error}"),
+                    Err(_) => return,
+                },
+            }
+        }
+    }
+
+    fn keep(&mut self, items: &[Item], summary: &mut Summary) {
+        summary.failed += items.len() as u64;
+        for item in items {
+            self.save(item);
+            if self.unsent.is_some() && item.body.is_err() {
+                self.tell(item, &"it is too large to be saved");
+            }
+        }
+    }
+
+    pub(super) fn finish_saving(&mut self, all_was_read: bool) -> std::io::Result<Saved> {
+        match (self.save_error.take(), self.unsent.take()) {
+            (Some(error), _) => Err(error),
+            (None, Some(unsent)) => unsent.finish(all_was_read && !self.skipped),
+            (None, None) => Ok(Saved::InPlace),
+        }
+    }
+
+    fn tell(&mut self, item: &Item, why: &dyn std::fmt::Display) {
+        self.told += 1;
+        if self.told <= TOLD_FAILURES {
+            self.progress.suspend(|| log::warn!("line {}: {why}", item.number));
+        } else if self.told == TOLD_FAILURES + 1 {
+            self.progress.suspend(|| log::warn!("further failures are only counted"));
+        }
+    }
+}
+
+impl Report for Teller {
+    fn confirmed(&mut self, item: &Item, id: &str) {
+        if self.bulk {
+            if item.number.is_multiple_of(PROGRESS_STEP) {
+                self.progress.inc(PROGRESS_STEP);
+            }
+        } else if let Ok(body) = &item.body {
+            log::info!(" [x] Sent {}", output::excerpt(body));
+        }
+        if self.print_ids {
+            // Whoever read the ids may have read enough, or the disk is full; the tasks are sent all the same.
+            let printed = output::print(format!("{id}\n").as_bytes());
+            self.print_ids = matches!(printed, Ok(true));
+            self.print_error = printed.err();
+        }
+    }
+
+    fn abandoned(&mut self, item: &Item) {
+        self.save(item);
+    }
+
+    fn failed(&mut self, item: &Item, why: &Error) {
+        self.save(item);
+        if self.bulk {
+            self.tell(item, why);
+        }
+    }
+}
+
+fn progress(bulk: bool) -> ProgressBar {
+    if !bulk || !std::io::stderr().is_terminal() || !log::log_enabled!(log::Level::Info) {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{human_pos} tasks sent, {per_sec}") {
+        bar.set_style(style);
+    }
+    bar
+}
