@@ -10,6 +10,7 @@ mod dead_tasks;
 mod duration;
 mod error;
 mod handler;
+mod lock;
 mod output;
 mod retry;
 mod sender;

@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream as StdStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use amiquip::IoStream;
@@ -12,6 +12,7 @@ use mio::{Evented, Poll, PollOpt, Ready, Token};
 
 use super::frames::{Intake, Violation};
 use super::watchdog::KillSwitch;
+use crate::lock::lock;
 
 /// A half-open connection is found by heartbeats. Should there be none, then by the kernel after this long without
 /// traffic.
@@ -45,7 +46,7 @@ impl Sightings {
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut Seen) -> T) -> T {
-        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&mut lock(&self.0))
     }
 }
 

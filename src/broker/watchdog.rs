@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::lock::lock;
 
 /// An answer may wait behind bodies that come over a slow line, but not for ever: a peer could send one word at a time.
 const LONGEST_PATIENCE: Duration = Duration::from_hours(1);
@@ -181,11 +182,6 @@ fn watch() {
             None => watchdog.changed.wait(watches).unwrap_or_else(PoisonError::into_inner),
         };
     }
-}
-
-/// Nothing here panics while holding a lock, and the data would be sound if something did.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -8,13 +8,14 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::wake::Ringer;
+use crate::lock::lock;
 
 /// A longer line is passed on in pieces of this size. Also the capacity of a pipe, so what one read can return.
 pub(super) const LINE_MAX: usize = 64 * 1024;
@@ -102,7 +103,7 @@ impl Sink {
 }
 
 fn take_off(bytes: &UnderWay) -> Vec<u8> {
-    mem::take(&mut bytes.lock().unwrap_or_else(PoisonError::into_inner))
+    mem::take(&mut lock(bytes))
 }
 
 fn write(to: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {

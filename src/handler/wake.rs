@@ -3,12 +3,13 @@
 use std::io::{self, PipeReader, Read, Write, pipe};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use crossbeam_channel::Receiver;
 
 use super::Never;
+use crate::lock::lock;
 
 /// Rings the [`Bell`] it was made with; any thread may hold one.
 #[derive(Clone)]
@@ -53,7 +54,7 @@ pub(super) struct AbortPipe(Mutex<Option<(Receiver<Never>, Arc<PipeReader>)>>);
 impl AbortPipe {
     /// A descriptor that polls as hung up once `abort` has closed.
     pub(super) fn of(&self, abort: &Receiver<Never>) -> io::Result<Arc<PipeReader>> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.0);
         if let Some((of, fd)) = &*known
             && of.same_channel(abort)
         {

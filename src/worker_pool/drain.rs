@@ -1,10 +1,11 @@
 //! The drain: from its beginning on no thread takes a new task. Any thread may begin it, and all hear of it at once.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
 use crate::handler::Never;
+use crate::lock::lock;
 
 /// See the module.
 #[derive(Clone)]
@@ -21,7 +22,7 @@ impl Drain {
     }
 
     pub(super) fn begin(&self) {
-        drop(self.ahead.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(lock(&self.ahead).take());
     }
 
     /// Closes when it begins.

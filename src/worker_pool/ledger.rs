@@ -6,12 +6,13 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::broker::{Delivery, Record};
 use crate::handler::Never;
+use crate::lock::lock;
 
 /// Lost acknowledgements that are remembered. A lost connection leaves at most threads x prefetch of them.
 const MAX_REMEMBERED: usize = 10_000;
@@ -129,7 +130,7 @@ impl Ledger {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -1,12 +1,13 @@
 //! What all threads of the pool see: options, counts, the memory of finished tasks, and how many may still be taken.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::Options;
 use super::ledger::Ledger;
 use crate::error::Exit;
+use crate::lock::lock;
 
 /// What all threads of the pool see.
 pub(super) struct Shared {
@@ -161,11 +162,6 @@ impl Shared {
     pub(super) fn last_activity(&self) -> Instant {
         *lock(&self.last_activity)
     }
-}
-
-/// Nothing here panics while holding a lock.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One delivery that is being worked on.
