@@ -318,10 +318,16 @@ impl Publisher {
         }
     }
 
-    /// The settlements that came since the last call, by tag. They count also when the connection is lost.
+    /// The settlements that came since the last call, by tag.
     pub fn take_settled(&mut self) -> Vec<(u64, Settlement)> {
         self.settle_queued();
         std::mem::take(&mut self.settled)
+    }
+
+    /// The same of what was confirmed, for when all else is given up or lost.
+    pub fn take_confirmed(&mut self) -> Vec<u64> {
+        let settled = self.take_settled().into_iter();
+        settled.filter_map(|(tag, settled)| (settled == Settlement::Confirmed).then_some(tag)).collect()
     }
 
     /// Says goodbye. A blocked broker does not read goodbyes, so there it is cut instead (AMIQUIP.md, H3).

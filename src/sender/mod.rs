@@ -340,9 +340,8 @@ impl Sending<'_> {
 
     /// Before the rest is given up.
     fn confirm_at_hand(&mut self) {
-        let settled = self.link.publisher().map(Publisher::take_settled).unwrap_or_default();
-        for (tag, _) in settled.iter().filter(|(_, settlement)| *settlement == Settlement::Confirmed) {
-            self.window.confirm(*tag);
+        for tag in self.link.publisher().map(Publisher::take_confirmed).unwrap_or_default() {
+            self.window.confirm(tag);
         }
     }
 
