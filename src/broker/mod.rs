@@ -2,6 +2,7 @@
 //! contained: it has no deadlines of its own (`watchdog`), trusts whatever the peer sends (`frames`), and ends a
 //! whole connection over a consumer dropped at the wrong moment (`channel`).
 
+mod book;
 mod channel;
 mod consumer;
 mod count;
@@ -20,13 +21,14 @@ mod topology;
 mod url;
 mod watchdog;
 
+pub use book::Settlement;
 pub use channel::Channel;
 pub use consumer::{Consumer, Delivery, Next};
 pub use count::{Count, count_messages, is_empty_for_certain, purge};
 pub use fault::{Fault, Kind, Scope};
 pub use headers::Record;
 pub use message::{MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
-pub use publisher::{Body, Publisher, Settlement, Wake, confirm_patience};
+pub use publisher::{Body, Publisher, Wake, confirm_patience};
 pub use session::{Purpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;
 pub use topology::{MAX_DELAY, QueueSpec, QueueType, Role, ensure_queue};

@@ -1,13 +1,14 @@
 //! Confirmed, mandatory publishing with many publishes in flight: what is published here is done when the broker
 //! confirmed it, and not before.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use amiquip::{Confirm, ConfirmPayload, ConnectionBlockedNotification, Publish, Return};
+use amiquip::{Confirm, ConnectionBlockedNotification, Publish, Return};
 use crossbeam_channel::{Receiver, never, select};
 
+use super::book::{Book, Settlement};
 use super::channel::Channel;
 use super::desk::Desk;
 use super::fault::{Fault, Kind, Scope};
@@ -43,17 +44,6 @@ pub fn confirm_patience(bytes: usize) -> Duration {
 /// The body of a message. It is shared, because handing it over can outlast the interest in it.
 pub type Body = Arc<Vec<u8>>;
 
-/// What the broker made of one publish.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settlement {
-    /// On disk, in a queue.
-    Confirmed,
-    /// No queue took it: there is none of that name.
-    Unroutable,
-    /// The broker refused it: the queue is full, or it had an error of its own.
-    Nacked,
-}
-
 /// Why a wait ended.
 pub enum Wake<I, S> {
     /// Some publishes were settled; see [`Publisher::take_settled`].
@@ -84,11 +74,7 @@ pub struct Publisher {
     queue_is_certain: bool,
     /// When each queue beside the main one was last made sure of.
     prepared: HashMap<String, Instant>,
-    next_tag: u64,
-    /// By tag.
-    outstanding: BTreeMap<u64, Outstanding>,
-    outstanding_bytes: usize,
-    settled: Vec<(u64, Settlement)>,
+    book: Book,
 }
 
 impl Publisher {
@@ -145,10 +131,7 @@ impl Publisher {
             blocked: false,
             queue_is_certain,
             prepared: HashMap::new(),
-            next_tag: 1,
-            outstanding: BTreeMap::new(),
-            outstanding_bytes: 0,
-            settled: Vec::new(),
+            book: Book::default(),
         }
     }
 
@@ -245,7 +228,7 @@ impl Publisher {
         properties: &Properties,
     ) -> std::result::Result<u64, Fault> {
         let bytes = body.len() + properties.size();
-        if self.outstanding_bytes + bytes <= ROOM {
+        if self.book.bytes() + bytes <= ROOM {
             let publish = publish_of(queue, body, properties);
             self.desk.channel()?.call("a publish", |amqp| amqp.basic_publish("", publish))?;
         } else {
@@ -255,13 +238,7 @@ impl Publisher {
                 channel.call_within(HANDOVER_TIMEOUT, "a publish", |amqp| amqp.basic_publish("", publish))
             })?;
         }
-        let tag = self.next_tag;
-        self.next_tag += 1;
-        let outstanding =
-            Outstanding { queue: queue.to_owned(), id: properties.id().to_owned(), bytes, returned: false };
-        self.outstanding_bytes += outstanding.bytes;
-        self.outstanding.insert(tag, outstanding);
-        Ok(tag)
+        Ok(self.book.enter(queue, properties.id(), bytes))
     }
 
     /// A large body is being handed over, and nothing else can be published; [`Publisher::wait`] returns when it is.
@@ -289,7 +266,7 @@ impl Publisher {
             },
             recv(self.returns) -> returned => match returned {
                 Ok(returned) => {
-                    self.note_return(&returned);
+                    self.book.note_return(&returned);
                     Wake::Settled
                 }
                 Err(_) => self.end(),
@@ -321,7 +298,7 @@ impl Publisher {
     /// The settlements that came since the last call, by tag.
     pub fn take_settled(&mut self) -> Vec<(u64, Settlement)> {
         self.settle_queued();
-        std::mem::take(&mut self.settled)
+        self.book.take_settled()
     }
 
     /// The same of what was confirmed, for when all else is given up or lost.
@@ -333,7 +310,7 @@ impl Publisher {
     /// Says goodbye. A blocked broker does not read goodbyes, so there it is cut instead (AMIQUIP.md, H3).
     pub fn close(mut self) {
         // The confirm was faster than the thread's end.
-        if self.is_busy() && self.outstanding.is_empty() {
+        if self.is_busy() && self.book.is_settled() {
             let _ = self.take_back();
         }
         if self.blocked || self.is_busy() {
@@ -355,7 +332,7 @@ impl Publisher {
     /// What came before the end still counts.
     fn end<I, S>(&mut self) -> Wake<I, S> {
         self.settle_queued();
-        if self.settled.is_empty() { Wake::Lost(self.why_lost()) } else { Wake::Settled }
+        if self.book.has_news() { Wake::Settled } else { Wake::Lost(self.why_lost()) }
     }
 
     fn settle_queued(&mut self) {
@@ -365,7 +342,6 @@ impl Publisher {
         }
     }
 
-    /// Confirms come out of order, and `multiple` settles everything up to its tag.
     fn settle(&mut self, confirm: &Confirm) {
         let (payload, settlement) = match confirm {
             Confirm::Ack(payload) => (payload, Settlement::Confirmed),
@@ -374,33 +350,9 @@ impl Publisher {
         // A message's return is queued before its confirm.
         for _ in 0..self.returns.len() {
             let Ok(returned) = self.returns.try_recv() else { break };
-            self.note_return(&returned);
+            self.book.note_return(&returned);
         }
-        for tag in self.covered(payload) {
-            let Some(outstanding) = self.outstanding.remove(&tag) else { continue };
-            self.outstanding_bytes -= outstanding.bytes;
-            let settlement = if outstanding.returned { Settlement::Unroutable } else { settlement.clone() };
-            self.settled.push((tag, settlement));
-        }
-    }
-
-    /// A return carries no tag. Where several messages look like it (many have no id), all count as returned, and where
-    /// none does, any may have been: better to send a task twice than to take a lost one for sent.
-    fn note_return(&mut self, returned: &Return) {
-        let id = returned.properties.message_id().as_deref().unwrap_or_default();
-        let alike = |sent: &Outstanding| sent.id == id && sent.queue == returned.routing_key;
-        let known = self.outstanding.values().any(alike);
-        for sent in self.outstanding.values_mut().filter(|sent| !known || alike(sent)) {
-            sent.returned = true;
-        }
-    }
-
-    fn covered(&self, payload: &ConfirmPayload) -> Vec<u64> {
-        if payload.multiple {
-            self.outstanding.range(..=payload.delivery_tag).map(|(tag, _)| *tag).collect()
-        } else {
-            vec![payload.delivery_tag]
-        }
+        self.book.settle(payload, &settlement);
     }
 
     /// The confirms end without a word when the channel or the connection does; any call tells which and why.
@@ -419,15 +371,6 @@ impl Publisher {
         let back = self.desk.back().recv_timeout(HANDOVER_END);
         self.desk.put_back(back.map_err(|_| Fault::lost("a publish does not end"))?)
     }
-}
-
-/// A publish that is not settled.
-struct Outstanding {
-    queue: String,
-    id: String,
-    bytes: usize,
-    /// No queue took it; its confirm is still to come.
-    returned: bool,
 }
 
 /// Through the default exchange; what no queue takes comes back.
