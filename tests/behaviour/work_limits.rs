@@ -1,6 +1,9 @@
 //! `taskq work` that ends by itself: `--until-empty`, `--max-tasks`, `--idle-timeout`.
 
-use crate::support::{Broker, Sandbox};
+use crate::support::script::Script;
+use crate::support::{Broker, Sandbox, amqp};
+use nix::sys::signal::Signal::SIGTERM;
+use std::io::Write;
 use std::time::Duration;
 
 fn publish(broker: &Broker, queue: &str, count: usize) {
@@ -117,4 +120,19 @@ fn limits_combine_and_the_first_one_ends_it() {
     let options = ["work", "--until-empty", "--max-tasks", "9", "--idle-timeout", "50s"];
     let worked = sandbox.taskq(options).run().exits(0);
     assert_eq!(received(&worked.stderr), 5);
+}
+
+/// As RabbitMQ does for a quorum queue whose leader is away: it counts no task, and no consumer either.
+#[test]
+fn a_queue_without_its_own_consumers_is_not_counted_and_so_not_empty() {
+    let sandbox = Sandbox::new();
+    let server = Script::run(|stream| {
+        let consume = amqp::play_until(stream, amqp::CONSUME)?;
+        stream.write_all(&amqp::answer(consume.channel, amqp::CONSUME).unwrap())?;
+        amqp::play(stream)
+    });
+    let worker = sandbox.taskq(["work", "--until-empty", "--url", &server.url()]).start();
+    worker.says("nobody answers for the queue");
+    worker.signal(SIGTERM);
+    worker.end().exits(0);
 }
