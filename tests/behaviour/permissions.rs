@@ -99,14 +99,13 @@ fn a_queue_that_another_consumer_has_for_itself_is_no_missing_permission() {
     let sandbox = Sandbox::new();
     let broker = sandbox.broker();
     broker.declare(&sandbox.queue);
-    let channel = broker.channel();
     let alone = ConsumerOptions { exclusive: true, ..ConsumerOptions::default() };
-    let consumer = channel.basic_consume(sandbox.queue.as_str(), alone).unwrap();
-    for args in [["work"].as_slice(), &["work", "--no-declare"]] {
-        let refused = sandbox.taskq(args).run().exits(77).never_says("lacks the permission");
-        refused.says("another consumer has the queue for itself").says(&sandbox.queue);
-    }
-    consumer.cancel().unwrap();
+    broker.while_consuming(&sandbox.queue, alone, || {
+        for args in [["work"].as_slice(), &["work", "--no-declare"]] {
+            let refused = sandbox.taskq(args).run().exits(77).never_says("lacks the permission");
+            refused.says("another consumer has the queue for itself").says(&sandbox.queue);
+        }
+    });
     sandbox.taskq(["work", "--until-empty"]).run().exits(0);
 }
 

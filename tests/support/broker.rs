@@ -3,7 +3,7 @@
 use super::poll::{self, DEADLINE};
 use amiquip::{
     AmqpProperties, AmqpValue, Auth, Channel, Confirm, Connection, ConnectionOptions, ConnectionTuning,
-    Delivery, FieldTable, Publish, QueueDeclareOptions, QueueDeleteOptions,
+    ConsumerOptions, Delivery, FieldTable, Publish, QueueDeclareOptions, QueueDeleteOptions,
 };
 use crossbeam_channel::Receiver;
 use std::cell::RefCell;
@@ -135,6 +135,17 @@ impl Broker {
     pub(crate) fn drain(&self, queue: &str) -> Vec<Delivery> {
         let channel = self.channel();
         std::iter::from_fn(|| channel.basic_get(queue, true).unwrap()).map(|get| get.delivery).collect()
+    }
+
+    /// Another consumer of the queue while `meanwhile` runs. What it gets, one message at a time, goes back afterwards.
+    pub(crate) fn while_consuming(&self, queue: &str, options: ConsumerOptions, meanwhile: impl FnOnce()) {
+        // Dropped last: amiquip ends the whole connection when nobody is there to be told that the consumer has ended.
+        let _keepalive;
+        let channel = self.channel();
+        channel.qos(0, 1, false).unwrap();
+        let consumer = channel.basic_consume(queue, options).unwrap();
+        _keepalive = consumer.receiver().clone();
+        meanwhile();
     }
 
     /// The bodies of all messages that are ready, which are taken.
