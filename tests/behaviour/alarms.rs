@@ -1,6 +1,7 @@
 //! Alarms: a broker that is low on memory or disk takes no publish. The user is told, `send` ends at its deadline with
 //! exact counts, and `work` acknowledges as always.
 
+use crate::support::sandbox::LARGE;
 use crate::support::{Sandbox, until};
 use nix::sys::signal::Signal::{SIGINT, SIGTERM};
 use std::collections::HashSet;
@@ -86,17 +87,9 @@ fn a_single_send_ends_at_its_deadline_and_says_why() {
     }
 }
 
-/// More than amiquip buffers, so that handing it over waits for the broker to read.
-const LARGE: usize = 40 * 1024 * 1024;
-
-/// RabbitMQ 4 takes 16 MiB unless told otherwise.
-fn sandbox_for_large_bodies() -> Sandbox {
-    Sandbox::configured(&["max_message_size = 134217728"])
-}
-
 #[test]
 fn a_send_of_a_large_body_ends_at_its_deadline_or_with_a_signal_and_says_why() {
-    let sandbox = sandbox_for_large_bodies();
+    let sandbox = Sandbox::for_large_bodies();
     sandbox.broker().declare(&sandbox.queue);
     let body = sandbox.file("body", vec![b'x'; LARGE]);
     let body = body.to_str().unwrap();
@@ -136,7 +129,7 @@ fn a_send_of_large_headers_ends_at_its_deadline_and_says_why() {
 
 #[test]
 fn a_large_body_that_was_held_up_goes_through_when_the_alarm_is_over() {
-    let sandbox = sandbox_for_large_bodies();
+    let sandbox = Sandbox::for_large_bodies();
     sandbox.broker().declare(&sandbox.queue);
     let [raise, end] = ALARMS[0];
     raise_alarm(&sandbox, raise);
@@ -153,7 +146,7 @@ fn a_large_body_that_was_held_up_goes_through_when_the_alarm_is_over() {
 #[test]
 fn failed_tasks_of_any_size_wait_for_the_end_of_an_alarm() {
     for [raise, end] in ALARMS {
-        let sandbox = sandbox_for_large_bodies();
+        let sandbox = Sandbox::for_large_bodies();
         let tasks = [&b"bad "[..], &vec![b'x'; LARGE][..], b"\0bad\0good\0"].concat();
         sandbox.taskq(["send", "--null"]).feed(tasks).exits(0);
         raise_alarm(&sandbox, raise);
@@ -175,7 +168,7 @@ fn failed_tasks_of_any_size_wait_for_the_end_of_an_alarm() {
 
 #[test]
 fn a_worker_stops_in_time_while_a_large_failed_task_waits_for_the_end_of_an_alarm() {
-    let sandbox = sandbox_for_large_bodies();
+    let sandbox = Sandbox::for_large_bodies();
     sandbox.taskq(["send", "--file", "-"]).feed(vec![b'x'; LARGE]).exits(0);
     let [raise, end] = ALARMS[0];
     raise_alarm(&sandbox, raise);

@@ -1,6 +1,7 @@
 //! Narrow and long lines: a large body takes its time, and that is not taken for a dead peer.
 
-use crate::support::{Process, Sandbox, Way};
+use crate::support::sandbox::LARGE;
+use crate::support::{Process, Sandbox, Way, until};
 use nix::sys::signal::Signal::SIGTERM;
 use std::time::Duration;
 
@@ -18,6 +19,30 @@ fn a_large_body_may_take_many_heartbeats_to_be_sent() {
     sandbox.taskq(["send"].iter().chain(&options)).feed(&body).exits(0);
     assert_eq!(proxy.accepted(), 1, "the connection was given up");
     assert_eq!(sandbox.broker().take(&sandbox.queue).body.len(), body.len());
+}
+
+#[test]
+fn a_large_body_on_its_way_when_the_queue_is_missed_is_sent_once() {
+    let mut sandbox = Sandbox::for_large_bodies();
+    let proxy = sandbox.through_proxy();
+    let broker = sandbox.broker();
+    let mut send = sandbox.taskq(["send", "--null"]).start();
+    send.write("first\0");
+    until("the first task", || broker.counts(&sandbox.queue).filter(|(ready, _)| *ready == 1));
+    broker.delete(&sandbox.queue);
+    proxy.stall();
+    send.write([b"second\0", &vec![b'x'; LARGE][..], b"\0"].concat());
+    send.close_stdin();
+    let runs = |thread: &str| send.threads().iter().any(|name| name == thread);
+    until("the handover", || runs("publish").then_some(()));
+    // The second comes back, which costs the channel, while most of the large one has yet to be handed over.
+    proxy.resume();
+    proxy.slow_down(Way::ToBroker, 1_000_000);
+    until("another try", || (proxy.accepted() > 1 || runs("connect")).then_some(()));
+    proxy.resume();
+    send.end().exits(0).says(" [x] Sent 3 tasks");
+    let lengths: Vec<usize> = broker.bodies(&sandbox.queue).iter().map(String::len).collect();
+    assert_eq!(lengths, [6, LARGE]);
 }
 
 #[test]

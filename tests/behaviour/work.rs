@@ -196,11 +196,7 @@ fn the_threads_have_names() {
     let sandbox = Sandbox::new();
     let worker = sandbox.worker(["--threads", "3"]);
     sandbox.broker().wait_consumers(&sandbox.queue, 3);
-    let mut names: Vec<String> = std::fs::read_dir(format!("/proc/{}/task", worker.pid()))
-        .unwrap()
-        .map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap().trim().to_owned())
-        .collect();
-    names.sort();
+    let names = worker.threads();
     let taskq_names: Vec<_> = names.iter().filter(|name| name.ends_with(['1', '2', '3'])).collect();
     assert_eq!(taskq_names.len(), 3, "{names:?}");
 }

@@ -237,6 +237,15 @@ impl Process {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// The names of its threads.
+    pub(crate) fn threads(&self) -> Vec<String> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        // Some end while we look.
+        let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm")).ok();
+        let names = threads.filter_map(|thread| name(thread.ok()?));
+        names.map(|name| name.trim().to_owned()).collect()
+    }
+
     /// The largest resident size so far, in KiB.
     pub(crate) fn peak_memory(&self) -> u64 {
         self.try_peak_memory().unwrap()

@@ -11,6 +11,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tempfile::TempDir;
 
+/// The size of a body that amiquip does not buffer as a whole: handing it over waits for the broker to read.
+pub(crate) const LARGE: usize = 40 * 1024 * 1024;
+
 thread_local! {
     /// The processes that this test's thread has started.
     static TRANSCRIPTS: RefCell<Vec<Arc<Transcript>>> = const { RefCell::new(Vec::new()) };
@@ -70,6 +73,11 @@ impl Sandbox {
     /// On a new node with these lines in its configuration.
     pub(crate) fn configured(settings: &[&str]) -> Self {
         Self::with(Lease::Own(Node::configured(settings)))
+    }
+
+    /// On a new node that takes bodies of [`LARGE`]; RabbitMQ 4 takes 16 MiB unless told otherwise.
+    pub(crate) fn for_large_bodies() -> Self {
+        Self::configured(&["max_message_size = 134217728"])
     }
 
     /// On a cluster that no other test uses meanwhile; `TASKQ_URL` lists all its nodes.
