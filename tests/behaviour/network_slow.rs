@@ -36,8 +36,8 @@ fn a_large_body_on_its_way_when_the_queue_is_missed_is_sent_once() {
     let runs = |thread: &str| send.threads().iter().any(|name| name == thread);
     until("the handover", || runs("publish").then_some(()));
     // The second comes back, which costs the channel, while most of the large one has yet to be handed over.
-    proxy.resume();
     proxy.slow_down(Way::ToBroker, 1_000_000);
+    proxy.flow();
     until("another try", || (proxy.accepted() > 1 || runs("connect")).then_some(()));
     proxy.resume();
     send.end().exits(0).says(" [x] Sent 3 tasks");

@@ -3,6 +3,7 @@
 use crate::support::handler::{attempt, body, header};
 use crate::support::poll::within;
 use crate::support::{Process, Sandbox};
+use nix::sys::signal::Signal::SIGTERM;
 use std::time::Duration;
 
 /// Kills the worker that runs it for bodies that begin with `poison`.
@@ -87,7 +88,10 @@ fn a_dead_poison_that_is_sent_again_is_counted_from_the_start() {
     let sandbox = Sandbox::new();
     sandbox.taskq(["send", "poison"]).run().exits(0);
     for round in 1..=2 {
-        drop(run_until_dead(&sandbox, &["--max-deliveries", "2"], 1));
+        let worker = run_until_dead(&sandbox, &["--max-deliveries", "2"], 1);
+        // The original has to be acknowledged too.
+        worker.signal(SIGTERM);
+        worker.end().exits(0);
         assert_eq!(runs(&sandbox, "poison"), 2 * round);
         sandbox.taskq(["dead", "requeue", "--all"]).run().exits(0);
     }

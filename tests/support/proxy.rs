@@ -165,6 +165,11 @@ impl Proxy {
         self.change(|network| network.roads[way as usize].reset_after = Some(bytes));
     }
 
+    /// Ends a stall, and nothing else.
+    pub(crate) fn flow(&self) {
+        self.change(|network| network.roads.iter_mut().for_each(|road| road.flow = Flow::Forward));
+    }
+
     /// Back to forwarding.
     pub(crate) fn resume(&self) {
         self.change(|network| *network = Network::default());
