@@ -82,7 +82,7 @@ fn questions_that_wait_behind_a_large_body_are_not_given_up() {
     }
     proxy.slow_down(Way::ToClient, 40_000);
     // Each thread opens its channel and its consumer while 20 s of another one's body are under way.
-    let worker = sandbox.taskq(["work", "--threads", "3", "--until-empty", "--heartbeat", "1s"]).start();
+    let worker = sandbox.taskq(["work", "--threads", "3", "--until-empty", "--heartbeat", "4s"]).start();
     let worked = worker.end_within(Duration::from_mins(4)).exits(0).never_says("lost the connection");
     assert_eq!((proxy.accepted(), worked.stderr.matches("Done").count()), (1, 3));
 }

@@ -71,13 +71,13 @@ fn giving_up_is_told_at_once_and_the_rest_is_saved_until_a_signal() {
         let mut sandbox = Sandbox::new();
         let proxy = sandbox.through_proxy();
         let unsent = sandbox.path("unsent");
-        let mut send = bulk(&sandbox, "1s", &unsent);
+        let mut send = bulk(&sandbox, "8s", &unsent);
         send.write(lines(0..10));
         send.prints_lines(10);
         proxy.refuse();
         send.write_and_see_it_read(&lines(10..300));
         // The input stays open, as that of `tail -f` does.
-        send.says("did not come back within 1s").says("saving the rest of the input");
+        send.says("did not come back within 8s").says("saving the rest of the input");
         send.write_and_see_it_read(&lines(300..600));
         send.signal(signal);
         let sent = send.end_within(SLACK).exits(128 + signal as i32);
@@ -92,7 +92,7 @@ fn after_giving_up_the_end_of_the_input_ends_it_with_the_reason() {
     let mut sandbox = Sandbox::new();
     let proxy = sandbox.through_proxy();
     let unsent = sandbox.path("unsent");
-    let mut send = bulk(&sandbox, "1s", &unsent);
+    let mut send = bulk(&sandbox, "8s", &unsent);
     send.write(lines(0..10));
     send.prints_lines(10);
     proxy.refuse();
