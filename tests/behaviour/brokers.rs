@@ -48,8 +48,14 @@ fn a_broker_that_refuses_the_password_is_passed_over() {
 #[test]
 fn a_frozen_broker_takes_only_its_share_of_the_connect_timeout() {
     let silent = silent();
-    both_get_past(&[silent.url()]);
-    assert!(silent.connections() > 0, "the silent broker was never tried");
+    // Where to begin is chance: one time in 256 all of a round's begin at the other one.
+    for _ in 0..8 {
+        both_get_past(&[silent.url()]);
+        if silent.connections() > 0 {
+            return;
+        }
+    }
+    panic!("the silent broker was never tried");
 }
 
 #[test]

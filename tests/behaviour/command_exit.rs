@@ -68,7 +68,7 @@ fn an_on_exit_rule_for_a_status_leaves_signals_alone() {
     // 137 is what a shell makes of it.
     let rules = ["--on-exit", "137=dead", "--on-exit", "9=dead"];
     sandbox.work_with(&[&LATER[..], &rules].concat(), AS_TOLD).run().exits(0);
-    assert_eq!(sandbox.broker().ready(&sandbox.delay_queue(LATER_MS)), 1);
+    sandbox.broker().wait_ready(&sandbox.delay_queue(LATER_MS), 1);
 }
 
 /// The worker said why it stopped, and the task is in its queue with no attempt used up.
