@@ -147,6 +147,12 @@ impl Publisher {
         self.session.introduction()
     }
 
+    /// See [`Session::frame_max`].
+    #[must_use]
+    pub fn frame_max(&self) -> usize {
+        self.session.frame_max()
+    }
+
     /// Whether the broker has said that it does not read from this connection.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
