@@ -7,7 +7,7 @@ use crossbeam_channel::never;
 
 use self::walk::{Channels, Manner, Walk};
 use crate::broker::{
-    Body, Count, Delivery, Fault, Kind, Properties, Publisher, Purpose, QueueSpec, Record, Session,
+    Body, CopyForm, Count, Delivery, Fault, Kind, Properties, Publisher, Purpose, QueueSpec, Record, Session,
     SessionOptions, Settlement, Wake, count_messages, is_empty_for_certain, purge,
 };
 use crate::error::{Error, Result};
@@ -165,7 +165,7 @@ impl<'c> Mover<'c> {
                 Selection::Ids(ids) => ids.contains(delivery.properties().id()),
             };
             if wanted {
-                let copy = delivery.properties().copy(&Record::default());
+                let copy = self.copy_of(&delivery, &Record::default());
                 self.replace(Moving { original: delivery, counts: true }, &queue.name, &copy)?;
             } else if is_worn(&delivery) {
                 self.refresh(delivery, &dead.name)?;
@@ -175,9 +175,13 @@ impl<'c> Mover<'c> {
         walk.stop()
     }
 
+    fn copy_of(&self, original: &Delivery<'_>, record: &Record) -> Properties {
+        original.properties().copy(record, CopyForm::Full, self.publisher.frame_max())
+    }
+
     /// Puts a copy into the same queue. It is the same in everything but how often it was delivered, and its place.
     fn refresh(&mut self, original: Delivery<'c>, name: &str) -> Result<()> {
-        let copy = original.properties().copy(&original.properties().record());
+        let copy = self.copy_of(&original, &original.properties().record());
         self.replace(Moving { original, counts: false }, name, &copy)
     }
 

@@ -10,6 +10,7 @@ mod drain;
 mod intake;
 mod judge;
 mod ledger;
+mod redelivery;
 mod shared;
 mod slot;
 mod supervisor;
@@ -57,6 +58,13 @@ pub struct Options {
     pub policy: Policy,
     /// Make sure at the start that failed tasks can be retried and kept.
     pub prepare_retries: bool,
+}
+
+impl Options {
+    /// Whether the worker ends by itself, so that somebody waits for its end.
+    fn is_bounded(&self) -> bool {
+        self.until_empty || self.max_tasks.is_some() || self.idle_timeout.is_some()
+    }
 }
 
 /// Makes a handler for each worker thread.
@@ -138,7 +146,7 @@ impl Pool {
         let (requests_in, requests) = crossbeam_channel::unbounded();
         let cannot = |error: std::io::Error| Error::internal(format!("cannot start a thread: {error}"));
 
-        let copies = Copies::start(shared, Sender::clone(&alive)).map_err(cannot)?;
+        let copies = Copies::start(shared, events_in.clone(), Sender::clone(&alive)).map_err(cannot)?;
         let mut slots = Vec::new();
         for number in 1..=shared.options.threads {
             let slot = Slot {
@@ -244,7 +252,7 @@ impl Pool {
 
     fn begin_drain(&mut self, why: Why) {
         if let Why::Signal(signal) = why {
-            let busy = self.shared.busy();
+            let busy = self.shared.running();
             let name = shutdown::name(signal);
             if busy > 0 {
                 log::info!(
@@ -261,7 +269,7 @@ impl Pool {
 
     /// Gives up what runs and ends, whatever the threads do: the broker will deliver it again.
     fn force(&mut self, signal: i32, why: &str) -> End {
-        let busy = self.shared.busy();
+        let busy = self.shared.running();
         if busy > 0 {
             log::warn!(
                 "{why}: giving up {busy} running; the broker will deliver again what was not finished"

@@ -2,6 +2,7 @@
 //! trying again can help.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::error::{Error, Exit};
 use crate::output;
@@ -41,6 +42,8 @@ pub enum Kind {
     ConsumerCancelled,
     /// A message larger than the broker allows; its limit in bytes where it told.
     TooLarge(Option<u64>),
+    /// The broker closed the channel or the connection over what it was sent: the same again is refused again.
+    Unacceptable,
 }
 
 /// Something that ended, and why.
@@ -113,6 +116,18 @@ impl Fault {
         self
     }
 
+    /// How long the broker waits for an acknowledgement, where it took a delivery back and says so: "Timeout value used:
+    /// 1800000 ms".
+    #[must_use]
+    pub fn acknowledgement_timeout(&self) -> Option<Duration> {
+        if self.kind != Kind::AckTimeout {
+            return None;
+        }
+        let (_, tail) = self.text.split_once("Timeout value used: ")?;
+        let digits = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
+        tail[..digits].parse().ok().map(Duration::from_millis)
+    }
+
     /// As the error that ends a command.
     #[must_use]
     pub fn into_error(self) -> Error {
@@ -120,7 +135,7 @@ impl Fault {
             return Error::turned_away(self.text);
         }
         let exit = match self.kind {
-            Kind::Lost | Kind::AckTimeout | Kind::ConsumerCancelled => Exit::Unavailable,
+            Kind::Lost | Kind::AckTimeout | Kind::ConsumerCancelled | Kind::Unacceptable => Exit::Unavailable,
             Kind::Refused => Exit::Refused,
             Kind::Configuration | Kind::NotFound => Exit::Configuration,
             Kind::TooLarge(_) => Exit::BadData,
@@ -171,6 +186,11 @@ fn closed_connection(code: u16, message: &str) -> Fault {
     match code {
         320 => Fault::lost(format!("the broker closed the connection: {message}")),
         403 | 530 => Fault::connection(Kind::Refused, format!("{REFUSED_ACCESS}{message}")),
+        // A malformed or too large frame, a wrong field, something that is not implemented.
+        501..=503 | 505 | 540 => Fault::connection(
+            Kind::Unacceptable,
+            format!("the broker closed the connection ({code}): {message}"),
+        ),
         _ => Fault::lost(format!("the broker closed the connection ({code}): {message}")),
     }
 }
@@ -198,6 +218,9 @@ fn closed_channel(code: u16, message: &str) -> Fault {
         }
         406 if message.contains("inequivalent arg") || message.contains("invalid arg") => {
             Fault::channel(Kind::Configuration, message)
+        }
+        406 | 540 if !message.contains("unknown delivery tag") => {
+            Fault::channel(Kind::Unacceptable, format!("the broker closed the channel ({code}): {message}"))
         }
         _ => Fault::channel(Kind::Lost, format!("the broker closed the channel ({code}): {message}")),
     }
@@ -263,6 +286,7 @@ mod tests {
         let timeout = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: \
                        1800000 ms. This timeout value can be configured";
         assert_eq!(channel_fault(406, timeout).kind, Kind::AckTimeout);
+        assert_eq!(channel_fault(406, timeout).acknowledgement_timeout(), Some(Duration::from_mins(30)));
         let size = "PRECONDITION_FAILED - message size 4096 is larger than configured max size 1024";
         assert_eq!(channel_fault(406, size).kind, Kind::TooLarge(Some(1024)));
         let tag = "PRECONDITION_FAILED - unknown delivery tag 7";

@@ -1,5 +1,7 @@
 //! The headers that taskq writes about a task, and the ones that must not travel with a copy.
 
+use std::collections::HashSet;
+
 use amiquip::{AmqpValue, FieldTable};
 
 use crate::output;
@@ -12,9 +14,21 @@ const FIRST_FAILED_AT: &str = "x-taskq-first-failed-at";
 const FAILED_AT: &str = "x-taskq-failed-at";
 const HOST: &str = "x-taskq-host";
 const QUEUE: &str = "x-taskq-queue";
+const DROPPED: &str = "x-taskq-dropped";
+
+/// What of its own record a copy can do without, in the order in which it goes.
+const WORDS: [&str; 6] = [ERROR, HOST, QUEUE, FIRST_FAILED_AT, FAILED_AT, EXIT];
 
 /// A count beyond this was not written by taskq.
 const MAX_COUNT: u64 = 1_000_000;
+
+/// How many header values a copy keeps, nested ones included. amiquip begins anew at each value for which its buffer is
+/// too small, so what it needs grows with the square of their number: 2,000 values take some 40 ms, and the 130,000 that
+/// fit a frame nearly three minutes.
+const MAX_VALUES: usize = 2000;
+
+/// How long the list of names in [`DROPPED`] may become, in bytes.
+const MAX_DROPPED: usize = 1024;
 
 /// What taskq has written about a task. Headers that are missing, malformed or absurd count as not written: anyone
 /// who may publish can write them.
@@ -36,6 +50,8 @@ pub struct Record {
     pub host: Option<String>,
     /// The queue it was taken from.
     pub queue: Option<String>,
+    /// Names of the headers and properties that a copy could not keep.
+    pub dropped: Option<String>,
 }
 
 impl Default for Record {
@@ -49,6 +65,7 @@ impl Default for Record {
             failed_at: None,
             host: None,
             queue: None,
+            dropped: None,
         }
     }
 }
@@ -75,6 +92,7 @@ impl Record {
             failed_at: Some(now),
             host: Some(host.to_owned()),
             queue: Some(queue.to_owned()),
+            dropped: self.dropped.clone(),
         }
     }
 
@@ -96,13 +114,14 @@ impl Record {
             failed_at: table.get(FAILED_AT).and_then(integer),
             host: words(HOST),
             queue: words(QUEUE),
+            dropped: words(DROPPED),
         }
     }
 
     /// Puts the record in place of any other. Properties have to fit one frame: where they need more than `room` bytes,
-    /// words about the failure go, and at the very last the largest of the user's headers. A copy that no broker takes
-    /// would keep its task in an endless round.
-    pub(super) fn write(&self, table: &mut FieldTable, room: usize) {
+    /// words about the failure go, and at the very last the largest of the user's headers. `dropped` are the names of
+    /// what the copy does not keep for other reasons; all of them are written down.
+    pub(super) fn write(&self, table: &mut FieldTable, room: usize, dropped: Dropped) {
         let mut set = |name: &str, value: Option<AmqpValue>| match value {
             Some(value) => drop(table.insert(name.to_owned(), value)),
             None => drop(table.remove(name)),
@@ -120,18 +139,101 @@ impl Record {
         set(FAILED_AT, time(self.failed_at));
         set(HOST, words(&self.host));
         set(QUEUE, words(&self.queue));
-        for name in [ERROR, HOST, QUEUE, FIRST_FAILED_AT, FAILED_AT, EXIT] {
-            if table_size(table) <= room {
+        set(DROPPED, None);
+        self.fit(table, room, dropped);
+    }
+
+    /// Takes out of the table what it has no room for, and writes down what that was.
+    fn fit(&self, table: &mut FieldTable, room: usize, mut dropped: Dropped) {
+        for name in beyond_the_values_kept(table) {
+            dropped.take(table, &name);
+        }
+        let mut words = WORDS.into_iter();
+        loop {
+            // Its own words are named where there is room for that: the user's headers come first.
+            for list in
+                [dropped.list(self.dropped.as_deref(), true), dropped.list(self.dropped.as_deref(), false)]
+            {
+                match list {
+                    Some(list) => table.insert(DROPPED.to_owned(), AmqpValue::LongString(list)),
+                    None => table.remove(DROPPED),
+                };
+                if table_size(table) <= room {
+                    return;
+                }
+            }
+            if let Some(name) = words.by_ref().find(|name| table.contains_key(*name)) {
+                dropped.take(table, name);
+            } else if let Some(largest) = largest_of_the_users(table) {
+                dropped.take(table, &largest);
+            } else {
+                table.remove(DROPPED);
                 return;
             }
-            table.remove(name);
         }
-        while table_size(table) > room
-            && let Some(largest) = largest_of_the_users(table)
-        {
-            log::warn!("the header {} is left out: with it the task would not fit", output::escape(&largest));
-            table.remove(&largest);
+    }
+}
+
+/// The names of what a copy does not keep.
+#[derive(Debug, Default)]
+pub(super) struct Dropped(Vec<String>);
+
+impl Dropped {
+    /// Something was left out.
+    pub(super) fn note(&mut self, name: &str) {
+        self.0.push(output::escape(name));
+    }
+
+    /// Leaves a header out.
+    fn take(&mut self, table: &mut FieldTable, name: &str) {
+        if table.remove(name).is_some() {
+            self.note(name);
         }
+    }
+
+    /// All of them in a line, after those that `earlier` copies left out, as far as there is room for names. The record's
+    /// own words are written anew for each copy, so of those only this copy's count, and only with `words`.
+    fn list(&self, earlier: Option<&str>, words: bool) -> Option<String> {
+        let earlier = earlier.into_iter().flat_map(|names| names.split(", "));
+        let earlier = earlier.filter(|name| !name.is_empty() && !WORDS.contains(name));
+        let these = self.0.iter().map(String::as_str).filter(|name| words || !WORDS.contains(name));
+        let mut list = String::new();
+        let mut seen = HashSet::new();
+        for name in earlier.chain(these).filter(|name| seen.insert(*name)) {
+            let separator = if list.is_empty() { "" } else { ", " };
+            if list.len() + separator.len() + name.len() > MAX_DROPPED {
+                list.push_str(if list.is_empty() { "..." } else { ", ..." });
+                break;
+            }
+            list.push_str(separator);
+            list.push_str(name);
+        }
+        (!list.is_empty()).then_some(list)
+    }
+}
+
+/// The headers that have to go, those with the most values first, so that no more than [`MAX_VALUES`] are left.
+fn beyond_the_values_kept(table: &FieldTable) -> Vec<String> {
+    let mut counts: Vec<_> = table.iter().map(|(name, value)| (count_values(value), name)).collect();
+    let mut total: usize = counts.iter().map(|(count, _)| count).sum();
+    counts.sort_unstable_by(|one, other| other.cmp(one));
+    let theirs = counts.into_iter().filter(|(_, name)| !is_reserved(name));
+    theirs
+        .take_while(|(count, _)| {
+            let over = total > MAX_VALUES;
+            total -= count;
+            over
+        })
+        .map(|(_, name)| name.clone())
+        .collect()
+}
+
+/// A value counts as one, and as many more as it holds.
+fn count_values(value: &AmqpValue) -> usize {
+    1 + match value {
+        AmqpValue::FieldArray(values) => values.iter().map(count_values).sum(),
+        AmqpValue::FieldTable(table) => table.values().map(count_values).sum(),
+        _ => 0,
     }
 }
 
@@ -233,11 +335,12 @@ mod tests {
             failed_at: Some(1_700_000_100),
             host: Some("host".to_owned()),
             queue: Some("q".to_owned()),
+            dropped: Some("reply_to, colour".to_owned()),
         };
         let mut table = FieldTable::new();
-        record.write(&mut table, ROOM);
+        record.write(&mut table, ROOM, Dropped::default());
         assert_eq!(Record::read(&table), record);
-        Record::default().write(&mut table, ROOM);
+        Record::default().write(&mut table, ROOM, Dropped::default());
         assert!(table.is_empty(), "a default record leaves nothing behind: {table:?}");
     }
 
@@ -263,6 +366,39 @@ mod tests {
     }
 
     #[test]
+    fn more_values_than_can_be_copied_in_time_are_left_out() {
+        let voids = |count| AmqpValue::FieldArray(vec![AmqpValue::Void; count]);
+        let mut table: FieldTable = [
+            ("many".to_owned(), voids(130_000)),
+            ("nested".to_owned(), AmqpValue::FieldArray(vec![voids(900), voids(900)])),
+            ("few".to_owned(), voids(10)),
+        ]
+        .into_iter()
+        .collect();
+        Record::default().write(&mut table, 131_000, Dropped::default());
+        let names: Vec<_> = table.keys().map(String::as_str).collect();
+        assert_eq!(names, ["few", "nested", DROPPED]);
+        assert_eq!(table.get(DROPPED), Some(&AmqpValue::LongString("many".to_owned())));
+    }
+
+    #[test]
+    fn what_was_left_out_is_written_down_once_and_in_little_room() {
+        let list = |names: &[&str], earlier| {
+            let mut dropped = Dropped::default();
+            for name in names {
+                dropped.note(name);
+            }
+            dropped.list(earlier, true)
+        };
+        assert_eq!(list(&[], None), None);
+        assert_eq!(list(&["a\n", "b"], None).as_deref(), Some("a\\n, b"));
+        assert_eq!(list(&["b", "c"], Some("a, b, x-taskq-error")).as_deref(), Some("a, b, c"));
+        assert_eq!(list(&[ERROR], Some(ERROR)).as_deref(), Some(ERROR));
+        let long = list(&["x".repeat(600).as_str(), "y".repeat(600).as_str()], None).unwrap();
+        assert!(long.len() < MAX_DROPPED && long.ends_with("x, ..."));
+    }
+
+    #[test]
     fn words_go_when_the_headers_would_not_fit_a_frame() {
         let record = Record {
             attempt: 2,
@@ -275,7 +411,7 @@ mod tests {
             let user = AmqpValue::LongString("x".repeat(users));
             let mut table: FieldTable =
                 [("user".to_owned(), user), ("small".to_owned(), AmqpValue::Void)].into_iter().collect();
-            record.write(&mut table, 1000);
+            record.write(&mut table, 1000, Dropped::default());
             assert!(table_size(&table) <= 1000 && table.contains_key(ATTEMPT) && table.contains_key("small"));
             ["user", ERROR, HOST, EXIT].map(|name| table.contains_key(name))
         };

@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 
-use super::frames::FRAME_MAX;
-use super::headers::{self, Record};
+use super::frames::FRAME_OVERHEAD;
+use super::headers::{self, Dropped, Record};
 
 /// Every message of taskq's is written to disk.
 const PERSISTENT: u8 = 2;
@@ -14,12 +14,45 @@ pub const MAX_NAME_BYTES: usize = 255;
 /// Properties and headers have to fit one frame (131,072 bytes); this leaves room for all that is not header.
 pub const MAX_HEADER_BYTES: usize = 120_000;
 
-/// What a frame of the size that taskq asks for has room for beside its head and end, class, weight, body size, flags, and
+/// What a content header's frame holds beside names and headers: its head and end, class, weight, body size, flags, and
 /// the properties of fixed length.
-const ROOM_FOR_PROPERTIES: usize = FRAME_MAX as usize - 8 - (2 + 2 + 8 + 2) - (1 + 1 + 8);
+const AROUND_PROPERTIES: usize = FRAME_OVERHEAD + (2 + 2 + 8 + 2) + (1 + 1 + 8);
+const MESSAGE_ID: &str = "message_id";
 
 /// Three frames with the publish, the size of the body, and the properties that are short.
 const AROUND_A_BODY: usize = 192;
+
+/// How much of a message its copy keeps. Each form has less that a broker could refuse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyForm {
+    /// All that may be copied.
+    Full,
+    /// The same without the address for an answer: RabbitMQ refuses `amq.rabbitmq.reply-to` from anybody but the
+    /// connection that waits for the answer.
+    WithoutReplyTo,
+    /// The id and taskq's own record.
+    Bare,
+}
+
+impl CopyForm {
+    /// The form to try next, after the broker closed the channel over a copy of `of` in this one with `words`.
+    #[must_use]
+    pub fn next(self, words: &str, of: &Properties) -> Option<Self> {
+        match self {
+            Self::Full if words.contains("reply") && of.0.reply_to().is_some() => Some(Self::WithoutReplyTo),
+            Self::Full | Self::WithoutReplyTo => Some(Self::Bare),
+            Self::Bare => None,
+        }
+    }
+
+    fn keeps(self, property: &str) -> bool {
+        match self {
+            Self::Full => true,
+            Self::WithoutReplyTo => property != "reply_to",
+            Self::Bare => property == MESSAGE_ID,
+        }
+    }
+}
 
 /// The properties of one message. Everything is kept, also what taskq has no name for.
 #[derive(Debug, Clone, Default)]
@@ -112,32 +145,42 @@ impl Properties {
         headers::integer(self.0.headers().as_ref()?.get("x-delivery-count")?)
     }
 
-    /// The properties of a copy of this message: everything of the original, except what must not be copied (a
-    /// time to live that would drop the copy, carbon copies, a user the broker would check, the broker's own
-    /// records), with taskq's record replaced.
+    /// The properties of a copy of this message that fits frames of `frame_max` bytes: everything of the original, as far
+    /// as `form` has it, except what must not be copied (a time to live that would drop the copy, carbon copies, a user
+    /// the broker would check, the broker's own records), with taskq's record replaced. The record names what else is
+    /// missing.
     #[must_use]
-    pub fn copy(&self, record: &Record) -> Self {
+    pub fn copy(&self, record: &Record, form: CopyForm, frame_max: usize) -> Self {
         let from = &self.0;
         let mut to = AmqpProperties::default().with_delivery_mode(PERSISTENT);
+        let mut dropped = Dropped::default();
         // Properties cannot be taken out of amiquip's type, so those that stay are put into a new one.
         macro_rules! keep {
-            ($($get:ident $set:ident),*) => {
-                $(if let Some(value) = from.$get().clone() { to = to.$set(value); })*
+            ($($name:expr => $get:ident $set:ident),*) => {
+                $(if let Some(value) = from.$get().clone() {
+                    if form.keeps($name) { to = to.$set(value) } else { dropped.note($name) }
+                })*
             };
         }
         keep!(
-            content_type with_content_type,
-            content_encoding with_content_encoding,
-            priority with_priority,
-            correlation_id with_correlation_id,
-            reply_to with_reply_to,
-            message_id with_message_id,
-            timestamp with_timestamp,
-            type_ with_type_,
-            app_id with_app_id
+            "content_type" => content_type with_content_type,
+            "content_encoding" => content_encoding with_content_encoding,
+            "priority" => priority with_priority,
+            "correlation_id" => correlation_id with_correlation_id,
+            "reply_to" => reply_to with_reply_to,
+            MESSAGE_ID => message_id with_message_id,
+            "timestamp" => timestamp with_timestamp,
+            "type" => type_ with_type_,
+            "app_id" => app_id with_app_id
         );
         let mut table = from.headers().clone().unwrap_or_default();
         table.retain(|name, _| headers::is_copied(name));
+        if form == CopyForm::Bare {
+            for name in table.keys() {
+                dropped.note(name);
+            }
+            table.clear();
+        }
         let names = [
             to.content_type(),
             to.content_encoding(),
@@ -148,7 +191,7 @@ impl Properties {
             to.app_id(),
         ];
         let names: usize = names.into_iter().flatten().map(|name| 1 + name.len()).sum();
-        record.write(&mut table, ROOM_FOR_PROPERTIES - names);
+        record.write(&mut table, frame_max.saturating_sub(AROUND_PROPERTIES + names), dropped);
         Self(to.with_headers(table))
     }
 
@@ -202,13 +245,59 @@ mod tests {
                 .with_user_id("me".to_owned())
                 .with_headers(table),
         );
-        let copy = original.copy(&Record { attempt: 2, ..Record::default() });
+        let copy = original.copy(&Record { attempt: 2, ..Record::default() }, CopyForm::Full, 131_072);
         let amqp = copy.amqp();
         assert_eq!(*amqp.delivery_mode(), Some(2));
         assert_eq!((amqp.expiration(), amqp.user_id()), (&None, &None));
         assert_eq!((copy.id(), *amqp.priority(), amqp.type_().as_deref()), ("id", Some(7), Some("t")));
         let names: Vec<_> = amqp.headers().iter().flatten().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["Colour", "x-taskq-attempt"]);
+    }
+
+    #[test]
+    fn each_form_of_a_copy_keeps_less_and_says_what_is_missing() {
+        let table = [("Colour".to_owned(), AmqpValue::LongString("red".to_owned()))].into_iter().collect();
+        let original = Properties(
+            AmqpProperties::default()
+                .with_message_id("id".to_owned())
+                .with_reply_to("amq.rabbitmq.reply-to".to_owned())
+                .with_priority(7)
+                .with_headers(table),
+        );
+        let copy = |form| {
+            let copy = original.copy(&Record::default(), form, 131_072);
+            let dropped = copy.record().dropped;
+            (copy.0.reply_to().is_some(), *copy.0.priority(), copy.user_headers().len(), dropped)
+        };
+        assert_eq!(copy(CopyForm::Full), (true, Some(7), 1, None));
+        assert_eq!(copy(CopyForm::WithoutReplyTo), (false, Some(7), 1, Some("reply_to".to_owned())));
+        let names = "priority, reply_to, Colour".to_owned();
+        assert_eq!(copy(CopyForm::Bare), (false, None, 0, Some(names)));
+        assert_eq!(original.copy(&Record::default(), CopyForm::Bare, 131_072).id(), "id");
+        let next = |form: CopyForm, words| form.next(words, &original);
+        assert_eq!(
+            next(CopyForm::Full, "fast reply consumer does not exist"),
+            Some(CopyForm::WithoutReplyTo)
+        );
+        assert_eq!(next(CopyForm::Full, "something else"), Some(CopyForm::Bare));
+        assert_eq!(next(CopyForm::WithoutReplyTo, "fast reply"), Some(CopyForm::Bare));
+        assert_eq!(next(CopyForm::Bare, "fast reply"), None);
+    }
+
+    #[test]
+    fn a_copy_fits_the_frames_of_its_connection() {
+        let table = [("large".to_owned(), AmqpValue::LongString("x".repeat(7000)))].into_iter().collect();
+        let original =
+            Properties(AmqpProperties::default().with_message_id("id".to_owned()).with_headers(table));
+        let record = Record { attempt: 2, error: Some("e".repeat(2048)), ..Record::default() };
+        let kept = |frame_max| {
+            let copy = original.copy(&record, CopyForm::Full, frame_max);
+            assert!(copy.size() < frame_max + 192);
+            (copy.record().attempt, copy.record().error.is_some(), copy.user_headers().len())
+        };
+        assert_eq!(kept(131_072), (2, true, 1));
+        assert_eq!(kept(8192), (2, false, 1));
+        assert_eq!(kept(4096), (2, false, 0));
     }
 
     #[test]

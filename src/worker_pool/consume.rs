@@ -4,15 +4,15 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::select;
 
-use super::intake::{Aside, Intake};
-use super::judge::{Judge, Judged, Verdict};
+use super::intake::{Arrival, Aside, Intake, Waiting};
+use super::judge::{Judge, Judged, Keeping, Verdict};
 use super::ledger::Unproven;
 use super::shared::Permit;
-use super::slot::{Pauses, Slot};
-use crate::broker::{Channel, Delivery, Fault, Next};
+use super::slot::Slot;
+use crate::broker::{Channel, Fault};
 use crate::handler::Handler;
 
-/// At the end: how often to look whether waiting for the last copies has become pointless.
+/// At the end: how often to look after the last copies although no bell rang.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// Consumes until the drain begins or the permits are used up. On `Ok` the consumer is cancelled; what was not settled
@@ -21,48 +21,17 @@ pub(super) fn consume(
     slot: &Slot,
     channel: &Channel,
     unproven: &mut Unproven<'_>,
-    pauses: &mut Pauses,
     handler: &mut dyn Handler,
 ) -> Result<(), Fault> {
     // Held while waiting, so that with --max-tasks no task is taken only to be given back.
-    let Some(mut permit) = slot.shared.permits.take() else { return Ok(()) };
+    let Some(permit) = slot.shared.permits.take() else { return Ok(()) };
     let options = &slot.shared.options;
     let intake = Intake::start(channel, &options.queue.name, options.prefetch)?;
     slot.shared.greet();
     let mut consuming = Consuming { slot, intake, unproven, handler };
-    loop {
-        if consuming.settle_answered()? && !consuming.pause(pauses)? {
-            break;
-        }
-        consuming.intake.resume()?;
-        match consuming.intake.next(slot.drain.begun(), &slot.bell.1) {
-            Next::Delivery(delivery) => match consuming.take(delivery, permit)? {
-                Step::Next(next) => permit = next,
-                Step::Pause => {
-                    if !consuming.pause(pauses)? {
-                        break;
-                    }
-                    let Some(next) = slot.shared.permits.take() else { break };
-                    permit = next;
-                }
-                Step::Stop => break,
-            },
-            Next::Woken | Next::TimedOut => {}
-            Next::Stopped => break,
-            Next::Ended(fault) => return Err(fault),
-        }
-    }
-    consuming.finish()
-}
-
-/// What to do after a delivery.
-enum Step<'s> {
-    /// Take the next one.
-    Next(Permit<'s>),
-    /// The consumer is cancelled: take nothing for a while.
-    Pause,
-    /// The consumer is cancelled: no more are wanted.
-    Stop,
+    let ended = consuming.run(permit).and_then(|()| consuming.finish());
+    consuming.remember_outcomes();
+    ended
 }
 
 /// One thread at work on one channel.
@@ -74,99 +43,122 @@ struct Consuming<'c, 's, 'u, 'l> {
 }
 
 impl<'c, 's> Consuming<'c, 's, '_, '_> {
-    fn take(&mut self, mut delivery: Delivery<'c>, mut permit: Permit<'s>) -> Result<Step<'s>, Fault> {
-        let (shared, since) = (&self.slot.shared, Instant::now());
+    fn run(&mut self, mut permit: Permit<'s>) -> Result<(), Fault> {
+        loop {
+            self.settle_answered()?;
+            self.intake.make_room()?;
+            match self.intake.next(self.slot.drain.begun(), &self.slot.bell.1) {
+                Arrival::Task(waiting) => match self.take(waiting, permit)? {
+                    Some(next) => permit = next,
+                    None => return Ok(()),
+                },
+                Arrival::Woken => {}
+                Arrival::Stopped => return Ok(()),
+                Arrival::Ended(fault) => return Err(fault),
+            }
+        }
+    }
+
+    /// Returns the permit for the next one; `None` when no more are wanted, and the consumer is cancelled then.
+    fn take(&mut self, waiting: Waiting<'c>, mut permit: Permit<'s>) -> Result<Option<Permit<'s>>, Fault> {
+        let Waiting { mut delivery, consumer, uncounted } = waiting;
+        let shared = &self.slot.shared;
         if self.slot.drain.has_begun() && !shared.finishing() {
             self.intake.consumer.cancel()?;
             delivery.requeue()?;
-            return Ok(Step::Stop);
+            return Ok(None);
         }
         let busy = shared.begin();
+        let until = Instant::now() + shared.hold_limit();
         self.unproven.delivered();
-        let Judged { verdict, ran } = self.judge().judge(&mut delivery, self.unproven, self.handler);
-        let pause = matches!(verdict, Verdict::GiveBackAndPause);
+        self.count_prefetched();
+        let Judged { verdict, ran } =
+            self.judge().judge(&mut delivery, uncounted, self.unproven, self.handler);
         let next = if ran {
             permit.used();
             shared.permits.take()
         } else {
             Some(permit)
         };
-        let next = next.filter(|_| !pause && !self.slot.drain.has_begun());
+        let next = next.filter(|_| !self.slot.drain.has_begun());
         if next.is_none() {
             // Before the acknowledgement: it makes room for a next delivery, which would come only to be given back,
             // flagged as redelivered.
             self.intake.consumer.cancel()?;
         }
-        let goes_on = next.is_some();
         match verdict {
             Verdict::SetAside(keeping) => {
-                self.set_aside(
-                    Aside { delivery, keeping: Some(keeping), since, _busy: Some(busy) },
-                    goes_on,
-                )?;
+                self.set_aside(Aside {
+                    delivery,
+                    consumer,
+                    keeping: Some(keeping),
+                    until,
+                    _busy: Some(busy),
+                });
             }
-            Verdict::Hold => {
-                self.set_aside(Aside { delivery, keeping: None, since, _busy: None }, goes_on)?;
-            }
+            Verdict::Hold => self.set_aside(Aside { delivery, consumer, keeping: None, until, _busy: None }),
             Verdict::Acknowledge => {
+                self.intake.settled(consumer);
                 delivery.ack()?;
                 shared.settle();
             }
-            Verdict::GiveBack | Verdict::GiveBackAndPause | Verdict::Uncounted => {
+            Verdict::GiveBack | Verdict::RunUncounted => {
+                self.intake.settled(consumer);
                 delivery.requeue()?;
             }
         }
-        Ok(match next {
-            Some(next) => Step::Next(next),
-            None if pause => Step::Pause,
-            None => Step::Stop,
-        })
+        Ok(next)
     }
 
-    fn set_aside(&mut self, aside: Aside<'c, 's>, goes_on: bool) -> Result<(), Fault> {
-        self.unproven.set_aside();
-        self.intake.aside.push_back(aside);
-        if goes_on { self.intake.make_room() } else { Ok(()) }
-    }
-
-    /// Takes nothing for a while: what was given back would come at once. What is set aside stays, for its copies may be
-    /// under way. False when the drain began meanwhile.
-    fn pause(&mut self, pauses: &mut Pauses) -> Result<bool, Fault> {
-        self.intake.give_back()?;
-        let over = crossbeam_channel::after(pauses.next(self.slot.shared.settled()));
-        loop {
-            select! {
-                recv(over) -> _ => break,
-                recv(self.slot.drain.begun()) -> _ => return Ok(false),
-                recv(self.slot.bell.1) -> _ => {
-                    // One more that is given back makes it no longer.
-                    let _ = self.settle_answered()?;
+    /// The copies of what was prefetched are asked for before the next task runs, which may take long or take this
+    /// process down: each such end is one more delivery of all of them.
+    fn count_prefetched(&mut self) {
+        if self.slot.shared.options.prefetch == 1 {
+            return;
+        }
+        let until = Instant::now() + self.slot.shared.hold_limit();
+        for waiting in self.intake.take_backlog() {
+            let Waiting { delivery, consumer, uncounted } = waiting;
+            let copy = if uncounted { None } else { self.judge().copy_on_arrival(&delivery) };
+            match copy {
+                Some(keeping) => {
+                    let busy = self.slot.shared.begin();
+                    self.set_aside(Aside {
+                        delivery,
+                        consumer,
+                        keeping: Some(keeping),
+                        until,
+                        _busy: Some(busy),
+                    });
                 }
+                None => self.intake.put_last(Waiting { delivery, consumer, uncounted }),
             }
         }
-        self.intake.make_room()?;
-        Ok(true)
     }
 
-    /// Settles what was set aside and has an answer by now, or has waited for one for too long. Whether a pause is
-    /// needed after that.
-    fn settle_answered(&mut self) -> Result<bool, Fault> {
-        let mut pause = false;
+    fn set_aside(&mut self, aside: Aside<'c, 's>) {
+        self.unproven.set_aside();
+        self.intake.aside.push_back(aside);
+    }
+
+    /// Settles what was set aside and has an answer by now, or has waited for one for too long.
+    fn settle_answered(&mut self) -> Result<(), Fault> {
         for aside in std::mem::take(&mut self.intake.aside) {
             let verdict =
                 aside.keeping.as_ref().and_then(|keeping| self.judge().look_at(keeping, Duration::ZERO));
-            match verdict.or_else(|| aside.is_overdue().then_some(Verdict::GiveBackAndPause)) {
+            match verdict.or_else(|| aside.is_overdue().then_some(Verdict::GiveBack)) {
                 Some(Verdict::Hold) => {
                     self.intake.aside.push_back(Aside { keeping: None, _busy: None, ..aside });
                 }
-                Some(verdict) => {
-                    pause |= matches!(verdict, Verdict::GiveBackAndPause);
-                    self.settle(aside, &verdict)?;
+                Some(Verdict::RunUncounted) => {
+                    let Aside { delivery, consumer, .. } = aside;
+                    self.intake.put_first(Waiting { delivery, consumer, uncounted: true });
                 }
+                Some(verdict) => self.settle(aside, &verdict)?,
                 None => self.intake.aside.push_back(aside),
             }
         }
-        Ok(pause)
+        Ok(())
     }
 
     /// Takes nothing more. What is here already is run where the queue is to be empty, and the last copies are waited
@@ -175,37 +167,72 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         self.intake.consumer.cancel()?;
         let shared = &self.slot.shared;
         if shared.finishing() {
-            while let (Some(permit), Some(delivery)) = (shared.permits.take(), self.intake.leftover()) {
-                self.take(delivery, permit)?;
+            while let (Some(permit), Some(waiting)) = (shared.permits.take(), self.intake.leftover()) {
+                self.take(waiting, permit)?;
             }
         }
-        for aside in std::mem::take(&mut self.intake.aside) {
-            let verdict = loop {
-                let Some(keeping) = &aside.keeping else { break Verdict::Hold };
-                if let Some(verdict) = self.judge().look_at(keeping, LAST_LOOK) {
-                    break verdict;
-                }
-                if aside.is_overdue() || self.slot.drain.has_begun() && self.slot.copies.are_blocked() {
-                    log::warn!("the copy of a task was not confirmed; the task goes back to the queue");
-                    break Verdict::GiveBack;
-                }
-            };
-            if matches!(verdict, Verdict::Hold) {
-                shared.hold_back();
+        loop {
+            self.settle_answered()?;
+            self.give_back_hopeless()?;
+            if self.intake.aside.is_empty() {
+                break;
             }
-            self.settle(aside, &verdict)?;
+            select! {
+                recv(self.slot.bell.1) -> _ => {}
+                recv(self.slot.abort) -> _ => {}
+                default(LAST_LOOK) => {}
+            }
+        }
+        self.intake.give_back()
+    }
+
+    /// What there will be no copy of while this worker lives.
+    fn give_back_hopeless(&mut self) -> Result<(), Fault> {
+        let shared = &self.slot.shared;
+        let stops = self.slot.drain.has_begun();
+        let mut given_back = 0;
+        for aside in std::mem::take(&mut self.intake.aside) {
+            match &aside.keeping {
+                Some(keeping) if !(stops && keeping.is_stuck()) => self.intake.aside.push_back(aside),
+                Some(_) => {
+                    given_back += 1;
+                    self.settle(aside, &Verdict::GiveBack)?;
+                }
+                None => {
+                    shared.hold_back();
+                    self.settle(aside, &Verdict::GiveBack)?;
+                }
+            }
+        }
+        if given_back > 0 {
+            log::warn!("{given_back} tasks whose copies are not kept go back to the queue");
         }
         Ok(())
     }
 
     fn settle(&mut self, aside: Aside<'c, '_>, verdict: &Verdict) -> Result<(), Fault> {
+        self.intake.settled(aside.consumer);
         if let Verdict::Acknowledge = verdict {
             self.unproven.acknowledging(aside.keeping.and_then(|keeping| keeping.fingerprint()));
             aside.delivery.ack()?;
             self.slot.shared.settle();
             return Ok(());
         }
+        self.remember_outcome(aside.keeping);
         aside.delivery.requeue()
+    }
+
+    /// The channel is gone, and with it what is set aside: when that comes again, what it needs is its copy.
+    fn remember_outcomes(&mut self) {
+        for aside in std::mem::take(&mut self.intake.aside) {
+            self.remember_outcome(aside.keeping);
+        }
+    }
+
+    fn remember_outcome(&self, keeping: Option<Keeping>) {
+        if let Some((fingerprint, copy)) = keeping.and_then(Keeping::outcome) {
+            self.slot.shared.ledger.remember_failed(fingerprint, copy);
+        }
     }
 
     fn judge(&self) -> Judge<'s> {

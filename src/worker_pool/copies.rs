@@ -2,9 +2,11 @@
 //! alarm blocks publishers only, and on a thread of its own, so that all worker threads share it.
 //!
 //! A copy is kept when the broker has confirmed it. Only then is the original acknowledged: whatever dies between the
-//! two leaves the task twice, never not at all.
+//! two leaves the task twice, never not at all. A copy that is refused is tried again, with growing pauses, for as long
+//! as somebody waits for it.
 
 mod keeper;
+mod refusals;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,89 +15,137 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, select};
 
+use super::Event;
 use super::shared::Shared;
-use crate::broker::{Body, Properties, QueueSpec};
+use crate::broker::{Body, CopyForm, Properties, QueueSpec, Record};
 use crate::error::Error;
 use crate::handler::Never;
 use keeper::Keeper;
 
-/// A copy to be kept.
-struct Request {
-    to: QueueSpec,
-    body: Body,
-    properties: Properties,
-    asker: Asker,
-    /// It came back once because its queue was gone; the queue was declared again since.
-    came_back: bool,
-}
-
-/// Who waits for the answer.
-struct Asker {
-    reply: Sender<Result<(), Refusal>>,
-    bell: Sender<()>,
-    withdrawn: Arc<AtomicBool>,
-}
-
-impl Asker {
-    /// Whoever asked may have given up.
-    fn answer(&self, kept: Result<(), Refusal>) {
-        let _ = self.reply.send(kept);
-        // A full bell rings already.
-        let _ = self.bell.try_send(());
-    }
-
-    fn is_gone(&self) -> bool {
-        self.withdrawn.load(Ordering::SeqCst)
-    }
-}
-
-/// Why a copy could not be kept.
+/// A copy that is to take the place of a task.
 #[derive(Debug, Clone)]
-pub(super) enum Refusal {
-    /// It may work later.
-    Later(String),
-    /// It will not: the broker does not allow it, or the queue is unfit.
-    Never(Error),
-    /// It will not while the broker takes no body of more than `limit` bytes.
+pub(super) struct PlannedCopy {
+    /// The queue it goes to.
+    pub(super) to: QueueSpec,
+    /// What it says about the task.
+    pub(super) record: Record,
+    pub(super) purpose: Purpose,
+    /// The task must not run, and not go back, before the copy is kept: the broker may drop it then.
+    pub(super) comes_first: bool,
+}
+
+/// What a copy is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The next attempt.
+    Retried,
+    /// A person, for this reason.
+    Dead(String),
+    /// The next delivery of a task whose count of deliveries has to be written before it runs.
+    Counted,
+}
+
+/// How asking for a copy ended.
+#[derive(Debug, Clone)]
+pub(super) enum Answer {
+    /// The broker has it.
+    Kept,
+    /// The broker takes no body of more than `limit` bytes.
     TooLarge { length: usize, limit: u64 },
+    /// There will be none: the broker does not allow it, or the queue is unfit.
+    NotAllowed(Error),
     /// The worker was told to give up.
     Aborted,
 }
 
+/// A copy that was asked for, with what its making takes.
+struct Job {
+    /// In the order in which they came.
+    number: u64,
+    copy: PlannedCopy,
+    body: Body,
+    /// Of the task.
+    original: Properties,
+    form: CopyForm,
+    /// The broker closed the channel, and it may have been over this one: it is published alone.
+    suspect: bool,
+    /// It came back once because its queue was gone; the queue was declared again since.
+    came_back: bool,
+    asker: Asker,
+}
+
+/// Who waits for the answer.
+struct Asker {
+    reply: Sender<Answer>,
+    bell: Sender<()>,
+    state: Arc<State>,
+}
+
+/// What both sides of a [`Pending`] see.
+#[derive(Default)]
+struct State {
+    /// Nobody waits any more.
+    withdrawn: AtomicBool,
+    /// It cannot be kept now, and may be later.
+    stuck: AtomicBool,
+}
+
+impl Asker {
+    /// Whoever asked may have given up.
+    fn answer(&self, answer: Answer) {
+        let _ = self.reply.send(answer);
+        self.ring();
+    }
+
+    fn set_stuck(&self, stuck: bool) {
+        if self.state.stuck.swap(stuck, Ordering::SeqCst) != stuck {
+            self.ring();
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        self.state.withdrawn.load(Ordering::SeqCst)
+    }
+
+    fn ring(&self) {
+        // A full bell rings already.
+        let _ = self.bell.try_send(());
+    }
+}
+
 /// A copy that was asked for. Dropping it withdraws it, unless it is published already.
 pub(super) struct Pending {
-    replies: Receiver<Result<(), Refusal>>,
-    withdrawn: Arc<AtomicBool>,
+    replies: Receiver<Answer>,
+    state: Arc<State>,
 }
 
 impl Pending {
     /// Waits for the answer; `None` when there was none within `patience`.
-    ///
-    /// # Errors
-    /// The copy is not kept for certain.
-    pub(super) fn wait(&self, patience: Duration, abort: &Receiver<Never>) -> Option<Result<(), Refusal>> {
+    pub(super) fn wait(&self, patience: Duration, abort: &Receiver<Never>) -> Option<Answer> {
+        let gone = || Answer::NotAllowed(Error::internal("the publishing thread is gone"));
         select! {
-            recv(self.replies) -> kept => Some(kept.unwrap_or_else(|_| Err(gone()))),
-            recv(abort) -> _ => Some(Err(Refusal::Aborted)),
+            recv(self.replies) -> answer => Some(answer.unwrap_or_else(|_| gone())),
+            recv(abort) -> _ => Some(Answer::Aborted),
             default(patience) => None,
         }
+    }
+
+    /// The broker takes no copies now, or not this one; it is told by the bell.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.state.stuck.load(Ordering::SeqCst)
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.withdrawn.store(true, Ordering::SeqCst);
+        self.state.withdrawn.store(true, Ordering::SeqCst);
     }
-}
-
-fn gone() -> Refusal {
-    Refusal::Later("the publishing thread is gone".to_owned())
 }
 
 /// Hands copies to the publishing thread.
 #[derive(Clone)]
 pub(super) struct Copies {
-    requests: Sender<Request>,
+    jobs: Sender<Job>,
     blocked: Arc<AtomicBool>,
 }
 
@@ -104,33 +154,45 @@ impl Copies {
     ///
     /// # Errors
     /// When the system has no thread left.
-    pub(super) fn start(shared: &Arc<Shared>, alive: Sender<Never>) -> std::io::Result<Self> {
-        let (sender, requests) = crossbeam_channel::unbounded();
-        let shared = Arc::clone(shared);
+    pub(super) fn start(
+        shared: &Arc<Shared>,
+        events: Sender<Event>,
+        alive: Sender<Never>,
+    ) -> std::io::Result<Self> {
+        let (sender, jobs) = crossbeam_channel::unbounded();
         let blocked = Arc::new(AtomicBool::new(false));
-        let keeper = Keeper::new(shared, requests, Arc::clone(&blocked));
+        let keeper = Keeper::new(Arc::clone(shared), events, jobs, Arc::clone(&blocked));
         thread::Builder::new().name("copies".into()).spawn(move || {
             let _alive = alive;
             keeper.run();
         })?;
-        Ok(Self { requests: sender, blocked })
+        Ok(Self { jobs: sender, blocked })
     }
 
-    /// Asks for one copy. `bell` gets a message when there is an answer.
+    /// Asks for one copy. `bell` gets a message when something is known of it.
     pub(super) fn request(
         &self,
-        to: QueueSpec,
+        copy: PlannedCopy,
         body: Vec<u8>,
-        properties: Properties,
+        original: &Properties,
         bell: &Sender<()>,
     ) -> Pending {
         let (reply, replies) = crossbeam_channel::bounded(1);
-        let withdrawn = Arc::new(AtomicBool::new(false));
-        let asker = Asker { reply, bell: bell.clone(), withdrawn: Arc::clone(&withdrawn) };
+        let state = Arc::new(State::default());
+        let asker = Asker { reply, bell: bell.clone(), state: Arc::clone(&state) };
+        let job = Job {
+            number: 0,
+            copy,
+            body: Body::new(body),
+            original: original.clone(),
+            form: CopyForm::Full,
+            suspect: false,
+            came_back: false,
+            asker,
+        };
         // Without the thread the reply channel is closed, which is an answer.
-        let body = Body::new(body);
-        let _ = self.requests.send(Request { to, body, properties, asker, came_back: false });
-        Pending { replies, withdrawn }
+        let _ = self.jobs.send(job);
+        Pending { replies, state }
     }
 
     /// The broker is known not to take any copy now.

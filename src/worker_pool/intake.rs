@@ -5,7 +5,7 @@
 //! a few failing tasks could hold up the very queue whose length caused the alarm.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 
@@ -17,25 +17,51 @@ use crate::handler::Never;
 /// How many deliveries one thread sets aside before it waits (and what it has prefetched beside them): it holds their
 /// bodies in memory.
 const MAX_ASIDE: usize = 32;
-/// How long a delivery is held in all: less than the 30 minutes that the broker waits for an acknowledgement.
-pub(super) const HOLD_LIMIT: Duration = Duration::from_mins(25);
 
 /// A delivery whose copy is not kept.
 pub(super) struct Aside<'c, 's> {
     pub(super) delivery: Delivery<'c>,
+    /// The consumer that it came to.
+    pub(super) consumer: u32,
     /// The copy; `None` where there will be none.
     pub(super) keeping: Option<Keeping>,
-    /// When it arrived.
-    pub(super) since: Instant,
+    /// When it has to go back to the queue, or the broker closes the channel.
+    pub(super) until: Instant,
     /// The worker has something to do until the copy is kept or refused.
     pub(super) _busy: Option<Busy<'s>>,
 }
 
 impl Aside<'_, '_> {
-    /// It has to go back to the queue, or the broker closes the channel.
+    /// It has been held for as long as it may be. One that must not go back is left to the broker.
     pub(super) fn is_overdue(&self) -> bool {
-        self.since.elapsed() >= HOLD_LIMIT
+        !self.comes_first() && self.until <= Instant::now()
     }
+
+    fn comes_first(&self) -> bool {
+        self.keeping.as_ref().is_some_and(Keeping::comes_first)
+    }
+}
+
+/// What there is to do.
+#[allow(clippy::large_enum_variant)] // Moved once, and nearly always a task.
+pub(super) enum Arrival<'c> {
+    /// A task.
+    Task(Waiting<'c>),
+    /// Something is known of a delivery that is set aside, or it is overdue.
+    Woken,
+    /// The drain has begun.
+    Stopped,
+    /// No further delivery will come.
+    Ended(Fault),
+}
+
+/// A delivery that waits for its turn.
+pub(super) struct Waiting<'c> {
+    pub(super) delivery: Delivery<'c>,
+    /// The consumer that it came to.
+    pub(super) consumer: u32,
+    /// It was found out that its deliveries cannot be counted.
+    pub(super) uncounted: bool,
 }
 
 /// Takes deliveries off one channel.
@@ -44,11 +70,13 @@ pub(super) struct Intake<'c, 's> {
     queue: &'c str,
     prefetch: u16,
     pub(super) consumer: Consumer<'c>,
-    /// What an earlier consumer had prefetched.
-    backlog: VecDeque<Delivery<'c>>,
+    /// The number of that consumer on this channel.
+    number: u32,
+    /// How many deliveries it has brought that are not settled.
+    unsettled: u32,
+    /// What has arrived and was not run yet.
+    backlog: VecDeque<Waiting<'c>>,
     pub(super) aside: VecDeque<Aside<'c, 's>>,
-    /// Too many are aside: the prefetch of the consumer is used up by them, so nothing more comes.
-    stalled: bool,
 }
 
 impl<'c> Intake<'c, '_> {
@@ -57,21 +85,70 @@ impl<'c> Intake<'c, '_> {
     pub(super) fn start(channel: &'c Channel, queue: &'c str, prefetch: u16) -> Result<Self, Fault> {
         let consumer = Consumer::start(channel, queue, prefetch)?;
         let (backlog, aside) = (VecDeque::new(), VecDeque::new());
-        Ok(Self { channel, queue, prefetch, consumer, backlog, aside, stalled: false })
+        Ok(Self { channel, queue, prefetch, consumer, number: 0, unsettled: 0, backlog, aside })
     }
 
-    /// As [`Consumer::next`].
-    pub(super) fn next(&mut self, stop: &Receiver<Never>, bell: &Receiver<()>) -> Next<'c> {
-        if let Some(delivery) = self.backlog.pop_front() {
-            return Next::Delivery(delivery);
+    /// Waits for the next task or for anything else to do.
+    pub(super) fn next(&mut self, stop: &Receiver<Never>, bell: &Receiver<()>) -> Arrival<'c> {
+        let held_up = self.is_held_up();
+        if !held_up && let Some(waiting) = self.backlog.pop_front() {
+            return Arrival::Task(waiting);
         }
-        let overdue = self.aside.front().map(|oldest| oldest.since + HOLD_LIMIT);
-        self.consumer.next(stop, bell, overdue)
+        let overdue = self.aside.iter().filter(|aside| !aside.comes_first()).map(|aside| aside.until).min();
+        match self.consumer.next(stop, bell, overdue) {
+            Next::Delivery(delivery) => {
+                let waiting = self.arrived(delivery);
+                if held_up {
+                    self.backlog.push_back(waiting);
+                    return Arrival::Woken;
+                }
+                Arrival::Task(waiting)
+            }
+            Next::Woken | Next::TimedOut => Arrival::Woken,
+            Next::Stopped => Arrival::Stopped,
+            Next::Ended(fault) => Arrival::Ended(fault),
+        }
     }
 
     /// What has arrived although nothing more is taken.
-    pub(super) fn leftover(&mut self) -> Option<Delivery<'c>> {
-        self.backlog.pop_front().or_else(|| self.consumer.leftover())
+    pub(super) fn leftover(&mut self) -> Option<Waiting<'c>> {
+        self.backlog.pop_front().or_else(|| self.consumer.leftover().map(|delivery| self.arrived(delivery)))
+    }
+
+    fn arrived(&mut self, delivery: Delivery<'c>) -> Waiting<'c> {
+        self.unsettled += 1;
+        Waiting { delivery, consumer: self.number, uncounted: false }
+    }
+
+    /// A delivery that came to this consumer is settled.
+    pub(super) fn settled(&mut self, consumer: u32) {
+        if consumer == self.number {
+            self.unsettled = self.unsettled.saturating_sub(1);
+        }
+    }
+
+    /// Everything that has arrived and waits for its turn.
+    pub(super) fn take_backlog(&mut self) -> VecDeque<Waiting<'c>> {
+        while let Some(delivery) = self.consumer.leftover() {
+            let waiting = self.arrived(delivery);
+            self.backlog.push_back(waiting);
+        }
+        std::mem::take(&mut self.backlog)
+    }
+
+    /// Its turn is now, or again.
+    pub(super) fn put_first(&mut self, waiting: Waiting<'c>) {
+        self.backlog.push_front(waiting);
+    }
+
+    /// Its turn is after the others'.
+    pub(super) fn put_last(&mut self, waiting: Waiting<'c>) {
+        self.backlog.push_back(waiting);
+    }
+
+    /// A task that is set aside must neither go back nor be put at risk by another one before its copy is kept.
+    fn is_held_up(&self) -> bool {
+        self.aside.iter().any(Aside::comes_first)
     }
 
     /// Takes no more, and gives back what was not looked at.
@@ -80,36 +157,28 @@ impl<'c> Intake<'c, '_> {
     /// The channel or connection is gone.
     pub(super) fn give_back(&mut self) -> Result<(), Fault> {
         self.consumer.cancel()?;
-        while let Some(delivery) = self.leftover() {
-            delivery.requeue()?;
+        while let Some(waiting) = self.leftover() {
+            waiting.delivery.requeue()?;
         }
         Ok(())
     }
 
-    /// Goes on beside the deliveries that are set aside, unless they are too many: prefetch counts the unacknowledged
-    /// ones of a consumer, and those of one that was cancelled are nobody's.
+    /// Goes on beside the deliveries that are set aside, where they use up the prefetch of their consumer, unless they are
+    /// too many: prefetch counts the unacknowledged ones of a consumer, and those of one that was cancelled are nobody's.
+    /// Nothing can be on its way to the consumer then; a quorum queue takes back what is on its way to one that is
+    /// cancelled, and counts that.
     ///
     /// # Errors
     /// The channel or connection is gone.
     pub(super) fn make_room(&mut self) -> Result<(), Fault> {
-        self.stalled = self.aside.len() >= MAX_ASIDE;
-        if self.stalled { Ok(()) } else { self.renew() }
-    }
-
-    /// Goes on where some that were set aside are settled by now.
-    ///
-    /// # Errors
-    /// The channel or connection is gone.
-    pub(super) fn resume(&mut self) -> Result<(), Fault> {
-        if self.stalled { self.make_room() } else { Ok(()) }
-    }
-
-    fn renew(&mut self) -> Result<(), Fault> {
-        self.consumer.cancel()?;
-        while let Some(delivery) = self.consumer.leftover() {
-            self.backlog.push_back(delivery);
+        let used_up = self.backlog.is_empty() && self.unsettled >= u32::from(self.prefetch);
+        if !used_up || self.aside.len() >= MAX_ASIDE || self.is_held_up() {
+            return Ok(());
         }
+        self.consumer.cancel()?;
         self.consumer = Consumer::start(self.channel, self.queue, self.prefetch)?;
+        self.number += 1;
+        self.unsettled = 0;
         Ok(())
     }
 }

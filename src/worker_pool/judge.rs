@@ -7,12 +7,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, Sender, select};
 
 use super::Event;
-use super::copies::{Copies, Pending, Refusal};
+use super::copies::{Answer, Copies, Pending, PlannedCopy, Purpose};
 use super::drain::Drain;
-use super::intake::HOLD_LIMIT;
 use super::ledger::{Claim, Fingerprint, Unproven};
+use super::redelivery::Earlier;
 use super::shared::Shared;
-use crate::broker::{Delivery, QueueSpec, Record};
+use crate::broker::{Delivery, Record};
 use crate::duration;
 use crate::error::Error;
 use crate::handler::{Failure, Handler, Never, Outcome, Task};
@@ -22,20 +22,14 @@ use crate::retry::Decision;
 /// How long a worker thread waits for a copy to be kept before it turns to the next task.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Quorum queues count deliveries, and RabbitMQ 4 drops a message after 20 unless it is configured otherwise. Well
-/// before that a copy takes its place, whose count begins again and carries the old one in a header.
-const RECOUNT_AT: u64 = 10;
-
 /// What the broker is told.
 pub(super) enum Verdict {
     /// The task is done, or a copy of it is kept.
     Acknowledge,
     /// Somebody else, or this worker later, has to run it.
     GiveBack,
-    /// As `GiveBack`, and nothing may be taken for a while: it would come back at once.
-    GiveBackAndPause,
-    /// As `GiveBack`; where the task is still to run, it runs: the count of its deliveries cannot be written.
-    Uncounted,
+    /// The task runs although it was counted nowhere: its copy is too large, or not allowed.
+    RunUncounted,
     /// Nothing yet: the broker takes its time with the copy.
     SetAside(Keeping),
     /// Nothing for as long as it may be held, for there will be no copy: given back, it would come at once and hold up
@@ -46,9 +40,7 @@ pub(super) enum Verdict {
 /// A copy that is to take the place of a delivery.
 pub(super) struct Keeping {
     pending: Pending,
-    /// The queue it goes to.
-    name: String,
-    purpose: Purpose,
+    copy: Box<PlannedCopy>,
     fingerprint: Option<Fingerprint>,
 }
 
@@ -56,16 +48,23 @@ impl Keeping {
     pub(super) fn fingerprint(&self) -> Option<Fingerprint> {
         self.fingerprint
     }
-}
 
-/// What a copy is for.
-enum Purpose {
-    /// The next attempt.
-    Retried,
-    /// A person, for this reason.
-    Dead(String),
-    /// The next delivery of a task whose count of deliveries has to be written.
-    Counted,
+    /// The broker takes no copies now, or not this one.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.pending.is_stuck()
+    }
+
+    /// The task must neither run nor go back before its copy is kept, and no other one may run that could end this
+    /// process meanwhile.
+    pub(super) fn comes_first(&self) -> bool {
+        self.copy.comes_first
+    }
+
+    /// What is known of the task although its copy is not kept: how it ended, where it ran.
+    pub(super) fn outcome(self) -> Option<(Fingerprint, Box<PlannedCopy>)> {
+        let ran = self.copy.purpose != Purpose::Counted;
+        Some((self.fingerprint.filter(|_| ran)?, self.copy))
+    }
 }
 
 /// The verdict on one delivery, and whether its task was run for it.
@@ -93,18 +92,30 @@ pub(super) struct Judge<'a> {
 
 impl Judge<'_> {
     /// Runs the task, unless it ran here before or must not run any more, and keeps the copy that its outcome asks
-    /// for. On [`Verdict::Acknowledge`] the acknowledgement is noted as unproven.
+    /// for. On [`Verdict::Acknowledge`] the acknowledgement is noted as unproven. `uncounted`: it was found out before
+    /// that its deliveries cannot be counted.
     pub(super) fn judge(
         &self,
         delivery: &mut Delivery<'_>,
+        uncounted: bool,
         unproven: &mut Unproven<'_>,
         handler: &mut dyn Handler,
     ) -> Judged {
         let record = delivery.properties().record();
         let fingerprint = self.shared.ledger.fingerprint(delivery, &record);
-        let running = loop {
+        let (mut judged, running) = loop {
             match self.shared.ledger.claim(fingerprint, delivery.redelivered()) {
-                Claim::Run(running) => break running,
+                Claim::Run(running) => {
+                    break (self.judge_claimed(delivery, &record, uncounted, handler), running);
+                }
+                Claim::Failed(copy, running) => {
+                    log::info!(
+                        "task {} failed here before: its copy is tried again, without running it",
+                        output::escape(delivery.properties().id())
+                    );
+                    let body = delivery.take_body();
+                    break (Judged::unrun(self.keep(delivery, body, *copy)), Some(running));
+                }
                 Claim::Finished => {
                     log::info!(
                         "task {} was finished here before its connection was lost: acknowledged without running again",
@@ -125,11 +136,10 @@ impl Judge<'_> {
                 }
             }
         };
-        let mut judged = self.judge_claimed(delivery, &record, handler);
         match &mut judged.verdict {
             Verdict::Acknowledge => unproven.acknowledging(fingerprint),
             Verdict::SetAside(keeping) => keeping.fingerprint = fingerprint,
-            Verdict::GiveBack | Verdict::GiveBackAndPause | Verdict::Uncounted | Verdict::Hold => {}
+            Verdict::GiveBack | Verdict::RunUncounted | Verdict::Hold => {}
         }
         // Only now: whoever waits for it must find it remembered.
         drop(running);
@@ -140,24 +150,23 @@ impl Judge<'_> {
         &self,
         delivery: &mut Delivery<'_>,
         record: &Record,
+        uncounted: bool,
         handler: &mut dyn Handler,
     ) -> Judged {
-        let policy = &self.shared.options.policy;
-        let unanswered = unanswered(delivery, record);
-        if let Some(Decision::Dead(why)) = policy.poisoned(unanswered) {
-            let failure = Failure { exit: why, stderr: Vec::new() };
-            return Judged::unrun(self.bury(delivery, record, &failure));
-        }
-        if must_be_counted(delivery)
-            && let Some(verdict) = self.count_delivery(delivery, record, unanswered)
-        {
-            return Judged::unrun(verdict);
+        if !uncounted && let Some(copy) = self.instead_of_running(delivery, record) {
+            // It may have to run after all.
+            let body = delivery.body().to_vec();
+            match self.keep(delivery, body, copy) {
+                Verdict::RunUncounted => {}
+                verdict => return Judged::unrun(verdict),
+            }
         }
         let (outcome, attempt) = (self.execute(delivery, record, handler), record.attempt);
         let failure = match &outcome {
             Outcome::Failed(failure) | Outcome::Dead(failure) => failure.clone(),
             Outcome::Done | Outcome::GivenUp | Outcome::CannotRun(_) => Failure::default(),
         };
+        let policy = &self.shared.options.policy;
         let verdict = match policy.after(attempt, &outcome) {
             Decision::Ack => {
                 log::info!("Done");
@@ -172,11 +181,19 @@ impl Judge<'_> {
                     duration::show(delay)
                 );
                 let to = self.shared.options.queue.delay(delay, false);
-                let copy = self.after_failure(record, next, &failure);
+                let record = self.after_failure(record, next, &failure);
                 let body = delivery.take_body();
-                self.keep(delivery, body, to, &copy, Purpose::Retried)
+                self.keep(
+                    delivery,
+                    body,
+                    PlannedCopy { to, record, purpose: Purpose::Retried, comes_first: false },
+                )
             }
-            Decision::Dead(why) => self.bury(delivery, record, &Failure { exit: why, ..failure }),
+            Decision::Dead(why) => {
+                let copy = self.dead_copy(record, &Failure { exit: why, ..failure });
+                let body = delivery.take_body();
+                self.keep(delivery, body, copy)
+            }
             Decision::Requeue => Verdict::GiveBack,
             Decision::StopWorker(why) => self.stop_worker(Error::configuration(why)),
         };
@@ -192,98 +209,104 @@ impl Judge<'_> {
         Verdict::GiveBack
     }
 
-    fn bury(&self, delivery: &mut Delivery<'_>, record: &Record, failure: &Failure) -> Verdict {
-        let to = self.shared.options.queue.dead();
-        let copy = self.after_failure(record, record.attempt, failure);
-        let body = delivery.take_body();
-        self.keep(delivery, body, to, &copy, Purpose::Dead(failure.exit.clone()))
+    /// A task that this process does not know, and that has to be counted before it may run, or must not run any more:
+    /// its copy is asked for at once, however long it is until its turn.
+    pub(super) fn copy_on_arrival(&self, delivery: &Delivery<'_>) -> Option<Keeping> {
+        let record = delivery.properties().record();
+        let fingerprint = self.shared.ledger.fingerprint(delivery, &record);
+        if self.shared.ledger.knows(fingerprint) {
+            return None;
+        }
+        let copy = self.instead_of_running(delivery, &record)?;
+        let pending =
+            self.copies.request(copy.clone(), delivery.body().to_vec(), delivery.properties(), self.bell);
+        Some(Keeping { pending, copy: Box::new(copy), fingerprint })
     }
 
-    /// A redelivered task that the broker does not count is counted by taskq, before it runs: should it take the
-    /// worker down, the count is there. Its copy carries the count and takes its place; `None` means that it runs
-    /// now.
-    fn count_delivery(
-        &self,
-        delivery: &mut Delivery<'_>,
-        record: &Record,
-        unanswered: u64,
-    ) -> Option<Verdict> {
-        let broker_counts = brokers_count(delivery).is_some();
+    /// The copy that has to be kept before the task may run: of a task that is dead, or of one whose deliveries have to
+    /// be counted. Should it take the worker down, the count is there.
+    fn instead_of_running(&self, delivery: &Delivery<'_>, record: &Record) -> Option<PlannedCopy> {
         let shared = self.shared;
-        if shared.cannot_count.load(Ordering::Relaxed) || self.copies.are_blocked() && !broker_counts {
+        let earlier = Earlier {
+            redelivered: delivery.redelivered(),
+            header: delivery.properties().delivery_count(),
+            recorded: record.deliveries,
+            queue: shared.queue_type(),
+        };
+        let unanswered = earlier.unanswered();
+        let comes_first = earlier.next_return_may_be_the_last();
+        if let Some(Decision::Dead(exit)) = shared.options.policy.poisoned(unanswered) {
+            return Some(PlannedCopy {
+                comes_first,
+                ..self.dead_copy(record, &Failure { exit, stderr: Vec::new() })
+            });
+        }
+        if !earlier.must_be_counted() {
+            return None;
+        }
+        if !comes_first && (shared.cannot_count.load(Ordering::Relaxed) || self.copies.are_blocked()) {
             // Tasks have to go on: it may be this queue that fills the broker.
             log::warn!("a redelivered task runs uncounted: publishing is blocked or not allowed");
             return None;
         }
         let deliveries = u32::try_from(unanswered).unwrap_or(u32::MAX);
-        let counted = Record { deliveries, ..record.clone() };
         log::debug!("delivery {} of a task without an answer: counting it", deliveries.saturating_add(1));
-        // It may have to run after all.
-        let body = delivery.body().to_vec();
-        match self.keep(delivery, body, shared.options.queue.clone(), &counted, Purpose::Counted) {
-            Verdict::Uncounted => None,
-            verdict => Some(verdict),
-        }
+        let record = Record { deliveries, ..record.clone() };
+        let to = shared.options.queue.clone();
+        Some(PlannedCopy { to, record, purpose: Purpose::Counted, comes_first })
+    }
+
+    fn dead_copy(&self, record: &Record, failure: &Failure) -> PlannedCopy {
+        let to = self.shared.options.queue.dead();
+        let record = self.after_failure(record, record.attempt, failure);
+        PlannedCopy { to, record, purpose: Purpose::Dead(failure.exit.clone()), comes_first: false }
     }
 
     /// Keeps a copy in place of the original.
-    fn keep(
-        &self,
-        delivery: &Delivery<'_>,
-        body: Vec<u8>,
-        to: QueueSpec,
-        record: &Record,
-        purpose: Purpose,
-    ) -> Verdict {
-        let name = to.name.clone();
-        let properties = delivery.properties().copy(record);
-        let pending = self.copies.request(to, body, properties, self.bell);
+    fn keep(&self, delivery: &Delivery<'_>, body: Vec<u8>, copy: PlannedCopy) -> Verdict {
+        let pending = self.copies.request(copy.clone(), body, delivery.properties(), self.bell);
         let patience = if self.copies.are_blocked() { Duration::ZERO } else { PATIENCE };
-        let keeping = Keeping { pending, name, purpose, fingerprint: None };
+        let keeping = Keeping { pending, copy: Box::new(copy), fingerprint: None };
         self.look_at(&keeping, patience).unwrap_or(Verdict::SetAside(keeping))
     }
 
     /// What became of a copy; `None` when nothing is known of it within `patience`.
     pub(super) fn look_at(&self, keeping: &Keeping, patience: Duration) -> Option<Verdict> {
-        let name = &keeping.name;
+        let PlannedCopy { to, purpose, .. } = &*keeping.copy;
+        let name = &to.name;
+        let counts = *purpose == Purpose::Counted;
         Some(match keeping.pending.wait(patience, self.abort)? {
-            Ok(()) => {
-                if let Purpose::Dead(why) = &keeping.purpose {
+            Answer::Kept => {
+                if let Purpose::Dead(why) = purpose {
                     log::warn!("dead ({why}); kept in {name}");
                     self.shared.died();
                 }
                 Verdict::Acknowledge
             }
-            Err(Refusal::Aborted) => Verdict::GiveBack,
-            Err(Refusal::Later(why)) => {
-                log::warn!(
-                    "the copy for {name} was not confirmed ({why}); the task goes back to the queue for a while"
-                );
-                Verdict::GiveBackAndPause
-            }
-            Err(Refusal::TooLarge { length, limit }) => {
+            Answer::Aborted => Verdict::GiveBack,
+            Answer::TooLarge { length, limit } => {
                 let over = format!(
                     "its body of {length} bytes is over the limit of the broker, {limit} bytes (max_message_size: \
                      raise it)"
                 );
-                if matches!(keeping.purpose, Purpose::Counted) {
+                if counts {
                     log::warn!("a redelivered task runs uncounted: {over}");
-                    Verdict::Uncounted
+                    Verdict::RunUncounted
                 } else {
                     log::warn!(
                         "the task cannot be copied to {name}: {over}; it stays in the queue, and comes again in {} \
                          or when this worker ends",
-                        duration::show(HOLD_LIMIT)
+                        duration::show(self.shared.hold_limit())
                     );
                     Verdict::Hold
                 }
             }
-            Err(Refusal::Never(error)) if matches!(keeping.purpose, Purpose::Counted) => {
+            Answer::NotAllowed(error) if counts => {
                 log::warn!("redelivered tasks cannot be counted: {error}");
                 self.shared.cannot_count.store(true, Ordering::Relaxed);
-                Verdict::Uncounted
+                Verdict::RunUncounted
             }
-            Err(Refusal::Never(error)) => {
+            Answer::NotAllowed(error) => {
                 self.stop_worker(error.context(&format!("cannot keep a copy of a task in {name}")))
             }
         })
@@ -308,6 +331,7 @@ impl Judge<'_> {
             headers: &headers,
             body: delivery.body(),
         };
+        let _running = self.shared.run();
         contained(|| handler.run(&task, self.abort))
     }
 }
@@ -317,24 +341,6 @@ fn contained(run: impl FnOnce() -> Outcome) -> Outcome {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
         Outcome::Failed(Failure { exit: "a fault of taskq's own".to_owned(), stderr: Vec::new() })
     })
-}
-
-/// How often the queue says that it has delivered this task without an answer. Other queues leave the header as it came,
-/// and what a task brings along at its first delivery was counted elsewhere.
-fn brokers_count(delivery: &Delivery<'_>) -> Option<u64> {
-    delivery.properties().delivery_count().filter(|count| *count == 0 || delivery.redelivered())
-}
-
-/// How many deliveries of this task ended without an answer. Quorum queues count for us since the count was last
-/// written; elsewhere the flag says that there was one.
-fn unanswered(delivery: &Delivery<'_>, record: &Record) -> u64 {
-    let since = brokers_count(delivery).unwrap_or(u64::from(delivery.redelivered()));
-    u64::from(record.deliveries).saturating_add(since)
-}
-
-/// Whether the count has to be written before the task may run.
-fn must_be_counted(delivery: &Delivery<'_>) -> bool {
-    brokers_count(delivery).map_or(delivery.redelivered(), |count| count >= RECOUNT_AT)
 }
 
 #[cfg(test)]

@@ -1,20 +1,23 @@
-//! Which tasks run here, and which ran here although the broker may not know it yet.
+//! Which tasks run here, and which ran here although the broker does not know it.
 //!
 //! The guarantee is at least once: a task whose acknowledgement was lost with its connection is delivered again. When
-//! it comes back to the process that ran it, it is acknowledged without running again; and one that is still running
-//! on another thread is waited for, not started beside it.
+//! it comes back to the process that ran it, it is acknowledged without running again; one that failed and had to go
+//! back before its copy was kept is copied without running again; and one that is still running on another thread is
+//! waited for, not started beside it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard};
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::copies::PlannedCopy;
 use crate::broker::{Delivery, Record};
 use crate::handler::Never;
 use crate::lock::lock;
 
-/// Lost acknowledgements that are remembered. A lost connection leaves at most threads x prefetch of them.
+/// Tasks that are remembered. A lost connection leaves at most so many for each thread as it has prefetched and set
+/// aside.
 const MAX_REMEMBERED: usize = 10_000;
 
 /// What makes two deliveries the same attempt at the same task: id, time of sending, body, attempt and count of
@@ -33,18 +36,37 @@ pub(super) struct Ledger {
 struct State {
     /// Each closes its channel when it ends.
     running: HashMap<Fingerprint, Receiver<Never>>,
-    finished: HashSet<Fingerprint>,
-    /// `finished` in the order of arrival, for forgetting the oldest.
+    ended: HashMap<Fingerprint, Ended>,
+    /// `ended` in the order of arrival, for forgetting the oldest.
     order: VecDeque<Fingerprint>,
+}
+
+/// How a task ended here.
+enum Ended {
+    /// It can be acknowledged.
+    Finished,
+    /// Its copy has to be kept first.
+    Failed(Box<PlannedCopy>),
 }
 
 impl State {
     fn forget(&mut self, fingerprint: Fingerprint) {
-        if self.finished.remove(&fingerprint)
+        if self.ended.remove(&fingerprint).is_some()
             // Mostly the newest entries go, so the search from the back is short.
             && let Some(at) = self.order.iter().rposition(|other| *other == fingerprint)
         {
             self.order.remove(at);
+        }
+    }
+
+    fn remember(&mut self, fingerprint: Fingerprint, how: Ended) {
+        if self.ended.insert(fingerprint, how).is_none() {
+            self.order.push_back(fingerprint);
+        }
+        if self.order.len() > MAX_REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ended.remove(&oldest);
         }
     }
 }
@@ -55,6 +77,8 @@ pub(super) enum Claim<'l> {
     Run(Option<Running<'l>>),
     /// It was finished here: acknowledge it.
     Finished,
+    /// It failed here, and this copy of it is not known to be kept. It counts as running until the guard is dropped.
+    Failed(Box<PlannedCopy>, Running<'l>),
     /// It runs on another thread; ask again when this channel closes.
     Elsewhere(Receiver<Never>),
 }
@@ -94,12 +118,15 @@ impl Ledger {
     pub(super) fn claim(&self, fingerprint: Option<Fingerprint>, redelivered: bool) -> Claim<'_> {
         let Some(fingerprint) = fingerprint else { return Claim::Run(None) };
         let mut state = self.lock();
+        let mut failed = None;
         if redelivered {
-            if state.finished.contains(&fingerprint) {
-                return Claim::Finished;
-            }
             if let Some(ends) = state.running.get(&fingerprint) {
                 return Claim::Elsewhere(ends.clone());
+            }
+            match state.ended.get(&fingerprint) {
+                Some(Ended::Finished) => return Claim::Finished,
+                Some(Ended::Failed(copy)) => failed = Some(copy.clone()),
+                None => {}
             }
         } else {
             // A new life, such as that of a dead task sent again: what is remembered was another one's.
@@ -107,21 +134,30 @@ impl Ledger {
         }
         let (sender, receiver) = crossbeam_channel::bounded(0);
         state.running.insert(fingerprint, receiver);
-        Claim::Run(Some(Running { ledger: self, fingerprint, _ends: sender }))
+        let running = Running { ledger: self, fingerprint, _ends: sender };
+        match failed {
+            Some(copy) => Claim::Failed(copy, running),
+            None => Claim::Run(Some(running)),
+        }
+    }
+
+    /// Whether [`Ledger::claim`] knows a redelivered task.
+    pub(super) fn knows(&self, fingerprint: Option<Fingerprint>) -> bool {
+        let state = self.lock();
+        fingerprint
+            .is_some_and(|print| state.running.contains_key(&print) || state.ended.contains_key(&print))
     }
 
     /// Remembers a finished task until [`Ledger::forget`]. To be called before its acknowledgement is sent, so that
     /// no moment is left in which it could come back unknown.
     pub(super) fn remember(&self, fingerprint: Fingerprint) {
-        let mut state = self.lock();
-        if state.finished.insert(fingerprint) {
-            state.order.push_back(fingerprint);
-        }
-        if state.order.len() > MAX_REMEMBERED
-            && let Some(oldest) = state.order.pop_front()
-        {
-            state.finished.remove(&oldest);
-        }
+        self.lock().remember(fingerprint, Ended::Finished);
+    }
+
+    /// Remembers a failed task that goes back to the queue, because its copy is not kept: when it comes again, the copy
+    /// is all that is left to do.
+    pub(super) fn remember_failed(&self, fingerprint: Fingerprint, copy: Box<PlannedCopy>) {
+        self.lock().remember(fingerprint, Ended::Failed(copy));
     }
 
     /// The broker has the acknowledgement: the task cannot come back.
@@ -238,6 +274,6 @@ mod tests {
             ledger.remember(Fingerprint(number, 0));
         }
         let state = ledger.lock();
-        assert_eq!((state.finished.len(), state.order.len()), (MAX_REMEMBERED, MAX_REMEMBERED));
+        assert_eq!((state.ended.len(), state.order.len()), (MAX_REMEMBERED, MAX_REMEMBERED));
     }
 }

@@ -2,12 +2,22 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Options;
 use super::ledger::Ledger;
+use crate::broker::QueueType;
 use crate::error::Exit;
 use crate::lock::lock;
+
+/// How long a delivery is held in all: less than the 30 minutes that the broker waits for an acknowledgement.
+const HOLD_LIMIT: Duration = Duration::from_mins(25);
+/// The same as a share of what the broker waits, where it has told.
+const HOLD_SHARE: f64 = 25.0 / 30.0;
+
+fn as_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// What all threads of the pool see.
 pub(super) struct Shared {
@@ -15,12 +25,16 @@ pub(super) struct Shared {
     pub(super) ledger: Ledger,
     pub(super) permits: Permits,
     busy: AtomicUsize,
+    running: AtomicUsize,
     /// Deliveries that were acknowledged, whatever for: the sign that things move.
     settled: AtomicU64,
     finished: AtomicU64,
     dead: AtomicU64,
     /// Failed tasks that went back to the queue at the end of this round, because no copy of them can be kept.
     held_back: AtomicU32,
+    queue_type: Mutex<Option<QueueType>>,
+    /// How long a delivery may be held, in milliseconds.
+    hold_limit: AtomicU64,
     /// This user may not publish, so that redelivered tasks cannot be counted.
     pub(super) cannot_count: AtomicBool,
     pub(super) host: String,
@@ -47,10 +61,13 @@ impl Shared {
             options,
             ledger: Ledger::new(),
             busy: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
             settled: AtomicU64::new(0),
             finished: AtomicU64::new(0),
             dead: AtomicU64::new(0),
             held_back: AtomicU32::new(0),
+            queue_type: Mutex::new(None),
+            hold_limit: AtomicU64::new(as_millis(HOLD_LIMIT)),
             cannot_count: AtomicBool::new(false),
             host: crate::broker::host_name(),
             connected: AtomicBool::new(false),
@@ -59,6 +76,22 @@ impl Shared {
             last_activity: Mutex::new(Instant::now()),
             greeting: Mutex::new(Greeting::Due(String::new())),
         }
+    }
+
+    /// The queue's type, where it is known.
+    pub(super) fn queue_type(&self) -> Option<QueueType> {
+        *lock(&self.queue_type)
+    }
+
+    /// How long a delivery is held in all, from its arrival on, before it goes back to the queue.
+    pub(super) fn hold_limit(&self) -> Duration {
+        Duration::from_millis(self.hold_limit.load(Ordering::Relaxed))
+    }
+
+    /// The broker has told how long it waits for an acknowledgement: less than it does unless configured otherwise.
+    pub(super) fn learn_acknowledgement_timeout(&self, timeout: Duration) {
+        let limit = as_millis(timeout.mul_f64(HOLD_SHARE));
+        self.hold_limit.fetch_min(limit, Ordering::Relaxed);
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -97,6 +130,16 @@ impl Shared {
 
     pub(super) fn busy(&self) -> usize {
         self.busy.load(Ordering::SeqCst)
+    }
+
+    /// A task is run until the guard is dropped.
+    pub(super) fn run(&self) -> Running<'_> {
+        self.running.fetch_add(1, Ordering::SeqCst);
+        Running(self)
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.running.load(Ordering::SeqCst)
     }
 
     pub(super) fn settle(&self) {
@@ -171,6 +214,15 @@ impl Drop for Busy<'_> {
     fn drop(&mut self) {
         self.0.touch();
         self.0.busy.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// One task that is run.
+pub(super) struct Running<'s>(&'s Shared);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -21,8 +21,6 @@ use crate::handler::{Handler, Never};
 /// The pauses before asking again for a channel that ended without having delivered anything.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// The first pause after a copy could not be kept: the broker needs a moment, and the task runs again after it.
-const FIRST_COPY_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct Slot {
     pub(super) shared: Arc<Shared>,
@@ -36,38 +34,20 @@ pub(super) struct Slot {
     pub(super) bell: (Sender<()>, Receiver<()>),
 }
 
-/// The pauses after a copy could not be kept. They start over when a task was settled since the last one.
-pub(super) struct Pauses {
-    backoff: Backoff,
-    settled: u64,
-}
-
-impl Pauses {
-    fn new() -> Self {
-        Self { backoff: Backoff::new(FIRST_COPY_PAUSE, LONGEST_PAUSE), settled: 0 }
-    }
-
-    /// `settled` is how many tasks were settled so far.
-    pub(super) fn next(&mut self, settled: u64) -> Duration {
-        if std::mem::replace(&mut self.settled, settled) < settled {
-            self.backoff.reset();
-        }
-        self.backoff.pause()
-    }
-}
-
 impl Slot {
     pub(super) fn run(self, handler: &mut dyn Handler) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-        let mut pauses = Pauses::new();
         let mut lost = None;
         while let Some(grant) = self.obtain(lost.take()) {
             let generation = grant.generation;
             let began = Instant::now();
             let finished_before = self.shared.settled();
-            let Err(fault) = self.use_channel(grant, &mut pauses, handler) else { break };
+            let Err(fault) = self.use_channel(grant, handler) else { break };
             if fault.kind == Kind::AckTimeout {
                 explain_ack_timeout(&fault);
+            }
+            if let Some(timeout) = fault.acknowledgement_timeout() {
+                self.shared.learn_acknowledgement_timeout(timeout);
             }
             if self.shared.settled() > finished_before || began.elapsed() > LONGEST_PAUSE {
                 backoff.reset();
@@ -102,10 +82,10 @@ impl Slot {
     ///
     /// # Errors
     /// The channel or its connection is gone.
-    fn use_channel(&self, grant: Grant, pauses: &mut Pauses, handler: &mut dyn Handler) -> Result<(), Fault> {
+    fn use_channel(&self, grant: Grant, handler: &mut dyn Handler) -> Result<(), Fault> {
         let channel = grant.channel;
         let mut unproven = Unproven::new(&self.shared.ledger, self.shared.options.prefetch);
-        consume(self, &channel, &mut unproven, pauses, handler)?;
+        consume(self, &channel, &mut unproven, handler)?;
         match channel.close() {
             Ok(()) => unproven.all_arrived(),
             Err(fault) => {

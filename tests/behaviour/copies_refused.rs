@@ -129,7 +129,7 @@ fn a_worker_stops_in_time_during_an_alarm_and_leaves_its_failed_tasks_in_the_que
     worker.says_times("attempt 1 of 5 failed", 2);
     worker.says("has blocked publishing");
     worker.signal(SIGTERM);
-    worker.end().exits(0).says("goes back");
+    worker.end().exits(0).says("go back to the queue");
     let broker = sandbox.broker();
     assert_eq!(
         ["bad 1", "bad 2"].map(String::from).into_iter().collect::<BTreeSet<_>>(),
@@ -179,10 +179,12 @@ fn a_full_dead_queue_loses_nothing() {
     for n in 0..3 {
         broker.publish(&sandbox.queue, format!("{n}"));
     }
-    let worker = sandbox.handling(&[], "exit 65");
-    worker.says_times("goes back", 3);
+    let worker = sandbox.handling(&[], r#"cat >>"$1/runs"; echo >>"$1/runs"; exit 65"#);
+    sandbox.wait_lines("runs", 3);
+    worker.says("no copy is taken for");
     worker.signal(SIGTERM);
     worker.end().exits(0);
+    assert_eq!(sandbox.lines("runs").len(), 3, "none ran again because its copy was refused");
     let mut left = bodies(&broker, &sandbox.queue);
     assert_eq!(left.len(), 2);
     left.extend(bodies(&broker, &sandbox.dead_queue()));
@@ -217,9 +219,9 @@ echo "$TASKQ_ATTEMPT" >>"$1/large"; exit 1"#;
     worker.says("over the limit of the broker, 100000 bytes");
     sandbox.taskq(["send", "small"]).run().exits(0);
     until("the small task to be done", || (sandbox.lines("small").len() == 1).then_some(()));
-    // It stays where it is when another one goes back, which comes again after a pause.
+    // It stays where it is while the copy of another one is refused.
     sandbox.taskq(["send", "bad"]).run().exits(0);
-    worker.says_times("goes back", 2);
+    worker.says("no copy is taken for");
     worker.signal(SIGTERM);
     worker.end().exits(0);
     assert_eq!(sandbox.lines("large"), ["1"]);

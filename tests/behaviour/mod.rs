@@ -49,6 +49,7 @@ mod copies_refused;
 mod dead;
 mod dead_quorum;
 mod delay;
+mod delivery_limit;
 mod poison;
 mod retry;
 mod retry_flags;

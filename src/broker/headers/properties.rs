@@ -46,6 +46,7 @@ fn records() -> impl Strategy<Value = Record> {
             failed_at,
             host,
             queue,
+            dropped: None,
         },
     )
 }
@@ -64,7 +65,7 @@ proptest! {
     #[test]
     fn what_is_written_is_read_again_whatever_was_there(record in records(), mut table in tables()) {
         let theirs: Vec<String> = table.keys().filter(|name| !is_reserved(name)).cloned().collect();
-        record.write(&mut table, usize::MAX);
+        record.write(&mut table, usize::MAX, Dropped::default());
         prop_assert_eq!(Record::read(&table), record);
         prop_assert!(theirs.iter().all(|name| table.contains_key(name)));
     }

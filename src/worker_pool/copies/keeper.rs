@@ -2,39 +2,77 @@
 //! settled.
 //!
 //! While the broker blocks publishing, copies are held here unpublished: those that nobody waits for any more can
-//! then be forgotten, instead of turning up when the alarm ends.
+//! then be forgotten, instead of turning up when the alarm ends. A copy that the broker closes the channel over is
+//! tried again in forms that have less to refuse; where several were under way, they are published one at a time to
+//! find out which it was.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
+use super::super::Event;
 use super::super::shared::Shared;
-use super::{Refusal, Request};
-use crate::broker::{Fault, Kind, Publisher, Settlement, Wake, confirm_patience};
-use crate::error::Exit;
+use super::refusals::Refusals;
+use super::{Answer, Job};
+use crate::backoff::Backoff;
+use crate::broker::{CopyForm, Fault, Kind, Publisher, Scope, Settlement, Wake, confirm_patience};
+use crate::error::{Error, Exit, Result};
+use crate::output;
 
 /// A connection that is not used goes away after this long; most workers rarely need one.
 const IDLE_CLOSE: Duration = Duration::from_mins(5);
+/// The pauses between attempts to connect. The longest bounds how late copies are kept after the broker is back.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// How long a limit on the size of messages is believed without asking again, which costs a connection: it may be
 /// raised meanwhile.
 const LIMIT_VALID: Duration = Duration::from_mins(10);
+/// How long copies are refused before a bounded run ends: whoever waits for it has to do something.
+const BOUNDED_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the publishing thread knows.
 pub(super) struct Keeper {
     shared: Arc<Shared>,
-    requests: Receiver<Request>,
-    publisher: Option<Publisher>,
-    /// The broker has refused a copy on this connection.
-    refused: bool,
+    events: Sender<Event>,
+    jobs: Receiver<Job>,
+    link: Link,
+    /// The last attempt to connect failed.
+    is_down: bool,
+    backoff: Backoff,
+    /// How many came so far.
+    count: u64,
+    /// What is not published, in the order in which it is to be.
+    waiting: VecDeque<Job>,
+    /// By tag.
+    outstanding: BTreeMap<u64, Outstanding>,
+    /// By the name of the queue.
+    queues: Refusals<String>,
+    /// Single copies, by their number.
+    single: Refusals<u64>,
     limit: Option<Limit>,
-    outstanding: HashMap<u64, Outstanding>,
-    /// What cannot be published now, in the order in which it came.
-    held: VecDeque<Request>,
     /// What [`super::Copies::are_blocked`] tells.
     blocked: Arc<AtomicBool>,
+    /// A bounded run was told that it cannot go on.
+    gave_up: bool,
+}
+
+enum Link {
+    /// Not connected, and not to be before then.
+    Down {
+        until: Instant,
+    },
+    Opening(Receiver<Result<Publisher>>),
+    Up(Box<Up>),
+}
+
+struct Up {
+    publisher: Publisher,
+    /// The broker has refused a copy on this connection.
+    refused: bool,
 }
 
 /// The largest body that the broker takes, as it said when it refused a larger one.
@@ -43,247 +81,457 @@ struct Limit {
     told: Instant,
 }
 
-impl Limit {
-    fn told_by(fault: &Fault) -> Option<Self> {
-        let Kind::TooLarge(Some(bytes)) = fault.kind else { return None };
-        Some(Self { bytes, told: Instant::now() })
-    }
-
-    /// Of a copy that is over it.
-    fn refusal(&self, body: &[u8]) -> Option<Refusal> {
-        let over = self.told.elapsed() < LIMIT_VALID && body.len() as u64 > self.bytes;
-        over.then_some(Refusal::TooLarge { length: body.len(), limit: self.bytes })
-    }
-}
-
 /// A copy that is published and not settled.
 struct Outstanding {
-    request: Request,
+    job: Job,
     /// When it was published, or the broker began to read again.
     since: Instant,
 }
 
 impl Keeper {
     /// `blocked` is what it tells the others: whether the broker takes no copies now.
-    pub(super) fn new(shared: Arc<Shared>, requests: Receiver<Request>, blocked: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        events: Sender<Event>,
+        jobs: Receiver<Job>,
+        blocked: Arc<AtomicBool>,
+    ) -> Self {
         Self {
             shared,
-            requests,
-            publisher: None,
-            refused: false,
+            events,
+            jobs,
+            link: Link::Down { until: Instant::now() },
+            is_down: false,
+            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+            count: 0,
+            waiting: VecDeque::new(),
+            outstanding: BTreeMap::new(),
+            queues: Refusals::default(),
+            single: Refusals::default(),
             limit: None,
-            outstanding: HashMap::new(),
-            held: VecDeque::new(),
             blocked,
+            gave_up: false,
         }
     }
 
     /// Serves until the last of those who could ask has gone.
     pub(super) fn run(mut self) {
-        loop {
-            let ended = if self.publisher.is_some() { self.serve() } else { self.idle() };
-            if ended {
-                break;
-            }
-        }
-        if let Some(publisher) = self.publisher.take() {
-            publisher.close();
+        while self.step() {}
+        if let Link::Up(up) = self.link {
+            up.publisher.close();
         }
     }
 
-    /// Without a connection: the first request opens one. Returns whether the worker has ended.
-    fn idle(&mut self) -> bool {
-        let Ok(request) = self.requests.recv() else { return true };
-        match Publisher::open_carefully(&self.shared.options.session, &self.shared.options.queue) {
-            Ok(publisher) => {
-                log::debug!("opened a connection to {} for copies", publisher.label());
-                self.publisher = Some(publisher);
-                self.publish(request);
+    /// Does what can be done now and waits for the next thing to happen. False when the worker has ended.
+    fn step(&mut self) -> bool {
+        self.forget_withdrawn();
+        self.publish_waiting();
+        self.tell_stuck();
+        self.tell_refusals();
+        match &self.link {
+            Link::Down { until } => {
+                let until = *until;
+                self.rest(until)
             }
-            Err(error) => {
-                // The broker has let this user in before; being turned away now may pass.
-                let refusal = match error.exit {
-                    Exit::Refused | Exit::Configuration if !error.may_pass() => Refusal::Never(error),
-                    _ => Refusal::Later(error.to_string()),
-                };
-                // Those that wait already would only wait for the same.
-                request.asker.answer(Err(refusal.clone()));
-                self.requests.try_iter().for_each(|request| request.asker.answer(Err(refusal.clone())));
+            Link::Opening(opened) => {
+                let opened = opened.clone();
+                self.connect(&opened)
             }
+            Link::Up(_) => self.serve(),
         }
-        false
     }
 
-    /// Publishes what comes and answers what is settled. Returns whether the worker has ended.
+    /// Without a connection: the first copy that may be published opens one.
+    fn rest(&mut self, until: Instant) -> bool {
+        let now = Instant::now();
+        let Some(wanted) = self.waiting.iter().map(|job| self.allowed_at(job).unwrap_or(now)).min() else {
+            return match self.jobs.recv() {
+                Ok(job) => self.accept(job),
+                Err(_) => false,
+            };
+        };
+        let opens_at = wanted.max(until);
+        if opens_at <= now {
+            self.link = open(&self.shared);
+            return true;
+        }
+        match self.jobs.recv_deadline(self.next_to_tell().map_or(opens_at, |tell| tell.min(opens_at))) {
+            Ok(job) => self.accept(job),
+            Err(RecvTimeoutError::Timeout) => true,
+            Err(RecvTimeoutError::Disconnected) => false,
+        }
+    }
+
+    fn connect(&mut self, opened: &Receiver<Result<Publisher>>) -> bool {
+        select! {
+            recv(self.jobs) -> job => match job {
+                Ok(job) => self.accept(job),
+                Err(_) => false,
+            },
+            recv(opened) -> opened => {
+                match opened.unwrap_or_else(|_| Err(Error::internal("the connecting thread is gone"))) {
+                    Ok(publisher) => {
+                        log::debug!("opened a connection to {} for copies", publisher.label());
+                        self.is_down = false;
+                        self.link = Link::Up(Box::new(Up { publisher, refused: false }));
+                    }
+                    Err(error) => self.cannot_connect(&error),
+                }
+                true
+            }
+        }
+    }
+
+    fn cannot_connect(&mut self, error: &Error) {
+        self.link = Link::Down { until: Instant::now() + self.backoff.pause() };
+        self.is_down = true;
+        log::debug!("no connection for copies: {error}");
+        // The broker has let this user in before; being turned away now may pass.
+        if matches!(error.exit, Exit::Refused | Exit::Configuration) && !error.may_pass() {
+            for job in std::mem::take(&mut self.waiting) {
+                self.not_allowed(job, error);
+            }
+        }
+    }
+
+    /// Publishes what comes and answers what is settled.
     fn serve(&mut self) -> bool {
         let now = Instant::now();
         let blocked = self.is_blocked();
-        self.held.retain(|request| !request.asker.is_gone());
         // However long an alarm lasts, what was published before it is neither kept nor refused.
         let due = self.due().filter(|_| !blocked);
         if due.is_some_and(|due| due <= now) {
             self.lost(&Fault::unconfirmed());
-            return false;
+            return true;
         }
-        let Some(publisher) = &mut self.publisher else { return false };
-        // The publisher's own input channel carries the requests, and nothing interrupts it.
+        let again = self.waiting.iter().filter_map(|job| self.allowed_at(job)).filter(|at| *at > now).min();
+        let deadline = [due, again, self.next_to_tell()].into_iter().flatten().min();
+        let Link::Up(up) = &mut self.link else { return true };
+        // The publisher's own input channel carries the jobs, and nothing interrupts it.
         let uninterrupted = crossbeam_channel::never::<()>();
-        match publisher.wait(Some(&self.requests), &uninterrupted, Some(due.unwrap_or(now + IDLE_CLOSE))) {
-            Wake::Input(Some(request)) => self.publish(request),
-            Wake::Input(None) => return true,
+        match up.publisher.wait(Some(&self.jobs), &uninterrupted, Some(deadline.unwrap_or(now + IDLE_CLOSE)))
+        {
+            Wake::Input(Some(job)) => return self.accept(job),
+            Wake::Input(None) => return false,
             Wake::Settled => {
-                for (tag, settlement) in publisher.take_settled() {
+                for (tag, settlement) in up.publisher.take_settled() {
                     self.settle(tag, &settlement);
                 }
-                self.publish_held();
+                self.leave_if_refused();
             }
             Wake::Blocked(reason) => {
                 log::warn!(
                     "{} has blocked publishing ({reason}): failed tasks wait here, unacknowledged, until it takes \
                      their copies; finished ones are acknowledged as always",
-                    publisher.label()
+                    up.publisher.label()
                 );
                 self.blocked.store(true, Ordering::SeqCst);
             }
             Wake::Unblocked => {
-                log::info!("{} accepts publishes again", publisher.label());
+                log::info!("{} accepts publishes again", up.publisher.label());
                 self.blocked.store(false, Ordering::SeqCst);
                 self.outstanding.values_mut().for_each(|outstanding| outstanding.since = Instant::now());
-                self.publish_held();
             }
             Wake::Lost(fault) => self.lost(&fault),
-            Wake::TimedOut if due.is_none() && !blocked => {
-                if let Some(publisher) = self.publisher.take() {
-                    publisher.close();
+            Wake::TimedOut if deadline.is_none() && !blocked => {
+                if let Link::Up(up) = std::mem::replace(&mut self.link, Link::Down { until: now }) {
+                    up.publisher.close();
                 }
             }
             Wake::TimedOut | Wake::Interrupted(()) => {}
         }
-        false
+        true
+    }
+
+    fn accept(&mut self, mut job: Job) -> bool {
+        self.count += 1;
+        job.number = self.count;
+        self.waiting.push_back(job);
+        true
     }
 
     fn settle(&mut self, tag: u64, settlement: &Settlement) {
-        let Some(Outstanding { mut request, .. }) = self.outstanding.remove(&tag) else { return };
-        let kept = match settlement {
-            Settlement::Confirmed => Ok(()),
-            Settlement::Unroutable if !request.came_back => {
-                if let Some(publisher) = &mut self.publisher {
-                    publisher.forget_prepared();
+        let Some(Outstanding { mut job, .. }) = self.outstanding.remove(&tag) else { return };
+        match settlement {
+            Settlement::Confirmed => self.kept(&job),
+            Settlement::Unroutable if !job.came_back => {
+                if let Link::Up(up) = &mut self.link {
+                    up.publisher.forget_prepared();
                 }
-                request.came_back = true;
-                return self.publish(request);
+                job.came_back = true;
+                self.waiting.push_front(job);
             }
-            Settlement::Unroutable => Err(Refusal::Later("the queue for it is missing".to_owned())),
+            Settlement::Unroutable => self.refused(job, "the queue is missing"),
             Settlement::Nacked => {
-                self.refused = true;
-                Err(Refusal::Later("the broker refused it (is the queue full?)".to_owned()))
+                if let Link::Up(up) = &mut self.link {
+                    up.refused = true;
+                }
+                self.refused(job, "the broker does not take it; is the queue full?");
             }
-        };
-        request.asker.answer(kept);
-        // A quorum queue that was between two leaders when this connection first published to it refuses all that
-        // comes on it until the old leader's node is back. What is in flight may be confirmed all the same.
-        if self.refused && self.outstanding.is_empty() {
-            self.drop_connection("the broker refuses copies on it");
         }
     }
 
-    fn publish(&mut self, request: Request) {
-        self.held.push_back(request);
-        self.publish_held();
+    fn kept(&mut self, job: &Job) {
+        self.queues.lift(&job.copy.to.name);
+        self.single.lift(&job.number);
+        self.backoff.reset();
+        job.asker.answer(Answer::Kept);
     }
 
-    fn publish_held(&mut self) {
-        while let Some(request) = self.held.front()
-            && self.is_open_for(request)
-            && let Some(request) = self.held.pop_front()
-        {
-            self.publish_now(request);
+    /// Its queue takes none now; the others for it need not be tried meanwhile.
+    fn refused(&mut self, job: Job, reason: &str) {
+        self.queues.note(job.copy.to.name.clone(), reason, Instant::now());
+        self.waiting.push_front(job);
+    }
+
+    /// A quorum queue that was between two leaders when this connection first published to it refuses all that
+    /// comes on it until the old leader's node is back. What is in flight may be confirmed all the same.
+    fn leave_if_refused(&mut self) {
+        if self.outstanding.is_empty() && matches!(&self.link, Link::Up(up) if up.refused) {
+            self.disconnect("the broker refuses copies on it", Instant::now());
         }
+    }
+
+    fn publish_waiting(&mut self) {
+        while let Some(at) = self.next_to_publish()
+            && let Some(job) = self.waiting.remove(at)
+            && self.publish(job)
+        {}
     }
 
     /// A queue is declared only where nothing is outstanding: what is may have met an alarm that we have not heard of
     /// yet, and then the declaration would not be answered either.
-    fn is_open_for(&self, request: &Request) -> bool {
-        !self.is_blocked()
-            && self.publisher.as_ref().is_none_or(|publisher| !publisher.is_busy())
-            && (self.outstanding.is_empty()
-                || self.publisher.as_ref().is_none_or(|publisher| publisher.is_prepared(&request.to)))
+    fn next_to_publish(&self) -> Option<usize> {
+        let Link::Up(up) = &self.link else { return None };
+        if up.publisher.is_blocked() || up.publisher.is_busy() {
+            return None;
+        }
+        let now = Instant::now();
+        let allowed =
+            |job: &Job| self.queues.allow(&job.copy.to.name, now) && self.single.allow(&job.number, now);
+        let at = self.waiting.iter().position(allowed)?;
+        let job = &self.waiting[at];
+        let alone = job.suspect || !up.publisher.is_prepared(&job.copy.to);
+        let beside_suspect = self.outstanding.values().any(|outstanding| outstanding.job.suspect);
+        (self.outstanding.is_empty() || !alone && !beside_suspect).then_some(at)
     }
 
-    fn publish_now(&mut self, request: Request) {
-        if request.asker.is_gone() {
-            return;
+    /// Returns whether the connection is still there.
+    fn publish(&mut self, job: Job) -> bool {
+        if let Some(refusal) = self.limit.as_ref().and_then(|limit| limit.refusal(&job)) {
+            job.asker.answer(refusal);
+            return true;
         }
-        let Some(publisher) = &mut self.publisher else {
-            return request.asker.answer(Err(Refusal::Later("the connection is gone".to_owned())));
-        };
-        if let Some(refusal) = self.limit.as_ref().and_then(|limit| limit.refusal(&request.body)) {
-            return request.asker.answer(Err(refusal));
+        let Link::Up(up) = &mut self.link else { return false };
+        let (to, own) = (&job.copy.to, &job.copy.record);
+        if let Err(fault) = up.publisher.prepare(to) {
+            return self.cannot_prepare(job, &fault);
         }
-        let sent = publisher
-            .prepare(&request.to)
-            .and_then(|()| publisher.publish(&request.to.name, &request.body, &request.properties));
-        match sent {
+        let properties = job.original.copy(own, job.form, up.publisher.frame_max());
+        match up.publisher.publish(&to.name, &job.body, &properties) {
             Ok(tag) => {
-                self.outstanding.insert(tag, Outstanding { request, since: Instant::now() });
+                self.queues.ask(&to.name);
+                self.outstanding.insert(tag, Outstanding { job, since: Instant::now() });
+                true
             }
             Err(fault) => {
                 // It met the end of what was published before it.
-                self.held.push_front(request);
+                self.waiting.push_front(job);
                 self.lost(&fault);
+                false
             }
+        }
+    }
+
+    /// Its queue is not there, and cannot be declared. Returns whether the connection is still there.
+    fn cannot_prepare(&mut self, job: Job, fault: &Fault) -> bool {
+        if matches!(fault.kind, Kind::Refused | Kind::Configuration) {
+            self.not_allowed(job, &fault.clone().into_error());
+        } else if fault.scope == Scope::Channel {
+            self.refused(job, &fault.to_string());
+        } else {
+            self.waiting.push_front(job);
+            self.lost(fault);
+            return false;
+        }
+        true
+    }
+
+    /// A task that must not run before its copy is kept waits for the permission, too.
+    fn not_allowed(&mut self, job: Job, error: &Error) {
+        if job.copy.comes_first {
+            self.refused(job, &error.to_string());
+        } else {
+            job.asker.answer(Answer::NotAllowed(error.clone()));
+        }
+    }
+
+    /// The channel or the connection is gone. What is outstanding and not confirmed by now is unknown, so nothing of it
+    /// counts as kept: all of it is published again.
+    fn lost(&mut self, fault: &Fault) {
+        let confirmed = match &mut self.link {
+            Link::Up(up) => up.publisher.take_confirmed(),
+            Link::Down { .. } | Link::Opening(_) => Vec::new(),
+        };
+        for tag in confirmed {
+            if let Some(Outstanding { job, .. }) = self.outstanding.remove(&tag) {
+                self.kept(&job);
+            }
+        }
+        if let Kind::TooLarge(Some(bytes)) = fault.kind {
+            self.limit = Some(Limit { bytes, told: Instant::now() });
+        }
+        let mut jobs: Vec<Job> =
+            std::mem::take(&mut self.outstanding).into_values().map(|outstanding| outstanding.job).collect();
+        let is_ours = match fault.kind {
+            Kind::TooLarge(Some(_)) => true,
+            Kind::Unacceptable | Kind::TooLarge(None) => {
+                if let [_] = jobs.as_slice() {
+                    jobs.drain(..).for_each(|job| self.unacceptable(job, &fault.to_string()));
+                }
+                for job in &mut jobs {
+                    job.suspect = true;
+                }
+                true
+            }
+            Kind::Refused | Kind::Configuration => {
+                let error = fault.clone().into_error();
+                jobs.drain(..).for_each(|job| self.not_allowed(job, &error));
+                false
+            }
+            _ => false,
+        };
+        jobs.into_iter().rev().for_each(|job| self.waiting.push_front(job));
+        // What the broker says of a copy is no reason to wait.
+        let pause = if is_ours { Duration::ZERO } else { self.backoff.pause() };
+        self.disconnect(&fault.to_string(), Instant::now() + pause);
+    }
+
+    /// The broker closed the channel or the connection over this copy.
+    fn unacceptable(&mut self, mut job: Job, words: &str) {
+        job.suspect = true;
+        let id = output::escape(job.original.id());
+        let Some(form) = job.form.next(words, &job.original) else {
+            self.single.note(job.number, words, Instant::now());
+            self.waiting.push_back(job);
+            return;
+        };
+        let without = match form {
+            CopyForm::WithoutReplyTo => "without reply_to",
+            CopyForm::Full | CopyForm::Bare => "with its id and taskq's own headers alone",
+        };
+        log::warn!("the broker does not take a copy of the task {id} ({words}): copying it {without}");
+        job.form = form;
+        self.waiting.push_front(job);
+    }
+
+    fn disconnect(&mut self, why: &str, until: Instant) {
+        self.blocked.store(false, Ordering::SeqCst);
+        self.queues.forget_asked();
+        if let Link::Up(up) = std::mem::replace(&mut self.link, Link::Down { until }) {
+            log::debug!("closing the connection for copies: {why}");
+            up.publisher.cut();
         }
     }
 
     /// When the oldest confirm is overdue.
     fn due(&self) -> Option<Instant> {
-        let bytes = self.outstanding.values().map(|outstanding| outstanding.request.body.len()).sum();
+        let bytes = self.outstanding.values().map(|outstanding| outstanding.job.body.len()).sum();
         let oldest = self.outstanding.values().map(|outstanding| outstanding.since).min()?;
         Some(oldest + confirm_patience(bytes))
     }
 
     fn is_blocked(&self) -> bool {
-        self.publisher.as_ref().is_some_and(Publisher::is_blocked)
+        matches!(&self.link, Link::Up(up) if up.publisher.is_blocked())
     }
 
-    /// What is outstanding and not confirmed by now is unknown, so nothing of it counts as kept.
-    fn lost(&mut self, fault: &Fault) {
-        for tag in self.publisher.as_mut().map(Publisher::take_confirmed).unwrap_or_default() {
-            if let Some(Outstanding { request, .. }) = self.outstanding.remove(&tag) {
-                request.asker.answer(Ok(()));
+    /// From when on a copy may be published that was refused.
+    fn allowed_at(&self, job: &Job) -> Option<Instant> {
+        self.queues.allows_at(&job.copy.to.name).max(self.single.allows_at(&job.number))
+    }
+
+    fn forget_withdrawn(&mut self) {
+        self.waiting.retain(|job| !job.asker.is_gone());
+        let Self { waiting, outstanding, .. } = self;
+        let wanted = waiting.iter().chain(outstanding.values().map(|outstanding| &outstanding.job));
+        self.single.retain(|number| wanted.clone().any(|job| job.number == *number));
+        self.queues.retain(|name| wanted.clone().any(|job| job.copy.to.name == *name));
+    }
+
+    /// Tells everybody who waits whether that may be long.
+    fn tell_stuck(&self) {
+        let blocked = self.is_blocked();
+        for job in &self.waiting {
+            let refused = !self.queues.is_free(&job.copy.to.name) || !self.single.is_free(&job.number);
+            job.asker.set_stuck(blocked || refused || self.is_down);
+        }
+        self.outstanding.values().for_each(|outstanding| outstanding.job.asker.set_stuck(blocked));
+    }
+
+    fn next_to_tell(&self) -> Option<Instant> {
+        [self.queues.tell_at(), self.single.tell_at(), self.gives_up_at()].into_iter().flatten().min()
+    }
+
+    fn gives_up_at(&self) -> Option<Instant> {
+        let waits = self.shared.options.is_bounded() && !self.gave_up;
+        let since =
+            [self.queues.longest(), self.single.longest()].into_iter().flatten().map(|(since, _)| since);
+        since.min().filter(|_| waits).map(|since| since + BOUNDED_PATIENCE)
+    }
+
+    /// Says what is refused, at first and then each minute, and ends a bounded run over it.
+    fn tell_refusals(&mut self) {
+        let now = Instant::now();
+        for (queue, reason) in self.queues.take_due(now) {
+            let tasks = self.waiting.iter().filter(|job| job.copy.to.name == queue).count();
+            log::warn!(
+                "no copy is taken for {queue} ({reason}): the tasks wait here, unacknowledged, until it is ({tasks} now)"
+            );
+        }
+        for (number, reason) in self.single.take_due(now) {
+            if let Some(job) = self.waiting.iter().find(|job| job.number == number) {
+                let (id, queue) = (output::escape(job.original.id()), &job.copy.to.name);
+                log::warn!(
+                    "no copy of the task {id} is taken for {queue} ({reason}): it waits here, unacknowledged, until it \
+                     is"
+                );
             }
         }
-        if let Some(limit) = Limit::told_by(fault) {
-            self.limit = Some(limit);
-        }
-        self.refuse_all(&refusal(fault));
-        self.drop_connection(&fault.to_string());
-    }
-
-    fn refuse_all(&mut self, refusal: &Refusal) {
-        let outstanding = self.outstanding.drain().map(|(_, outstanding)| outstanding.request);
-        for request in outstanding.chain(self.held.drain(..)) {
-            // The broker names its limit, and not the message that it closed the channel over.
-            let own = self.limit.as_ref().and_then(|limit| limit.refusal(&request.body));
-            request.asker.answer(Err(own.unwrap_or_else(|| refusal.clone())));
-        }
-    }
-
-    fn drop_connection(&mut self, why: &str) {
-        self.blocked.store(false, Ordering::SeqCst);
-        self.refused = false;
-        self.refuse_all(&Refusal::Later(why.to_owned()));
-        if let Some(publisher) = self.publisher.take() {
-            log::debug!("closing the connection for copies: {why}");
-            publisher.cut();
+        if self.gives_up_at().is_some_and(|at| at <= now) {
+            self.gave_up = true;
+            let reasons = [self.queues.longest(), self.single.longest()].into_iter().flatten();
+            let reason = reasons.min().map_or("", |(_, reason)| reason);
+            let queue = &self.shared.options.queue.name;
+            // The pool is gone only when the process is about to be.
+            let _ = self.events.send(Event::Fatal(Error::try_again(format!(
+                "copies of tasks are refused ({reason}); the tasks are still in {queue}"
+            ))));
         }
     }
 }
 
-fn refusal(fault: &Fault) -> Refusal {
-    match fault.kind {
-        Kind::Refused | Kind::Configuration => Refusal::Never(fault.clone().into_error()),
-        Kind::TooLarge(Some(_)) => Refusal::Later("the broker refused a larger one beside it".to_owned()),
-        _ => Refusal::Later(fault.to_string()),
+impl Limit {
+    /// Of a copy that is over it.
+    fn refusal(&self, job: &Job) -> Option<Answer> {
+        let length = job.body.len();
+        let over = self.told.elapsed() < LIMIT_VALID && length as u64 > self.bytes;
+        over.then_some(Answer::TooLarge { length, limit: self.bytes })
     }
+}
+
+/// Connects on a thread of its own: what comes, and the end of the worker, is heard meanwhile.
+fn open(shared: &Arc<Shared>) -> Link {
+    let (sender, opened) = crossbeam_channel::bounded(1);
+    let spawned = thread::Builder::new().name("connect".into()).spawn({
+        let (sender, shared) = (sender.clone(), Arc::clone(shared));
+        move || {
+            let opened = Publisher::open_carefully(&shared.options.session, &shared.options.queue);
+            // Nobody listens any more when the worker has ended meanwhile.
+            let _ = sender.send(opened);
+        }
+    });
+    if let Err(error) = spawned {
+        let _ = sender.send(Err(Error::internal(format!("cannot start a thread: {error}"))));
+    }
+    Link::Opening(opened)
 }

@@ -1,0 +1,169 @@
+//! Who does not take copies now, and when to try again: queues that are full or away, and single copies that the
+//! broker does not take.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::{Duration, Instant};
+
+use crate::backoff::Backoff;
+
+/// The pauses before a copy is tried again. The longest bounds how late it is kept after the reason is gone.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How often a refusal that lasts is told.
+const TELL_EVERY: Duration = Duration::from_mins(1);
+
+/// What lasts since a copy was refused. `K` names who refused it, or which one.
+pub(super) struct Refusals<K>(HashMap<K, Refusal>);
+
+struct Refusal {
+    since: Instant,
+    again_at: Instant,
+    backoff: Backoff,
+    reason: String,
+    /// A copy is under way that will tell whether it still lasts.
+    asked: bool,
+    tell_at: Instant,
+}
+
+impl<K> Default for Refusals<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash + Clone> Refusals<K> {
+    /// A copy was refused.
+    pub(super) fn note(&mut self, whose: K, reason: &str, now: Instant) {
+        let refusal = self.0.entry(whose).or_insert_with(|| Refusal {
+            since: now,
+            again_at: now,
+            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+            reason: String::new(),
+            asked: false,
+            tell_at: now,
+        });
+        refusal.again_at = now + refusal.backoff.pause();
+        refusal.asked = false;
+        if refusal.reason != reason {
+            reason.clone_into(&mut refusal.reason);
+            refusal.tell_at = now;
+        }
+    }
+
+    /// A copy was taken.
+    pub(super) fn lift(&mut self, whose: &K) {
+        self.0.remove(whose);
+    }
+
+    /// A copy may be published: nothing was refused, or it is time to ask again and nothing is under way that asks.
+    pub(super) fn allow(&self, whose: &K, now: Instant) -> bool {
+        self.0.get(whose).is_none_or(|refusal| !refusal.asked && refusal.again_at <= now)
+    }
+
+    /// Nothing was refused.
+    pub(super) fn is_free(&self, whose: &K) -> bool {
+        !self.0.contains_key(whose)
+    }
+
+    /// From when on [`Refusals::allow`] does, as far as that is a matter of time.
+    pub(super) fn allows_at(&self, whose: &K) -> Option<Instant> {
+        self.0.get(whose).filter(|refusal| !refusal.asked).map(|refusal| refusal.again_at)
+    }
+
+    /// A copy is published. Where one was refused, no other one is until it is settled.
+    pub(super) fn ask(&mut self, whose: &K) {
+        if let Some(refusal) = self.0.get_mut(whose) {
+            refusal.asked = true;
+        }
+    }
+
+    /// What was under way is lost, and will not tell.
+    pub(super) fn forget_asked(&mut self) {
+        self.0.values_mut().for_each(|refusal| refusal.asked = false);
+    }
+
+    /// Forgets all but what is wanted: nobody waits for the rest any more.
+    pub(super) fn retain(&mut self, mut wanted: impl FnMut(&K) -> bool) {
+        self.0.retain(|whose, _| wanted(whose));
+    }
+
+    /// What has to be told now, with the reasons.
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<(K, String)> {
+        let due = self.0.iter_mut().filter(|(_, refusal)| refusal.tell_at <= now);
+        due.map(|(whose, refusal)| {
+            refusal.tell_at = now + TELL_EVERY;
+            (whose.clone(), refusal.reason.clone())
+        })
+        .collect()
+    }
+
+    /// When there is something to tell again.
+    pub(super) fn tell_at(&self) -> Option<Instant> {
+        self.0.values().map(|refusal| refusal.tell_at).min()
+    }
+
+    /// Since when the first of them lasts, and why.
+    pub(super) fn longest(&self) -> Option<(Instant, &str)> {
+        let oldest = self.0.values().min_by_key(|refusal| refusal.since)?;
+        Some((oldest.since, &oldest.reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_refuses_is_asked_by_one_copy_after_each_pause() {
+        let start = Instant::now();
+        let mut refusals = Refusals::default();
+        assert!(refusals.allow(&"q", start) && refusals.allows_at(&"q").is_none());
+        refusals.note("q", "full", start);
+        assert!(!refusals.allow(&"q", start) && refusals.allow(&"other", start));
+        let again = start + FIRST_PAUSE;
+        assert!(refusals.allow(&"q", again));
+        refusals.ask(&"q");
+        refusals.ask(&"other");
+        assert!(!refusals.allow(&"q", again) && refusals.allow(&"other", again));
+        // The pauses grow to the longest.
+        for _ in 0..10 {
+            refusals.note("q", "full", again);
+        }
+        assert!(!refusals.allow(&"q", again + LONGEST_PAUSE / 3));
+        assert!(refusals.allow(&"q", again + LONGEST_PAUSE));
+        assert_eq!(refusals.longest(), Some((start, "full")));
+        refusals.lift(&"q");
+        assert!(refusals.allow(&"q", again) && refusals.longest().is_none());
+    }
+
+    #[test]
+    fn what_was_asked_and_lost_is_asked_again() {
+        let start = Instant::now();
+        let mut refusals = Refusals::default();
+        refusals.note("q", "full", start);
+        refusals.ask(&"q");
+        refusals.forget_asked();
+        assert!(refusals.allow(&"q", start + FIRST_PAUSE));
+    }
+
+    #[test]
+    fn a_refusal_is_told_at_once_and_each_minute_and_when_its_reason_changes() {
+        let start = Instant::now();
+        let mut refusals = Refusals::default();
+        let told = |refusals: &mut Refusals<&str>, after| {
+            refusals
+                .take_due(start + Duration::from_secs(after))
+                .into_iter()
+                .map(|(_, why)| why)
+                .collect::<Vec<_>>()
+        };
+        refusals.note("q", "full", start);
+        assert_eq!(told(&mut refusals, 0), ["full"]);
+        refusals.note("q", "full", start + Duration::from_secs(10));
+        assert!(told(&mut refusals, 10).is_empty() && told(&mut refusals, 59).is_empty());
+        assert_eq!(told(&mut refusals, 60), ["full"]);
+        refusals.note("q", "away", start + Duration::from_secs(61));
+        assert_eq!(told(&mut refusals, 61), ["away"]);
+    }
+}

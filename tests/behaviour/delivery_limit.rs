@@ -1,0 +1,164 @@
+//! A quorum queue with a limit of deliveries drops what was returned to it too often. taskq replaces such a task by a
+//! copy before that, so that limits of 2 and more cost no task.
+
+use crate::support::broker::{arguments, durable, number, text};
+use crate::support::handler::{body, header};
+use crate::support::poll::within;
+use crate::support::{Broker, Sandbox, until};
+use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
+use std::time::Duration;
+
+/// Runs until it is ended, and tells that it began.
+const SLOW: &str = r#"echo "$(cat) $TASKQ_REDELIVERED" >>"$1/runs"; exec sleep 60"#;
+
+fn limited(sandbox: &Sandbox, queue: &str, limit: i32) {
+    let limits = [("x-queue-type", text("quorum")), ("x-delivery-limit", number(limit))];
+    sandbox.broker().declare_with(queue, durable(arguments(&limits)));
+}
+
+/// A sandbox whose queue drops what was returned to it more often.
+fn sandbox_with(limit: i32) -> Sandbox {
+    let sandbox = Sandbox::new();
+    limited(&sandbox, &sandbox.queue, limit);
+    sandbox
+}
+
+/// A worker that begins with a task and is then told to stop, or killed.
+fn end_in_the_middle(sandbox: &Sandbox, options: &[&str], killed: bool) {
+    let runs = sandbox.lines("runs").len();
+    let worker = sandbox.handling(&[options, &["--grace", "100ms"]].concat(), SLOW);
+    sandbox.wait_lines("runs", runs + 1);
+    worker.signal(if killed { SIGKILL } else { SIGTERM });
+    worker.end().exits(if killed { 137 } else { 143 });
+}
+
+/// Everything that is in the queue, once nobody has anything of it.
+fn left(broker: &Broker, queue: &str, count: u32) -> Vec<String> {
+    broker.wait_ready(queue, count);
+    let mut left = broker.bodies(queue);
+    left.sort_unstable();
+    left
+}
+
+#[test]
+fn a_task_whose_workers_are_ended_again_and_again_is_not_dropped() {
+    for (limit, killed) in [(3, false), (3, true), (2, true)] {
+        let sandbox = sandbox_with(limit);
+        sandbox.taskq(["send", "precious"]).run().exits(0);
+        for _ in 0..6 {
+            end_in_the_middle(&sandbox, &[], killed);
+        }
+        let worker = sandbox.handling(&["--max-tasks", "1"], "exit 0");
+        worker.says("Received a message: precious\nDone\n");
+        worker.end().exits(0);
+        assert_eq!(sandbox.broker().counts(&sandbox.queue), Some((0, 0)));
+    }
+}
+
+#[test]
+fn a_limit_that_a_policy_sets_is_no_different() {
+    let sandbox = Sandbox::new();
+    let pattern = format!("^{}$", sandbox.queue.replace('.', "[.]"));
+    sandbox.node().ctl(&["set_policy", &sandbox.queue, &pattern, r#"{"delivery-limit":2}"#]);
+    sandbox.taskq(["send", "--queue-type", "quorum", "precious"]).run().exits(0);
+    for _ in 0..5 {
+        end_in_the_middle(&sandbox, &["--queue-type", "quorum"], false);
+    }
+    sandbox.node().ctl(&["clear_policy", &sandbox.queue]);
+    assert_eq!(left(&sandbox.broker(), &sandbox.queue, 1), ["precious"]);
+}
+
+#[test]
+fn tasks_that_were_only_prefetched_are_not_dropped() {
+    let sandbox = sandbox_with(2);
+    sandbox.taskq(["send", "--lines"]).feed("1\n2\n3\n4\n5\n").exits(0);
+    for _ in 0..6 {
+        end_in_the_middle(&sandbox, &["--prefetch", "5"], true);
+    }
+    assert_eq!(left(&sandbox.broker(), &sandbox.queue, 5), ["1", "2", "3", "4", "5"]);
+}
+
+#[test]
+fn a_task_that_comes_back_for_the_first_time_keeps_its_place() {
+    let sandbox = sandbox_with(3);
+    sandbox.taskq(["send", "--lines"]).feed("first\nsecond\n").exits(0);
+    end_in_the_middle(&sandbox, &[], false);
+    end_in_the_middle(&sandbox, &[], false);
+    assert_eq!(sandbox.lines("runs"), ["first 0", "first 1"]);
+    // The second time it is counted, which costs its place.
+    end_in_the_middle(&sandbox, &[], false);
+    assert_eq!(sandbox.lines("runs")[2], "second 0");
+    let broker = sandbox.broker();
+    broker.wait_ready(&sandbox.queue, 2);
+    let tasks = broker.drain(&sandbox.queue);
+    assert_eq!(tasks.iter().map(body).collect::<Vec<_>>(), ["second", "first"]);
+}
+
+#[test]
+fn a_task_that_may_not_come_back_again_does_not_run_during_an_alarm_and_no_other_beside_it() {
+    let sandbox = Sandbox::exclusive();
+    limited(&sandbox, &sandbox.queue, 2);
+    sandbox.taskq(["send", "--lines"]).feed("returned\nfresh\n").exits(0);
+    let broker = sandbox.broker();
+    for _ in 0..2 {
+        // Its channel closes, so that both go back, but only the first one was taken.
+        drop(broker.channel().basic_get(&sandbox.queue, false).unwrap().unwrap());
+        broker.wait_ready(&sandbox.queue, 2);
+    }
+    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.000001"]);
+    let mut worker = sandbox.handling(&[], r#"echo "$(cat)" >>"$1/runs""#);
+    worker.says("has blocked publishing");
+    // The other one is still there, and not with the worker.
+    assert_eq!(broker.ready(&sandbox.queue), 1);
+    assert!(sandbox.lines("runs").is_empty() && worker.is_running());
+    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    worker.says_times("Done", 2);
+    worker.signal(SIGTERM);
+    worker.end().exits(0);
+    assert_eq!(sandbox.lines("runs"), ["fresh", "returned"]);
+    assert_eq!(broker.counts(&sandbox.queue), Some((0, 0)));
+}
+
+#[test]
+fn the_count_of_a_poisonous_task_goes_on_from_copy_to_copy() {
+    let sandbox = sandbox_with(2);
+    sandbox.taskq(["send", "poison"]).run().exits(0);
+    let script = r#"echo run >>"$1/runs"; kill -9 $PPID; sleep 10"#;
+    let broker = sandbox.broker();
+    let start = || sandbox.work_with(&["--max-deliveries", "7"], script).start();
+    let mut worker = start();
+    within(Duration::from_mins(2), "the poison among the dead tasks", || {
+        if !worker.is_running() {
+            worker = start();
+        }
+        (broker.counts(&sandbox.dead_queue())?.0 == 1).then_some(())
+    });
+    assert_eq!(sandbox.lines("runs").len(), 7);
+    let dead = broker.take(&sandbox.dead_queue());
+    assert_eq!((body(&dead), header(&dead, "x-taskq-exit").contains('7')), ("poison".to_owned(), true));
+}
+
+/// As a shovel from a quorum queue leaves it.
+#[test]
+fn a_count_that_a_task_brings_along_neither_shortens_nor_lengthens_its_life() {
+    for brought in [2_u64, 25] {
+        let sandbox = Sandbox::new();
+        let broker = sandbox.broker();
+        broker.declare(&sandbox.queue);
+        let table = [("x-delivery-count".to_owned(), amiquip::AmqpValue::LongLongInt(brought.cast_signed()))];
+        let properties = amiquip::AmqpProperties::default()
+            .with_message_id("p1".to_owned())
+            .with_headers(table.into_iter().collect());
+        broker.publish_with(&sandbox.queue, "poison", properties);
+        let script = r#"echo run >>"$1/runs"; kill -9 $PPID; sleep 10"#;
+        let start = || sandbox.work_with(&["--max-deliveries", "4"], script).start();
+        let mut worker = start();
+        until("the poison among the dead tasks", || {
+            if !worker.is_running() {
+                worker = start();
+            }
+            (broker.counts(&sandbox.dead_queue())?.0 == 1).then_some(())
+        });
+        assert_eq!(sandbox.lines("runs").len(), 4, "brought along: {brought}");
+    }
+}
