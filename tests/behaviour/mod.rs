@@ -46,6 +46,7 @@ mod example_handlers;
 mod persistent;
 
 mod copies_refused;
+mod copy_forms;
 mod dead;
 mod dead_quorum;
 mod delay;

@@ -17,6 +17,7 @@ pub(crate) const QOS: Method = (60, 10);
 pub(crate) const CONSUME: Method = (60, 20);
 pub(crate) const CANCEL: Method = (60, 30);
 pub(crate) const PUBLISH: Method = (60, 40);
+pub(crate) const ACK: Method = (60, 80);
 pub(crate) const CONFIRM: Method = (85, 10);
 
 /// The first bytes of a client.
@@ -197,6 +198,23 @@ pub(crate) fn play_until<S: Read + Write>(stream: &mut S, last: Method) -> io::R
     stream.read_exact(&mut [0; PROTOCOL_HEADER.len()])?;
     stream.write_all(&start())?;
     serve_until(stream, last)
+}
+
+/// Goes on playing until the client closes; what `own` has an answer of its own for, it answers in its stead.
+pub(crate) fn serve_with<S: Read + Write>(
+    stream: &mut S,
+    mut own: impl FnMut(&Frame) -> Option<Vec<u8>>,
+) -> io::Result<()> {
+    loop {
+        let frame = read_frame(stream)?;
+        let usual = || frame.method().filter(|_| !is_nowait(&frame)).and_then(|to| answer(frame.channel, to));
+        if let Some(answer) = own(&frame).or_else(usual) {
+            stream.write_all(&answer)?;
+        }
+        if frame.method() == Some(CLOSE) {
+            return Ok(());
+        }
+    }
 }
 
 /// Goes on playing up to and including `last`.

@@ -46,8 +46,10 @@ pub(crate) fn publish(port: u16, queue: &str, flags: u16, properties: &[&[u8]], 
     expect(&mut stream, (10, 10));
     let start_ok = [&[0; 4][..], &short("PLAIN"), &long("\0guest\0guest"), &short("en_US")].concat();
     stream.write_all(&method(0, amqp::START_OK, &[&start_ok])).unwrap();
-    expect(&mut stream, (10, 30));
-    stream.write_all(&method(0, amqp::TUNE_OK, &[&[7, 255, 0, 2, 0, 0, 0, 0]])).unwrap();
+    // As many channels and as large a frame as the broker says, and no heartbeats.
+    let tune = read_frame(&mut stream).unwrap();
+    assert_eq!(tune.method(), Some((10, 30)), "what the broker says to the tests' own producer");
+    stream.write_all(&method(0, amqp::TUNE_OK, &[&tune.payload[4..10], &[0, 0]])).unwrap();
     stream.write_all(&method(0, amqp::OPEN, &[&short("/"), &[0, 0]])).unwrap();
     expect(&mut stream, (10, 41));
     stream.write_all(&method(1, CHANNEL_OPEN, &[&[0]])).unwrap();

@@ -201,7 +201,7 @@ impl Keeper {
         // However long an alarm lasts, what was published before it is neither kept nor refused.
         let due = self.due().filter(|_| !blocked);
         if due.is_some_and(|due| due <= now) {
-            self.lost(&Fault::unconfirmed());
+            self.lost(&Fault::unconfirmed(), None);
             return true;
         }
         let again = self.waiting.iter().filter_map(|job| self.allowed_at(job)).filter(|at| *at > now).min();
@@ -232,7 +232,7 @@ impl Keeper {
                 self.blocked.store(false, Ordering::SeqCst);
                 self.outstanding.values_mut().for_each(|outstanding| outstanding.since = Instant::now());
             }
-            Wake::Lost(fault) => self.lost(&fault),
+            Wake::Lost(fault) => self.lost(&fault, None),
             Wake::TimedOut if deadline.is_none() && !blocked => {
                 if let Link::Up(up) = std::mem::replace(&mut self.link, Link::Down { until: now }) {
                     up.publisher.close();
@@ -335,9 +335,7 @@ impl Keeper {
                 true
             }
             Err(fault) => {
-                // It met the end of what was published before it.
-                self.waiting.push_front(job);
-                self.lost(&fault);
+                self.lost(&fault, Some(job));
                 false
             }
         }
@@ -350,8 +348,7 @@ impl Keeper {
         } else if fault.scope == Scope::Channel {
             self.refused(job, &fault.to_string());
         } else {
-            self.waiting.push_front(job);
-            self.lost(fault);
+            self.lost(fault, Some(job));
             return false;
         }
         true
@@ -367,8 +364,8 @@ impl Keeper {
     }
 
     /// The channel or the connection is gone. What is outstanding and not confirmed by now is unknown, so nothing of it
-    /// counts as kept: all of it is published again.
-    fn lost(&mut self, fault: &Fault) {
+    /// counts as kept: all of it is published again, with `last`, which met the end while it was published.
+    fn lost(&mut self, fault: &Fault, last: Option<Job>) {
         let confirmed = match &mut self.link {
             Link::Up(up) => up.publisher.take_confirmed(),
             Link::Down { .. } | Link::Opening(_) => Vec::new(),
@@ -381,9 +378,10 @@ impl Keeper {
         if let Kind::TooLarge(Some(bytes)) = fault.kind {
             self.limit = Some(Limit { bytes, told: Instant::now() });
         }
-        let mut jobs: Vec<Job> =
-            std::mem::take(&mut self.outstanding).into_values().map(|outstanding| outstanding.job).collect();
+        let outstanding = std::mem::take(&mut self.outstanding).into_values();
+        let mut jobs: Vec<Job> = outstanding.map(|outstanding| outstanding.job).chain(last).collect();
         let is_ours = match fault.kind {
+            _ if jobs.is_empty() => false,
             Kind::TooLarge(Some(_)) => true,
             Kind::Unacceptable | Kind::TooLarge(None) => {
                 if let [_] = jobs.as_slice() {
