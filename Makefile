@@ -12,7 +12,7 @@ DESTDIR ?=
 
 NODE := scripts/rabbitmq-node
 CLUSTER := scripts/rabbitmq-cluster
-RABBITMQ4 := target/rabbitmq4
+# The suites of Debian that RabbitMQ 4 is tested with: 4.0, and the newest that Debian has.
 TASKQ := target/release/taskq
 SCRIPTS := scripts/install-deps scripts/rabbitmq-node scripts/rabbitmq-cluster scripts/rabbitmq4-tree scripts/bench \
 	$(wildcard scripts/demos/*) tests/chaos/handler.sh .ci/run
