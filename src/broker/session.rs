@@ -8,6 +8,7 @@ use crossbeam_channel::Receiver;
 use super::channel::Channel;
 use super::dial::dial;
 use super::fault::{Fault, Kind};
+use super::server::{AckTimeout, Server};
 use super::socket::Sightings;
 use super::tls::TlsFiles;
 use super::url::BrokerUrl;
@@ -83,7 +84,7 @@ pub struct Session {
     blocked: Receiver<ConnectionBlockedNotification>,
     /// The URL it came from, without the password.
     label: String,
-    server: String,
+    server: Server,
 }
 
 impl Session {
@@ -102,7 +103,7 @@ impl Session {
         socket: (KillSwitch, Sightings),
         blocked: Receiver<ConnectionBlockedNotification>,
         label: String,
-        server: String,
+        server: Server,
     ) -> Self {
         let (kill, sightings) = socket;
         Self { connection: Some(connection), kill, sightings, blocked, label, server }
@@ -135,7 +136,13 @@ impl Session {
     /// The same, with product and version as the broker told: `amqp://guest@localhost:5672 (RabbitMQ 4.0.5)`.
     #[must_use]
     pub fn introduction(&self) -> String {
-        format!("{} ({})", self.label, self.server)
+        format!("{} ({})", self.label, self.server.name)
+    }
+
+    /// How this broker takes back what is not acknowledged in time.
+    #[must_use]
+    pub fn ack_timeout(&self) -> AckTimeout {
+        self.server.ack_timeout
     }
 
     /// Tells when the broker blocks and unblocks publishing.

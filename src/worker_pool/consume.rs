@@ -49,7 +49,7 @@ pub(super) fn consume(
             },
             Next::Woken | Next::TimedOut => {}
             Next::Stopped => break,
-            Next::Ended(fault) => return Err(fault),
+            Next::Ended(fault) => return Err(consuming.intake.ended(fault)),
         }
     }
     consuming.finish()
@@ -85,13 +85,14 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         self.unproven.delivered();
         let Judged { verdict, ran } = self.judge().judge(&mut delivery, self.unproven, self.handler);
         let pause = matches!(verdict, Verdict::GiveBackAndPause);
+        let cancelled = self.intake.end_if_cancelled()?;
         let next = if ran {
             permit.used();
             shared.permits.take()
         } else {
             Some(permit)
         };
-        let next = next.filter(|_| !pause && !self.slot.drain.has_begun());
+        let next = next.filter(|_| !pause && !cancelled && !self.slot.drain.has_begun());
         if next.is_none() {
             // Before the acknowledgement: it makes room for a next delivery, which would come only to be given back,
             // flagged as redelivered.
@@ -115,6 +116,9 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
             Verdict::GiveBack | Verdict::GiveBackAndPause | Verdict::Uncounted => {
                 delivery.requeue()?;
             }
+        }
+        if cancelled {
+            return Err(Fault::cancelled(Some(since.elapsed())));
         }
         Ok(match next {
             Some(next) => Step::Next(next),
@@ -199,6 +203,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     }
 
     fn settle(&mut self, aside: Aside<'c, '_>, verdict: &Verdict) -> Result<(), Fault> {
+        self.intake.end_if_cancelled()?;
         if let Verdict::Acknowledge = verdict {
             self.unproven.acknowledging(aside.keeping.and_then(|keeping| keeping.fingerprint()));
             aside.delivery.ack()?;

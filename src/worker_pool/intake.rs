@@ -11,7 +11,7 @@ use crossbeam_channel::Receiver;
 
 use super::judge::Keeping;
 use super::shared::Busy;
-use crate::broker::{Channel, Consumer, Delivery, Fault, Next};
+use crate::broker::{Channel, Consumer, Delivery, Fault, Kind, Next};
 use crate::handler::Never;
 
 /// How many deliveries one thread sets aside before it waits (and what it has prefetched beside them): it holds their
@@ -72,6 +72,28 @@ impl<'c> Intake<'c, '_> {
     /// What has arrived although nothing more is taken.
     pub(super) fn leftover(&mut self) -> Option<Delivery<'c>> {
         self.backlog.pop_front().or_else(|| self.consumer.leftover())
+    }
+
+    /// Whether the broker has cancelled the consumer. To be asked before a delivery is answered: a consumer that RabbitMQ
+    /// 4.3 cancelled over a delivery begins again with the answer, unless it was cancelled from here as well, and what it
+    /// brings then is nobody's and costs the connection. The answer itself does no harm.
+    ///
+    /// # Errors
+    /// The channel or connection is gone.
+    pub(super) fn end_if_cancelled(&self) -> Result<bool, Fault> {
+        let cancelled = self.consumer.is_cancelled();
+        if cancelled {
+            self.consumer.cancel()?;
+        }
+        Ok(cancelled)
+    }
+
+    /// Why no further delivery comes, with what is not answered yet.
+    pub(super) fn ended(&self, fault: Fault) -> Fault {
+        match (fault.kind, self.aside.front()) {
+            (Kind::ConsumerCancelled(None), Some(oldest)) => Fault::cancelled(Some(oldest.since.elapsed())),
+            _ => fault,
+        }
     }
 
     /// Takes no more, and gives back what was not looked at.

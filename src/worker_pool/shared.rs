@@ -23,6 +23,8 @@ pub(super) struct Shared {
     held_back: AtomicU32,
     /// This user may not publish, so that redelivered tasks cannot be counted.
     pub(super) cannot_count: AtomicBool,
+    /// The queue takes no task back, and refuses consumers that say when to.
+    pub(super) no_timeout: AtomicBool,
     pub(super) host: String,
     connected: AtomicBool,
     /// The broker has let the worker in, in whatever round.
@@ -52,6 +54,7 @@ impl Shared {
             dead: AtomicU64::new(0),
             held_back: AtomicU32::new(0),
             cannot_count: AtomicBool::new(false),
+            no_timeout: AtomicBool::new(false),
             host: crate::broker::host_name(),
             connected: AtomicBool::new(false),
             was_connected: AtomicBool::new(false),
@@ -153,6 +156,11 @@ impl Shared {
             log::info!("connected to {introduction}");
             *greeting = Greeting::Told;
         }
+    }
+
+    /// A consumer has begun, on whatever connection.
+    pub(super) fn has_greeted(&self) -> bool {
+        matches!(*lock(&self.greeting), Greeting::Told)
     }
 
     fn touch(&self) {
