@@ -12,7 +12,8 @@ DESTDIR ?=
 
 NODE := scripts/rabbitmq-node
 CLUSTER := scripts/rabbitmq-cluster
-RABBITMQ4 := target/rabbitmq4
+# The suites of Debian whose RabbitMQ 4 is tested: 4.0, and the newest that Debian has.
+SUITES := trixie forky
 TASKQ := target/release/taskq
 SCRIPTS := scripts/install-deps scripts/rabbitmq-node scripts/rabbitmq-cluster scripts/rabbitmq4-tree scripts/bench \
 	$(wildcard scripts/demos/*) tests/chaos/handler.sh .ci/run
@@ -124,19 +125,36 @@ unit: ## The tests that need no broker
 
 # The node that the tests share; those that kill or freeze a broker start their own. Most of the time they wait for
 # something to happen, so more of them run at a time than there are cores.
-test test-rabbitmq4: export RUST_TEST_THREADS ?= 4
+test test-rabbitmq4 test-differences: export RUST_TEST_THREADS ?= 4
 .PHONY: test
 test: test-deps ## All tests, against real brokers, with and without TLS support
 	$(NODE) with -- $(CARGO) test --locked
 	$(NODE) with -- $(CARGO) test --locked --no-default-features
 
 .PHONY: rabbitmq4
-rabbitmq4: ## Fetch RabbitMQ 4, beside the one that is installed, into target/
-	@scripts/rabbitmq4-tree $(RABBITMQ4)
+rabbitmq4: ## Fetch RabbitMQ 4.0 and the newest, beside the one that is installed, into target/
+	@for suite in $(SUITES); do scripts/rabbitmq4-tree "$$suite" "target/rabbitmq4-$$suite"; done
+
+# What RabbitMQ has changed from one version to the next shows in these tests, and in no others: what it says and does
+# about queues that are declared again, counted, missing or away, about permissions, and about messages that are returned,
+# expire, are dead-lettered or too large; how nodes find each other; what its Erlang says about TLS. The others are about
+# taskq's commands, input, output and signals, or play the broker themselves.
+DIFFERENCES := acknowledgement_timeout broker_version cluster copies_refused dead dead_quorum delay foreign_headers \
+	interop permissions poison redeclare redeclare_bulk retry send_refused staying_up tls work_limits
+
+$(foreach file,$(DIFFERENCES),$(if $(wildcard tests/behaviour/$(file).rs),,$(error there is no tests/behaviour/$(file).rs)))
+
+with_rabbitmq4 = for suite in $(SUITES); do \
+	bin=$$(scripts/rabbitmq4-tree "$$suite" "target/rabbitmq4-$$suite"); \
+	RABBITMQ_BIN=$$bin $(NODE) with -- $(CARGO) test --locked $(1); done
 
 .PHONY: test-rabbitmq4
-test-rabbitmq4: test-deps ## All tests, against nodes of RabbitMQ 4
-	bin=$$(scripts/rabbitmq4-tree $(RABBITMQ4)) && RABBITMQ_BIN=$$bin $(NODE) with -- $(CARGO) test --locked
+test-rabbitmq4: test-deps ## All tests, against nodes of RabbitMQ 4.0 and of the newest
+	$(call with_rabbitmq4,)
+
+.PHONY: test-differences
+test-differences: test-deps ## The same of those tests that see what RabbitMQ has changed between versions
+	$(call with_rabbitmq4,--test tests -- $(patsubst %,behaviour::%::,$(DIFFERENCES)))
 
 # `make chaos CHAOS_SECONDS=3600 CHAOS_ON=cluster CHAOS_SEED=7`; half the time on a node, half on a cluster, unless told.
 .PHONY: chaos

@@ -345,6 +345,12 @@ impl Place {
             }
             Ok(Count { ready, .. }) => Ok(Some(Self { session, dead, ready })),
             Err(fault) if fault.kind == Kind::NotFound => Ok(None),
+            // Who may read a queue, and not configure it, is refused a look at one that is missing.
+            Err(fault) if fault.kind == Kind::Refused => match is_empty_for_certain(&mut session, &dead.name)
+            {
+                Err(missing) if missing.kind == Kind::NotFound => Ok(None),
+                _ => Err(fault.into_error()),
+            },
             Err(fault) => Err(fault.into_error()),
         }
     }

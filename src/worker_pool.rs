@@ -4,6 +4,7 @@
 //! This thread hears the signals and keeps the deadlines; it never calls the broker, so nothing the broker does can
 //! keep it from ending the process. The supervisor owns the connection, the slots run the tasks.
 
+mod ack_timeout;
 mod consume;
 mod copies;
 mod drain;
@@ -52,7 +53,9 @@ pub struct Options {
     pub max_tasks: Option<u64>,
     /// Exit after so long without a delivery.
     pub idle_timeout: Option<Duration>,
-    /// How long a drain waits for running tasks.
+    /// How long an attempt may take.
+    pub timeout: Option<Duration>,
+    /// How long a drain waits for running tasks, and an attempt for its end when its time is over.
     pub grace: Duration,
     /// What becomes of tasks that fail.
     pub policy: Policy,

@@ -21,11 +21,26 @@ pub struct Channel {
     keepalive: RefCell<Vec<Receiver<ConsumerMessage>>>,
     kill: KillSwitch,
     rpc_timeout: Duration,
+    /// See [`Channel::holding_for`].
+    hold: Option<Duration>,
 }
 
 impl Channel {
     pub(super) fn new(amqp: amiquip::Channel, kill: KillSwitch, rpc_timeout: Duration) -> Self {
-        Self { amqp: Some(amqp), keepalive: RefCell::new(Vec::new()), kill, rpc_timeout }
+        let keepalive = RefCell::new(Vec::new());
+        Self { amqp: Some(amqp), keepalive, kill, rpc_timeout, hold: None }
+    }
+
+    /// The broker is to wait for so long for the acknowledgement of what is delivered on this channel. Only where
+    /// consumers have a say in it ([`super::AckTimeout::PerConsumer`]); elsewhere it is nothing but an unknown argument.
+    #[must_use]
+    pub fn holding_for(mut self, hold: Option<Duration>) -> Self {
+        self.hold = hold;
+        self
+    }
+
+    pub(super) fn hold(&self) -> Option<Duration> {
+        self.hold
     }
 
     /// Calls amiquip under the channel's deadline, which begins anew as long as other things arrive; `what` names the

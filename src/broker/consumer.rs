@@ -1,12 +1,14 @@
 //! One channel's deliveries: wait for the next, settle it, end cleanly.
 
-use std::time::Instant;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
-use amiquip::{ConsumerMessage, ConsumerOptions};
-use crossbeam_channel::{Receiver, TryRecvError, never, select};
+use amiquip::{AmqpValue, ConsumerMessage, ConsumerOptions, FieldTable};
+use crossbeam_channel::{Receiver, never, select};
 
 use super::channel::Channel;
-use super::fault::{Fault, Kind, Scope};
+use super::fault::{Fault, Kind, TIMEOUT_ARGUMENT};
 use super::message::Properties;
 use crate::handler::Never;
 
@@ -79,26 +81,40 @@ pub enum Next<'c> {
 pub struct Consumer<'c> {
     amqp: amiquip::Consumer<'c>,
     channel: &'c Channel,
+    /// What was taken off the receiver to see what is behind it.
+    arrived: RefCell<VecDeque<ConsumerMessage>>,
 }
 
 impl<'c> Consumer<'c> {
     /// Limits the channel to `prefetch` unacknowledged deliveries and starts consuming.
     ///
     /// # Errors
-    /// The queue is missing, access is refused, or the channel or connection is gone.
+    /// The queue is missing, access is refused, the queue knows no timeouts ([`Kind::NoTimeout`]), or the channel or
+    /// connection is gone.
     pub fn start(channel: &'c Channel, queue: &str, prefetch: u16) -> Result<Self, Fault> {
         // Per channel (not `global`), and before the consumer exists: afterwards it would not apply to it.
         channel.call("basic.qos", |amqp| amqp.qos(0, prefetch, false))?;
-        let amqp =
-            channel.call("basic.consume", |amqp| amqp.basic_consume(queue, ConsumerOptions::default()))?;
+        let options = ConsumerOptions { arguments: arguments(channel.hold()), ..ConsumerOptions::default() };
+        let amqp = channel.call("basic.consume", |amqp| amqp.basic_consume(queue, options))?;
         channel.keep_alive(amqp.receiver().clone());
-        Ok(Self { amqp, channel })
+        Ok(Self { amqp, channel, arrived: RefCell::default() })
+    }
+
+    /// Whether the broker has cancelled it, with deliveries still to be taken or not.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        let mut arrived = self.arrived.borrow_mut();
+        arrived.extend(self.amqp.receiver().try_iter());
+        arrived.iter().any(|message| matches!(message, ConsumerMessage::ServerCancelled))
     }
 
     /// Waits for the next delivery, until `stop` closes, `bell` rings or the deadline passes. Without a deadline the
     /// wait is bounded by the connection's heartbeats.
     #[must_use]
     pub fn next(&self, stop: &Receiver<Never>, bell: &Receiver<()>, deadline: Option<Instant>) -> Next<'c> {
+        if let Some(message) = self.arrived.borrow_mut().pop_front() {
+            return into_next(self.channel, message);
+        }
         let timer = deadline.map_or_else(never, crossbeam_channel::at);
         select! {
             recv(self.amqp.receiver()) -> message => match message {
@@ -112,16 +128,27 @@ impl<'c> Consumer<'c> {
         }
     }
 
+    /// A delivery that has arrived and would be the next one. The end of the consumer is left to [`Consumer::next`].
+    #[must_use]
+    pub fn arrived(&self) -> Option<Delivery<'c>> {
+        let mut arrived = self.arrived.borrow_mut();
+        arrived.extend(self.amqp.receiver().try_iter());
+        let message = arrived.pop_front_if(|message| matches!(message, ConsumerMessage::Delivery(_)))?;
+        match into_next(self.channel, message) {
+            Next::Delivery(delivery) => Some(delivery),
+            Next::Stopped | Next::Woken | Next::TimedOut | Next::Ended(_) => None,
+        }
+    }
+
     /// A delivery that has arrived but was not waited for.
     #[must_use]
     pub fn leftover(&self) -> Option<Delivery<'c>> {
         loop {
-            match self.amqp.receiver().try_recv() {
-                Ok(message) => match into_next(self.channel, message) {
-                    Next::Delivery(delivery) => return Some(delivery),
-                    Next::Stopped | Next::Woken | Next::TimedOut | Next::Ended(_) => {}
-                },
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return None,
+            let message = self.arrived.borrow_mut().pop_front();
+            if let Next::Delivery(delivery) =
+                into_next(self.channel, message.or_else(|| self.amqp.receiver().try_recv().ok())?)
+            {
+                return Some(delivery);
             }
         }
     }
@@ -149,11 +176,7 @@ fn into_next(channel: &Channel, message: ConsumerMessage) -> Next<'_> {
             let properties = Properties::from(std::mem::take(&mut delivery.properties));
             Next::Delivery(Delivery { amqp: delivery, properties, channel })
         }
-        ConsumerMessage::ServerCancelled => Next::Ended(Fault::new(
-            Scope::Channel,
-            Kind::ConsumerCancelled,
-            "the broker cancelled the consumer: the queue was deleted, or moved to another node",
-        )),
+        ConsumerMessage::ServerCancelled => Next::Ended(Fault::cancelled(None)),
         ConsumerMessage::ServerClosedChannel(error) | ConsumerMessage::ServerClosedConnection(error) => {
             Next::Ended(error.into())
         }
@@ -162,4 +185,10 @@ fn into_next(channel: &Channel, message: ConsumerMessage) -> Next<'_> {
         }
         ConsumerMessage::ClientClosedConnection => Next::Ended(Fault::lost("the connection was closed")),
     }
+}
+
+/// How long the broker is to wait for an acknowledgement.
+fn arguments(hold: Option<Duration>) -> FieldTable {
+    let millis = |hold: Duration| AmqpValue::LongLongInt(i64::try_from(hold.as_millis()).unwrap_or(i64::MAX));
+    hold.map(|hold| (TIMEOUT_ARGUMENT.to_owned(), millis(hold))).into_iter().collect()
 }

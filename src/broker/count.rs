@@ -1,7 +1,7 @@
 //! How much is in a queue, whatever it is for; and to empty it.
 
 use super::channel::Channel;
-use super::fault::{Fault, Kind};
+use super::fault::{Fault, Kind, Scope};
 use super::session::Session;
 
 /// What the broker counts in a queue. A quorum queue whose leader does not answer counts nothing of either, and no error.
@@ -50,10 +50,17 @@ pub(super) fn look(session: &mut Session, name: &str) -> Result<(Channel, Count)
     });
     match counted {
         Ok(count) => Ok((channel, count)),
-        Err(fault) if fault.kind == Kind::NotFound => Err(Fault::channel(
-            Kind::NotFound,
-            format!("there is no queue {name}; create it, or let taskq declare it (without --no-declare)"),
-        )),
+        Err(fault) if fault.kind == Kind::NotFound => Err(Fault::missing(name)),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// As [`look`], where the user may look at all: RabbitMQ since 4.2.6 asks for a permission on the queue itself, and where
+/// there is no such queue for the one to configure it. Otherwise the first use of the queue tells.
+pub(super) fn look_if_allowed(session: &mut Session, name: &str) -> Result<Channel, Fault> {
+    match look(session, name) {
+        Ok((channel, _)) => Ok(channel),
+        Err(fault) if fault.scope == Scope::Channel && fault.kind == Kind::Refused => session.open_channel(),
         Err(fault) => Err(fault),
     }
 }

@@ -5,24 +5,22 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use amiquip::{AmqpValue, Auth, Connection, ConnectionOptions, ConnectionTuning, FieldTable};
+use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning};
 
 use super::fault::{Fault, Kind};
 use super::frames::FRAME_MAX;
+use super::server::Server;
 use super::session::{Purpose, Session, SessionOptions, explain, host_name};
 use super::socket::{Sightings, Socket};
 use super::url::{BrokerUrl, Credentials};
 use super::watchdog::KillSwitch;
 use crate::error::{Error, Result};
-use crate::output;
 
 /// What one connection may have open at most; without a limit amiquip hangs at the 65,536th. RabbitMQ's own
 /// default.
 const CHANNEL_MAX: u16 = 2047;
 /// `--heartbeat` unless given there or in the URL.
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
-/// How much of a broker's product name, and of its version, is shown.
-const MAX_SERVER_CHARS: usize = 30;
 /// How many of a name's addresses an error tells of: as many as the largest clusters have nodes. Their texts are short.
 const MAX_TOLD: usize = 7;
 
@@ -140,7 +138,7 @@ impl Dial<'_> {
         let blocked = connection
             .listen_for_connection_blocked()
             .map_err(|error| explain(error.into(), &kill, &sightings))?;
-        let server = server_name(connection.server_properties());
+        let server = Server::told_by(connection.server_properties());
         Ok(Session::new(connection, (kill, sightings), blocked, self.url.to_string(), server))
     }
 
@@ -204,20 +202,6 @@ fn refused_or_lost(sightings: &Sightings, credentials: &Credentials) -> Fault {
         return Fault::connection(Kind::Refused, words);
     }
     Fault::lost(sightings.error().unwrap_or_else(|| "the connection broke during the login".to_owned()))
-}
-
-/// What a broker says it is, such as `RabbitMQ 4.0.5`. It may say anything.
-fn server_name(properties: &FieldTable) -> String {
-    let text = |key: &str| match properties.get(key) {
-        Some(AmqpValue::LongString(text)) => {
-            output::escape(&text.chars().take(MAX_SERVER_CHARS).collect::<String>())
-        }
-        _ => String::new(),
-    };
-    match (text("product").trim(), text("version").trim()) {
-        ("", _) => "a broker that does not say which".to_owned(),
-        (product, version) => format!("{product} {version}").trim_end().to_owned(),
-    }
 }
 
 /// All addresses of a name. It is looked up on a thread of its own: the system's resolver has no deadline.
@@ -295,24 +279,6 @@ mod tests {
         assert_eq!(combine(vec![failure(Kind::Refused), failure(Kind::Lost)]).exit, Exit::Unavailable);
         assert_eq!(combine(vec![failure(Kind::Refused), failure(Kind::Refused)]).exit, Exit::Refused);
         assert_eq!(combine(vec![failure(Kind::Configuration)]).exit, Exit::Configuration);
-    }
-
-    #[test]
-    fn a_broker_is_what_it_says_in_short_and_harmlessly() {
-        let name = |product: Option<&str>, version: Option<&str>| {
-            let pairs = [("product", product), ("version", version)];
-            let given =
-                pairs.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned())));
-            server_name(&given.map(|(key, value)| (key, AmqpValue::LongString(value))).collect())
-        };
-        assert_eq!(name(Some("RabbitMQ"), Some("4.0.5")), "RabbitMQ 4.0.5");
-        assert_eq!(name(Some("LavinMQ"), None), "LavinMQ");
-        assert_eq!(name(None, Some("1")), "a broker that does not say which");
-        assert_eq!(name(Some(" "), None), name(None, None));
-        assert_eq!(name(Some("\x1b[2J\n"), Some("1")), "\\x1b[2J\\n 1");
-        assert!(name(Some(&"x".repeat(70_000)), Some(&"9".repeat(70_000))).len() <= 2 * MAX_SERVER_CHARS + 1);
-        let other = [("product".to_owned(), AmqpValue::LongInt(7))].into_iter().collect();
-        assert_eq!(server_name(&other), name(None, None));
     }
 
     #[test]

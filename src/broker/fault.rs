@@ -16,6 +16,9 @@ const REFUSED_ACCESS: &str = "the broker refused access: ";
 const NOT_NOW: [&str; 3] =
     ["NOT_FOUND - home node '", "NOT_FOUND - queue '", "NOT_FOUND - failed to perform operation on queue '"];
 
+/// The argument of a consumer that says how long the broker is to wait for its acknowledgements.
+pub(super) const TIMEOUT_ARGUMENT: &str = "x-consumer-timeout";
+
 /// How much of what was open is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
@@ -38,8 +41,13 @@ pub enum Kind {
     NotFound,
     /// The broker waited too long for an acknowledgement (`consumer_timeout`).
     AckTimeout,
-    /// The broker cancelled the consumer: its queue was deleted, or moved to another node.
-    ConsumerCancelled,
+    /// The queue never takes back what is not acknowledged, and does not want to be told when to: a classic queue of
+    /// RabbitMQ 4.3.
+    NoTimeout,
+    /// The broker cancelled the consumer: its queue was deleted, or moved to another node. Or, where so much time had
+    /// passed since a delivery that is not answered, the broker waited too long for that
+    /// ([`super::AckTimeout::PerConsumer`]).
+    ConsumerCancelled(Option<Duration>),
     /// A message larger than the broker allows; its limit in bytes where it told.
     TooLarge(Option<u64>),
     /// The broker closed the channel or the connection over what it was sent: the same again is refused again.
@@ -77,6 +85,24 @@ impl Fault {
     #[must_use]
     pub fn unroutable(queue: &str) -> Self {
         Self::channel(Kind::NotFound, format!("the queue {queue} is gone, and tasks came back"))
+    }
+
+    /// The broker cancelled the consumer, whose oldest unanswered delivery was here for so long.
+    #[must_use]
+    pub fn cancelled(held: Option<Duration>) -> Self {
+        Self::channel(
+            Kind::ConsumerCancelled(held),
+            "the broker cancelled the consumer: the queue was deleted, or moved to another node",
+        )
+    }
+
+    /// There is no such queue, and taskq was told not to declare it.
+    #[must_use]
+    pub fn missing(queue: &str) -> Self {
+        Self::channel(
+            Kind::NotFound,
+            format!("there is no queue {queue}; create it, or let taskq declare it (without --no-declare)"),
+        )
     }
 
     /// The broker lives, and does not say what became of a publish.
@@ -135,7 +161,11 @@ impl Fault {
             return Error::turned_away(self.text);
         }
         let exit = match self.kind {
-            Kind::Lost | Kind::AckTimeout | Kind::ConsumerCancelled | Kind::Unacceptable => Exit::Unavailable,
+            Kind::Lost
+            | Kind::AckTimeout
+            | Kind::NoTimeout
+            | Kind::ConsumerCancelled(_)
+            | Kind::Unacceptable => Exit::Unavailable,
             Kind::Refused => Exit::Refused,
             Kind::Configuration | Kind::NotFound => Exit::Configuration,
             Kind::TooLarge(_) => Exit::BadData,
@@ -216,6 +246,9 @@ fn closed_channel(code: u16, message: &str) -> Fault {
         406 if message.contains("message size") => {
             Fault::channel(Kind::TooLarge(configured_max_size(message)), message)
         }
+        406 if message.contains(&format!("invalid arg '{TIMEOUT_ARGUMENT}'")) => {
+            Fault::channel(Kind::NoTimeout, message)
+        }
         406 if message.contains("inequivalent arg") || message.contains("invalid arg") => {
             Fault::channel(Kind::Configuration, message)
         }
@@ -291,6 +324,9 @@ mod tests {
         assert_eq!(channel_fault(406, size).kind, Kind::TooLarge(Some(1024)));
         let tag = "PRECONDITION_FAILED - unknown delivery tag 7";
         assert_eq!(channel_fault(406, tag).kind, Kind::Lost);
+        let classic = "PRECONDITION_FAILED - invalid arg 'x-consumer-timeout' for queue 'q' in vhost '/' of queue type \
+                       rabbit_classic_queue";
+        assert_eq!(channel_fault(406, classic).kind, Kind::NoTimeout);
         assert_eq!(channel_fault(403, "ACCESS_REFUSED").kind, Kind::Refused);
         assert_eq!(channel_fault(404, "NOT_FOUND").kind, Kind::NotFound);
         assert_eq!(channel_fault(405, "RESOURCE_LOCKED").into_error().exit, Exit::Configuration);

@@ -84,7 +84,7 @@ impl Properties {
         Self(self.0.with_message_id(id.to_owned()))
     }
 
-    /// Sets the priority, which only queues declared with `x-max-priority` look at.
+    /// Sets the priority, which only queues declared with `x-max-priority` and quorum queues of RabbitMQ 4 look at.
     #[must_use]
     pub fn with_priority(self, priority: u8) -> Self {
         Self(self.0.with_priority(priority))

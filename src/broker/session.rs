@@ -11,6 +11,7 @@ use super::fault::{Fault, Kind};
 use super::frames::FRAME_MAX;
 #[cfg(doc)]
 use super::frames::FRAME_OVERHEAD;
+use super::server::{AckTimeout, Server};
 use super::socket::Sightings;
 use super::tls::TlsFiles;
 use super::url::BrokerUrl;
@@ -86,7 +87,7 @@ pub struct Session {
     blocked: Receiver<ConnectionBlockedNotification>,
     /// The URL it came from, without the password.
     label: String,
-    server: String,
+    server: Server,
 }
 
 impl Session {
@@ -105,7 +106,7 @@ impl Session {
         socket: (KillSwitch, Sightings),
         blocked: Receiver<ConnectionBlockedNotification>,
         label: String,
-        server: String,
+        server: Server,
     ) -> Self {
         let (kill, sightings) = socket;
         Self { connection: Some(connection), kill, sightings, blocked, label, server }
@@ -138,7 +139,13 @@ impl Session {
     /// The same, with product and version as the broker told: `amqp://guest@localhost:5672 (RabbitMQ 4.0.5)`.
     #[must_use]
     pub fn introduction(&self) -> String {
-        format!("{} ({})", self.label, self.server)
+        format!("{} ({})", self.label, self.server.name)
+    }
+
+    /// How this broker takes back what is not acknowledged in time.
+    #[must_use]
+    pub fn ack_timeout(&self) -> AckTimeout {
+        self.server.ack_timeout
     }
 
     /// The largest frame that this connection may carry, in bytes, [`FRAME_OVERHEAD`] included: the smaller one of the

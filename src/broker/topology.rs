@@ -5,7 +5,7 @@ use std::time::Duration;
 use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
 
 use super::channel::Channel;
-use super::count::{get_and_give_back, look};
+use super::count::{get_and_give_back, look, look_if_allowed};
 use super::fault::{Fault, Kind, differing_property};
 use super::session::Session;
 
@@ -190,14 +190,15 @@ fn judge_mismatch(role: &Role, message: &str) -> Mismatch {
 }
 
 /// Makes sure that the queue is there and fit for use, and returns the channel on which it was seen. A failed
-/// declaration closes its channel, so each try has one of its own.
+/// declaration closes its channel, so each try has one of its own. A queue that is not to be declared, and that the user
+/// may not look at either, is taken to be there.
 ///
 /// # Errors
 /// Configuration: the queue is unfit, or missing and not to be declared. Refused: the broker does not allow it.
 /// Or the loss of the connection.
 pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Channel, Fault> {
     if !spec.declare {
-        return look(session, &spec.name).map(|(channel, _)| channel);
+        return look_if_allowed(session, &spec.name);
     }
     let mut as_it_is = spec.clone();
     let mut fault = match acquire(session, &as_it_is) {

@@ -47,7 +47,7 @@ pub(super) struct Args {
     /// What the body is
     #[arg(long, value_name = "TYPE", default_value = "text/plain")]
     content_type: String,
-    /// 0 to 255; only queues declared with x-max-priority look at it
+    /// 0 to 255; only queues declared with x-max-priority look at it, and quorum queues of RabbitMQ 4
     #[arg(long, value_name = "N")]
     priority: Option<u8>,
     /// Drop the task if it is still waiting after this long

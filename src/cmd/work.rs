@@ -17,8 +17,6 @@ use crate::worker_pool::{self, HandlerFactory, Options};
 
 /// More threads than a connection has channels cannot work; RabbitMQ allows 2047, and one is the supervisor's.
 const MAX_THREADS: i64 = 2000;
-/// How long the broker waits for an acknowledgement unless it is configured otherwise.
-const ACK_TIMEOUT: Duration = Duration::from_mins(30);
 
 /// Work through the queue
 ///
@@ -45,7 +43,8 @@ pub(super) struct Args {
     /// Pauses after the first failed attempt, the second, ...; the last repeats
     #[arg(long, value_name = "LIST", default_value = "5s,30s,2m,10m,1h", value_delimiter = ',', value_parser = delay)]
     backoff: Vec<Duration>,
-    /// End an attempt that takes longer: SIGTERM to COMMAND and its children, after --grace SIGKILL
+    /// End an attempt that takes longer: SIGTERM to COMMAND and its children, after --grace SIGKILL. RabbitMQ from 4.3 on
+    /// is asked to wait for as long
     #[arg(long, value_name = "DUR", value_parser = positive_duration, requires = "command")]
     timeout: Option<Duration>,
     /// How long to wait for running tasks when told to stop, and between SIGTERM and SIGKILL
@@ -80,12 +79,6 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     let policy =
         Policy { attempts: args.attempts, max_deliveries: args.max_deliveries, backoff: args.backoff };
     check_derived_names(&queue, &policy)?;
-    if args.timeout.is_some_and(|timeout| timeout >= ACK_TIMEOUT) {
-        log::warn!(
-            "--timeout is not below the 30 minutes that a broker waits for an acknowledgement unless its \
-             consumer_timeout is raised"
-        );
-    }
     let spec = match args.command.split_first() {
         None => None,
         Some((program, arguments)) => Some(command_spec(handler::Options {
@@ -104,6 +97,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         until_empty: args.until_empty,
         max_tasks: args.max_tasks,
         idle_timeout: args.idle_timeout,
+        timeout: args.timeout,
         grace: args.grace,
         policy,
         prepare_retries: spec.is_some(),

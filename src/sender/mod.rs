@@ -271,7 +271,11 @@ impl Sending<'_> {
                 Settlement::Unroutable => {
                     declare_again = true;
                     if self.window.requeue(tag) >= MAX_UNROUTABLE {
-                        let why = format!("there is no queue {} to take it", self.job.first_queue().name);
+                        let name = &self.job.first_queue().name;
+                        if !self.job.queue.declare {
+                            return Step::GiveUp(Fault::missing(name).into_error());
+                        }
+                        let why = format!("there is no queue {name} to take it");
                         self.window.fail_queued(&Error::try_again(why));
                     }
                 }

@@ -8,7 +8,7 @@ use super::intake::{Arrival, Aside, Intake, Waiting};
 use super::judge::{Judge, Judged, Keeping, Verdict};
 use super::ledger::Unproven;
 use super::shared::Permit;
-use super::slot::Slot;
+use super::slot::{Pauses, Slot};
 use crate::broker::{Channel, Fault};
 use crate::handler::Handler;
 
@@ -21,6 +21,7 @@ pub(super) fn consume(
     slot: &Slot,
     channel: &Channel,
     unproven: &mut Unproven<'_>,
+    pauses: &mut Pauses,
     handler: &mut dyn Handler,
 ) -> Result<(), Fault> {
     // Held while waiting, so that with --max-tasks no task is taken only to be given back.
@@ -29,9 +30,19 @@ pub(super) fn consume(
     let intake = Intake::start(channel, &options.queue.name, options.prefetch)?;
     slot.shared.greet();
     let mut consuming = Consuming { slot, intake, unproven, handler };
-    let ended = consuming.run(permit).and_then(|()| consuming.finish());
+    let ended = consuming.run(permit, pauses).and_then(|()| consuming.finish());
     consuming.remember_outcomes();
     ended
+}
+
+/// What to do after a delivery.
+enum Step<'s> {
+    /// Take the next one.
+    Next(Permit<'s>),
+    /// The consumer is cancelled: take nothing for a while.
+    Pause,
+    /// The consumer is cancelled: no more are wanted.
+    Stop,
 }
 
 /// One thread at work on one channel.
@@ -43,71 +54,88 @@ struct Consuming<'c, 's, 'u, 'l> {
 }
 
 impl<'c, 's> Consuming<'c, 's, '_, '_> {
-    fn run(&mut self, mut permit: Permit<'s>) -> Result<(), Fault> {
+    fn run(&mut self, mut permit: Permit<'s>, pauses: &mut Pauses) -> Result<(), Fault> {
         loop {
             self.settle_answered()?;
             self.intake.make_room()?;
-            match self.intake.next(self.slot.drain.begun(), &self.slot.bell.1) {
+            match self.intake.next(self.slot.drain.begun(), &self.slot.bell.1, self.slot.shared.hold_limit())
+            {
                 Arrival::Task(waiting) => match self.take(waiting, permit)? {
-                    Some(next) => permit = next,
-                    None => return Ok(()),
+                    Step::Next(next) => permit = next,
+                    Step::Pause => {
+                        if !self.pause(pauses)? {
+                            return Ok(());
+                        }
+                        let Some(next) = self.slot.shared.permits.take() else { return Ok(()) };
+                        permit = next;
+                    }
+                    Step::Stop => return Ok(()),
                 },
                 Arrival::Woken => {}
                 Arrival::Stopped => return Ok(()),
-                Arrival::Ended(fault) => return Err(fault),
+                Arrival::Ended(fault) => return Err(self.intake.ended(fault)),
             }
         }
     }
 
-    /// Returns the permit for the next one; `None` when no more are wanted, and the consumer is cancelled then.
-    fn take(&mut self, waiting: Waiting<'c>, mut permit: Permit<'s>) -> Result<Option<Permit<'s>>, Fault> {
+    fn take(&mut self, waiting: Waiting<'c>, mut permit: Permit<'s>) -> Result<Step<'s>, Fault> {
         let Waiting { mut delivery, consumer, uncounted } = waiting;
         let shared = &self.slot.shared;
         if self.slot.drain.has_begun() && !shared.finishing() {
             self.intake.consumer.cancel()?;
             delivery.requeue()?;
-            return Ok(None);
+            return Ok(Step::Stop);
         }
         let busy = shared.begin();
-        let until = Instant::now() + shared.hold_limit();
+        let since = Instant::now();
         self.unproven.delivered();
         self.count_prefetched();
         let Judged { verdict, ran } =
             self.judge().judge(&mut delivery, uncounted, self.unproven, self.handler);
+        // Before anything that can fail: how the task ended must not be forgotten.
+        let pause = matches!(verdict, Verdict::GiveBackAndPause);
+        let answer = match verdict {
+            Verdict::SetAside(keeping) => {
+                let keeping = Some(keeping);
+                self.set_aside(Aside { delivery, consumer, keeping, since, _busy: Some(busy) });
+                None
+            }
+            Verdict::Hold => {
+                self.set_aside(Aside { delivery, consumer, keeping: None, since, _busy: None });
+                None
+            }
+            answer => Some((answer, delivery)),
+        };
         let next = if ran {
             permit.used();
             shared.permits.take()
         } else {
             Some(permit)
         };
-        let next = next.filter(|_| !self.slot.drain.has_begun());
+        let cancelled = self.intake.end_if_cancelled()?;
+        let next = next.filter(|_| !pause && !cancelled && !self.slot.drain.has_begun());
         if next.is_none() {
             // Before the acknowledgement: it makes room for a next delivery, which would come only to be given back,
             // flagged as redelivered.
             self.intake.consumer.cancel()?;
         }
-        match verdict {
-            Verdict::SetAside(keeping) => {
-                self.set_aside(Aside {
-                    delivery,
-                    consumer,
-                    keeping: Some(keeping),
-                    until,
-                    _busy: Some(busy),
-                });
-            }
-            Verdict::Hold => self.set_aside(Aside { delivery, consumer, keeping: None, until, _busy: None }),
-            Verdict::Acknowledge => {
-                self.intake.settled(consumer);
+        if let Some((answer, delivery)) = answer {
+            self.intake.settled(consumer);
+            if let Verdict::Acknowledge = answer {
                 delivery.ack()?;
                 shared.settle();
-            }
-            Verdict::GiveBack | Verdict::RunUncounted => {
-                self.intake.settled(consumer);
+            } else {
                 delivery.requeue()?;
             }
         }
-        Ok(next)
+        if cancelled {
+            return Err(Fault::cancelled(Some(since.elapsed())));
+        }
+        Ok(match next {
+            Some(next) => Step::Next(next),
+            None if pause => Step::Pause,
+            None => Step::Stop,
+        })
     }
 
     /// The copies of what was prefetched are asked for before the next task runs, which may take long or take this
@@ -116,7 +144,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         if self.slot.shared.options.prefetch == 1 {
             return;
         }
-        let until = Instant::now() + self.slot.shared.hold_limit();
+        let since = Instant::now();
         for waiting in self.intake.take_backlog() {
             let Waiting { delivery, consumer, uncounted } = waiting;
             let copy = if uncounted { None } else { self.judge().copy_on_arrival(&delivery) };
@@ -127,7 +155,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
                         delivery,
                         consumer,
                         keeping: Some(keeping),
-                        until,
+                        since,
                         _busy: Some(busy),
                     });
                 }
@@ -141,12 +169,30 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         self.intake.aside.push_back(aside);
     }
 
+    /// Takes nothing for a while: what was given back would come at once. What is set aside stays, for its copies may be
+    /// under way. False when the drain began meanwhile.
+    fn pause(&mut self, pauses: &mut Pauses) -> Result<bool, Fault> {
+        self.intake.give_back()?;
+        let over = crossbeam_channel::after(pauses.next(self.slot.shared.settled()));
+        loop {
+            select! {
+                recv(over) -> _ => break,
+                recv(self.slot.drain.begun()) -> _ => return Ok(false),
+                recv(self.slot.bell.1) -> _ => self.settle_answered()?,
+            }
+        }
+        self.intake.renew()?;
+        Ok(true)
+    }
+
     /// Settles what was set aside and has an answer by now, or has waited for one for too long.
     fn settle_answered(&mut self) -> Result<(), Fault> {
         for aside in std::mem::take(&mut self.intake.aside) {
             let verdict =
                 aside.keeping.as_ref().and_then(|keeping| self.judge().look_at(keeping, Duration::ZERO));
-            match verdict.or_else(|| aside.is_overdue().then_some(Verdict::GiveBack)) {
+            match verdict
+                .or_else(|| aside.is_overdue(self.slot.shared.hold_limit()).then_some(Verdict::GiveBack))
+            {
                 Some(Verdict::Hold) => {
                     self.intake.aside.push_back(Aside { keeping: None, _busy: None, ..aside });
                 }
@@ -211,6 +257,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     }
 
     fn settle(&mut self, aside: Aside<'c, '_>, verdict: &Verdict) -> Result<(), Fault> {
+        self.intake.end_if_cancelled()?;
         self.intake.settled(aside.consumer);
         if let Verdict::Acknowledge = verdict {
             self.unproven.acknowledging(aside.keeping.and_then(|keeping| keeping.fingerprint()));

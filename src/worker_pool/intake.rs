@@ -5,13 +5,13 @@
 //! a few failing tasks could hold up the very queue whose length caused the alarm.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
 use super::judge::Keeping;
 use super::shared::Busy;
-use crate::broker::{Channel, Consumer, Delivery, Fault, Next};
+use crate::broker::{Channel, Consumer, Delivery, Fault, Kind, Next};
 use crate::handler::Never;
 
 /// How many deliveries one thread sets aside before it waits (and what it has prefetched beside them): it holds their
@@ -25,16 +25,17 @@ pub(super) struct Aside<'c, 's> {
     pub(super) consumer: u32,
     /// The copy; `None` where there will be none.
     pub(super) keeping: Option<Keeping>,
-    /// When it has to go back to the queue, or the broker closes the channel.
-    pub(super) until: Instant,
+    /// When it arrived.
+    pub(super) since: Instant,
     /// The worker has something to do until the copy is kept or refused.
     pub(super) _busy: Option<Busy<'s>>,
 }
 
 impl Aside<'_, '_> {
-    /// It has been held for as long as it may be. One that must not go back is left to the broker.
-    pub(super) fn is_overdue(&self) -> bool {
-        !self.comes_first() && self.until <= Instant::now()
+    /// It has been held for longer than `limit`, and has to go back to the queue, or the broker closes the channel. One
+    /// that must not go back is left to the broker.
+    pub(super) fn is_overdue(&self, limit: Duration) -> bool {
+        !self.comes_first() && self.since.elapsed() >= limit
     }
 
     fn comes_first(&self) -> bool {
@@ -88,13 +89,19 @@ impl<'c> Intake<'c, '_> {
         Ok(Self { channel, queue, prefetch, consumer, number: 0, unsettled: 0, backlog, aside })
     }
 
-    /// Waits for the next task or for anything else to do.
-    pub(super) fn next(&mut self, stop: &Receiver<Never>, bell: &Receiver<()>) -> Arrival<'c> {
+    /// Waits for the next task or for anything else to do. Deliveries may be held for `limit`.
+    pub(super) fn next(
+        &mut self,
+        stop: &Receiver<Never>,
+        bell: &Receiver<()>,
+        limit: Duration,
+    ) -> Arrival<'c> {
         let held_up = self.is_held_up();
         if !held_up && let Some(waiting) = self.backlog.pop_front() {
             return Arrival::Task(waiting);
         }
-        let overdue = self.aside.iter().filter(|aside| !aside.comes_first()).map(|aside| aside.until).min();
+        let held = self.aside.iter().filter(|aside| !aside.comes_first());
+        let overdue = held.map(|aside| aside.since + limit).min();
         match self.consumer.next(stop, bell, overdue) {
             Next::Delivery(delivery) => {
                 let waiting = self.arrived(delivery);
@@ -129,7 +136,7 @@ impl<'c> Intake<'c, '_> {
 
     /// Everything that has arrived and waits for its turn.
     pub(super) fn take_backlog(&mut self) -> VecDeque<Waiting<'c>> {
-        while let Some(delivery) = self.consumer.leftover() {
+        while let Some(delivery) = self.consumer.arrived() {
             let waiting = self.arrived(delivery);
             self.backlog.push_back(waiting);
         }
@@ -149,6 +156,28 @@ impl<'c> Intake<'c, '_> {
     /// A task that is set aside must neither go back nor be put at risk by another one before its copy is kept.
     fn is_held_up(&self) -> bool {
         self.aside.iter().any(Aside::comes_first)
+    }
+
+    /// Whether the broker has cancelled the consumer. To be asked before a delivery is answered: a consumer that RabbitMQ
+    /// 4.3 cancelled over a delivery begins again with the answer, unless it was cancelled from here as well, and what it
+    /// brings then is nobody's and costs the connection. The answer itself does no harm.
+    ///
+    /// # Errors
+    /// The channel or connection is gone.
+    pub(super) fn end_if_cancelled(&self) -> Result<bool, Fault> {
+        let cancelled = self.consumer.is_cancelled();
+        if cancelled {
+            self.consumer.cancel()?;
+        }
+        Ok(cancelled)
+    }
+
+    /// Why no further delivery comes, with what is not answered yet.
+    pub(super) fn ended(&self, fault: Fault) -> Fault {
+        match (fault.kind, self.aside.front()) {
+            (Kind::ConsumerCancelled(None), Some(oldest)) => Fault::cancelled(Some(oldest.since.elapsed())),
+            _ => fault,
+        }
     }
 
     /// Takes no more, and gives back what was not looked at.
@@ -176,6 +205,14 @@ impl<'c> Intake<'c, '_> {
             return Ok(());
         }
         self.consumer.cancel()?;
+        self.renew()
+    }
+
+    /// Consumes again, after the consumer was cancelled.
+    ///
+    /// # Errors
+    /// The channel or connection is gone.
+    pub(super) fn renew(&mut self) -> Result<(), Fault> {
         self.consumer = Consumer::start(self.channel, self.queue, self.prefetch)?;
         self.number += 1;
         self.unsettled = 0;

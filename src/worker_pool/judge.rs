@@ -28,6 +28,8 @@ pub(super) enum Verdict {
     Acknowledge,
     /// Somebody else, or this worker later, has to run it.
     GiveBack,
+    /// As `GiveBack`, and nothing may be taken for a while: it would come back at once.
+    GiveBackAndPause,
     /// The task runs although it was counted nowhere: its copy is too large, or not allowed.
     RunUncounted,
     /// Nothing yet: the broker takes its time with the copy.
@@ -139,7 +141,7 @@ impl Judge<'_> {
         match &mut judged.verdict {
             Verdict::Acknowledge => unproven.acknowledging(fingerprint),
             Verdict::SetAside(keeping) => keeping.fingerprint = fingerprint,
-            Verdict::GiveBack | Verdict::RunUncounted | Verdict::Hold => {}
+            Verdict::GiveBack | Verdict::GiveBackAndPause | Verdict::RunUncounted | Verdict::Hold => {}
         }
         // Only now: whoever waits for it must find it remembered.
         drop(running);

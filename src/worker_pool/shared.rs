@@ -11,7 +11,7 @@ use crate::error::Exit;
 use crate::lock::lock;
 
 /// How long a delivery is held in all: less than the 30 minutes that the broker waits for an acknowledgement.
-const HOLD_LIMIT: Duration = Duration::from_mins(25);
+pub(super) const HOLD_LIMIT: Duration = Duration::from_mins(25);
 /// The same as a share of what the broker waits, where it has told.
 const HOLD_SHARE: f64 = 25.0 / 30.0;
 
@@ -37,6 +37,8 @@ pub(super) struct Shared {
     hold_limit: AtomicU64,
     /// This user may not publish, so that redelivered tasks cannot be counted.
     pub(super) cannot_count: AtomicBool,
+    /// The queue takes no task back, and refuses consumers that say when to.
+    pub(super) no_timeout: AtomicBool,
     pub(super) host: String,
     connected: AtomicBool,
     /// The broker has let the worker in, in whatever round.
@@ -69,6 +71,7 @@ impl Shared {
             queue_type: Mutex::new(None),
             hold_limit: AtomicU64::new(as_millis(HOLD_LIMIT)),
             cannot_count: AtomicBool::new(false),
+            no_timeout: AtomicBool::new(false),
             host: crate::broker::host_name(),
             connected: AtomicBool::new(false),
             was_connected: AtomicBool::new(false),
@@ -196,6 +199,11 @@ impl Shared {
             log::info!("connected to {introduction}");
             *greeting = Greeting::Told;
         }
+    }
+
+    /// A consumer has begun, on whatever connection.
+    pub(super) fn has_greeted(&self) -> bool {
+        matches!(*lock(&self.greeting), Greeting::Told)
     }
 
     fn touch(&self) {

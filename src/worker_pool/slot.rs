@@ -2,11 +2,13 @@
 //! again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
 use super::Event;
+use super::ack_timeout;
 use super::consume::consume;
 use super::copies::Copies;
 use super::drain::Drain;
@@ -14,13 +16,15 @@ use super::ledger::Unproven;
 use super::shared::Shared;
 use super::supervisor::{Grant, Request};
 use crate::backoff::Backoff;
-use crate::broker::{Fault, Kind};
+use crate::broker::{AckTimeout, Fault, Kind};
 use crate::error::Error;
 use crate::handler::{Handler, Never};
 
 /// The pauses before asking again for a channel that ended without having delivered anything.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The first pause after a task went back because it could not run here.
+const FIRST_GIVE_BACK_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct Slot {
     pub(super) shared: Arc<Shared>,
@@ -34,17 +38,41 @@ pub(super) struct Slot {
     pub(super) bell: (Sender<()>, Receiver<()>),
 }
 
+/// The pauses after the machine had no room for a task. They start over when a task was settled since the last one.
+pub(super) struct Pauses {
+    backoff: Backoff,
+    settled: u64,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        Self { backoff: Backoff::new(FIRST_GIVE_BACK_PAUSE, LONGEST_PAUSE), settled: 0 }
+    }
+
+    /// `settled` is how many tasks were settled so far.
+    pub(super) fn next(&mut self, settled: u64) -> Duration {
+        if std::mem::replace(&mut self.settled, settled) < settled {
+            self.backoff.reset();
+        }
+        self.backoff.pause()
+    }
+}
+
 impl Slot {
     pub(super) fn run(self, handler: &mut dyn Handler) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut pauses = Pauses::new();
         let mut lost = None;
         while let Some(grant) = self.obtain(lost.take()) {
-            let generation = grant.generation;
+            let (generation, broker) = (grant.generation, grant.ack_timeout);
             let began = Instant::now();
             let finished_before = self.shared.settled();
-            let Err(fault) = self.use_channel(grant, handler) else { break };
-            if fault.kind == Kind::AckTimeout {
-                explain_ack_timeout(&fault);
+            let Err(fault) = self.use_channel(grant, &mut pauses, handler) else { break };
+            match fault.kind {
+                Kind::AckTimeout => log::warn!("{} ({fault})", ack_timeout::explanation(broker, None)),
+                // The next channel asks for nothing.
+                Kind::NoTimeout if !self.shared.no_timeout.swap(true, Ordering::Relaxed) => continue,
+                _ => {}
             }
             if let Some(timeout) = fault.acknowledgement_timeout() {
                 self.shared.learn_acknowledgement_timeout(timeout);
@@ -82,10 +110,10 @@ impl Slot {
     ///
     /// # Errors
     /// The channel or its connection is gone.
-    fn use_channel(&self, grant: Grant, handler: &mut dyn Handler) -> Result<(), Fault> {
-        let channel = grant.channel;
+    fn use_channel(&self, grant: Grant, pauses: &mut Pauses, handler: &mut dyn Handler) -> Result<(), Fault> {
+        let channel = grant.channel.holding_for(self.time_to_ask_for(grant.ack_timeout));
         let mut unproven = Unproven::new(&self.shared.ledger, self.shared.options.prefetch);
-        consume(self, &channel, &mut unproven, handler)?;
+        consume(self, &channel, &mut unproven, pauses, handler)?;
         match channel.close() {
             Ok(()) => unproven.all_arrived(),
             Err(fault) => {
@@ -96,12 +124,13 @@ impl Slot {
         }
         Ok(())
     }
-}
 
-fn explain_ack_timeout(fault: &Fault) {
-    log::warn!(
-        "a task ran longer than the broker waits for an acknowledgement (consumer_timeout, 30 minutes by default), so \
-         the broker has put it back into the queue; it is not run again by this process once it is finished here, but \
-         another worker may run it. Raise consumer_timeout in rabbitmq.conf, or split the task. ({fault})"
-    );
+    /// How long the broker is to wait for acknowledgements, where a consumer has a say in it.
+    fn time_to_ask_for(&self, broker: AckTimeout) -> Option<Duration> {
+        if broker != AckTimeout::PerConsumer || self.shared.no_timeout.load(Ordering::Relaxed) {
+            return None;
+        }
+        let options = &self.shared.options;
+        ack_timeout::to_ask_for(options.timeout, options.grace, options.prefetch)
+    }
 }

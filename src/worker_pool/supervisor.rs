@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 
+use super::ack_timeout;
 use super::shared::Shared;
 use super::{Event, Options};
 use crate::backoff::{Backoff, Reminder};
 use crate::broker::{
-    Channel, Count, Fault, Kind, Publisher, Purpose, QueueSpec, Scope, Session, count_messages, ensure_queue,
+    AckTimeout, Channel, Count, Fault, Kind, Publisher, Purpose, QueueSpec, Scope, Session, count_messages,
+    ensure_queue,
 };
 use crate::duration;
 use crate::error::{Error, Exit, Result};
@@ -37,6 +39,7 @@ pub(super) struct Request {
 pub(super) struct Grant {
     pub(super) channel: Channel,
     pub(super) generation: u64,
+    pub(super) ack_timeout: AckTimeout,
 }
 
 /// What the pool needs to know when all worker threads have ended.
@@ -64,6 +67,8 @@ pub(super) struct Supervisor {
     reminder: Reminder,
     /// How many times in a row nobody has answered for the queue.
     uncounted: u32,
+    /// When the queue was last seen to be missing.
+    missing_at: Option<Instant>,
 }
 
 /// How long a broker that had let the worker in has been refusing it.
@@ -103,6 +108,7 @@ impl Supervisor {
             refusals: Refusals::default(),
             reminder: Reminder::default(),
             uncounted: 0,
+            missing_at: None,
         }
     }
 
@@ -147,11 +153,14 @@ impl Supervisor {
             match (fault.scope, fault.kind) {
                 (_, Kind::Refused | Kind::Configuration) => self.fatal(fault.clone().into_error()),
                 (Scope::Connection, _) if current => self.connection_lost(fault),
-                (Scope::Channel, Kind::ConsumerCancelled | Kind::NotFound) if current => {
-                    self.queue_gone(fault);
+                (Scope::Channel, Kind::ConsumerCancelled(held)) if current => self.cancelled(fault, held),
+                // It could not be looked at before.
+                (Scope::Channel, Kind::NotFound) if self.is_first_use() => {
+                    self.fatal(Fault::missing(&self.shared.options.queue.name).into_error());
                 }
-                // The thread has explained it, and with more words.
-                (Scope::Channel, Kind::AckTimeout) => {}
+                (Scope::Channel, Kind::NotFound) if current => self.queue_gone(fault),
+                // The thread has explained it, and with more words; or it is of no interest.
+                (Scope::Channel, Kind::AckTimeout | Kind::NoTimeout) => {}
                 (Scope::Channel, _) if current => log::warn!("{fault}; opening another channel"),
                 // One of several threads that report the same loss.
                 _ => {}
@@ -168,8 +177,9 @@ impl Supervisor {
                 Ok(channel) => {
                     // Only now: a connection that is lost as soon as it is used must not be tried without pauses.
                     self.backoff.reset();
+                    let ack_timeout = session.ack_timeout();
                     // A thread that drains meanwhile no longer listens.
-                    let _ = request.reply.send(Grant { channel, generation: self.generation });
+                    let _ = request.reply.send(Grant { channel, generation: self.generation, ack_timeout });
                 }
                 Err(fault) if fault.kind == Kind::Configuration => {
                     self.fatal(fault.into_error());
@@ -201,9 +211,31 @@ impl Supervisor {
         self.link = Link::Resting { until: Instant::now() + pause };
     }
 
+    /// A queue that taskq is not to declare has not been consumed from yet.
+    fn is_first_use(&self) -> bool {
+        !self.shared.options.queue.declare && !self.shared.has_greeted()
+    }
+
+    /// The broker cancelled a consumer, which had a task for `held`.
+    fn cancelled(&mut self, seen: &Fault, held: Option<Duration>) {
+        let Link::Up(session) = &mut self.link else { return };
+        let broker = session.ack_timeout();
+        let missing_for = self.missing_at.map(|at| at.elapsed());
+        if !ack_timeout::is_over(broker, held, missing_for) {
+            return self.queue_gone(seen);
+        }
+        match count_messages(session, &self.shared.options.queue.name) {
+            Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
+            Err(fault) if fault.kind == Kind::NotFound => self.queue_gone(seen),
+            // Or it cannot be looked at.
+            _ => log::warn!("{}", ack_timeout::explanation(broker, held)),
+        }
+    }
+
     /// The queue was deleted under its consumers: declare it again, or say that it is missing and try later.
     fn queue_gone(&mut self, seen: &Fault) {
         log::warn!("{seen}");
+        self.missing_at = Some(Instant::now());
         let Link::Up(session) = &mut self.link else { return };
         match ensure_queue(session, &self.shared.options.queue) {
             Ok(_) => {}
@@ -222,6 +254,10 @@ impl Supervisor {
                 self.generation += 1;
                 self.refusals.end();
                 self.shared.tell_connected(session.introduction());
+                let warning = ack_timeout::warning(self.shared.options.timeout, session.ack_timeout());
+                if let Some(warning) = warning.filter(|_| first) {
+                    log::warn!("{warning}");
+                }
                 self.link = Link::Up(Box::new(session));
                 self.shared.set_connected(true);
             }
@@ -264,6 +300,9 @@ impl Supervisor {
             }
             Ok(_) => self.uncounted = 0,
             Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
+            Err(fault) if fault.kind == Kind::Refused => {
+                self.fatal(fault.into_error().context("--until-empty has to count what is in the queue"));
+            }
             // The consumers are told of it as well.
             Err(fault) => log::debug!("cannot count what is ready: {fault}"),
         }

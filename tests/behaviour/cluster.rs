@@ -152,7 +152,10 @@ fn nodes_that_freeze_in_turn_cost_no_task() {
 
 #[test]
 fn nodes_that_are_cut_off_in_turn_cost_no_task() {
-    Load::start().lose_each_node(Node::cut_off);
+    let mut load = Load::start();
+    // From then on it keeps its clients, and a worker waits for it.
+    load.goes_on_without &= load.sandbox.broker().version() < [4, 3, 0];
+    load.lose_each_node(Node::cut_off);
 }
 
 /// A quorum queue whose leader does not answer counts no message and no consumer.

@@ -1,8 +1,10 @@
 //! Users that may do little: it is enough, or what is missing is named. And what a command does not get to see.
 
-use crate::support::{Finished, Invocation, Sandbox, until};
+use crate::support::script::Script;
+use crate::support::{Finished, Invocation, Sandbox, amqp, until};
 use amiquip::ConsumerOptions;
 use nix::sys::signal::Signal::SIGTERM;
+use std::io::Write;
 use std::os::unix::fs::FileTypeExt;
 
 const NONE: &str = "^$";
@@ -46,6 +48,62 @@ fn who_may_only_write_can_send_and_who_may_only_read_can_work() {
     // Neither can do the other's.
     lacks(&sandbox, &reader, &["send", "--no-declare", "hello"], "write", "amq.default");
     lacks(&sandbox, &writer, &["work", "--no-declare"], "read", &sandbox.queue);
+}
+
+/// Since 4.2.6 RabbitMQ does not let who may not configure a queue find out that there is none: the first use tells.
+#[test]
+fn a_missing_queue_is_named_to_those_who_may_not_declare_it() {
+    let sandbox = Sandbox::new();
+    let queue = only(&sandbox.queue);
+    let writer = user(&sandbox, "writer", [NONE, DEFAULT_EXCHANGE, NONE]);
+    let reader = user(&sandbox, "reader", [NONE, NONE, &queue]);
+    let missing = format!("there is no queue {}", sandbox.queue);
+    for (url, args) in [
+        (&writer, &["send", "--no-declare", "hello"][..]),
+        (&reader, &["work", "--no-declare"]),
+        (&reader, &["work", "--no-declare", "--until-empty"]),
+    ] {
+        run(&sandbox, url, args).exits(78).says(&missing).never_says("sent again");
+    }
+    let mut bulk = sandbox.taskq(["send", "--no-declare", "--lines"]).env("TASKQ_URL", &writer).start();
+    bulk.write("one\ntwo\n");
+    bulk.close_stdin();
+    bulk.end().exits(78).says(&missing).says("0 tasks confirmed, 2 not");
+    assert!(sandbox.broker().counts(&sandbox.queue).is_none(), "the queue was made after all");
+    // That none ever died is no fault.
+    let keeper = user(&sandbox, "keeper", [NONE, NONE, &only(&format!("{}.dead", sandbox.queue))]);
+    run(&sandbox, &keeper, &["dead", "list"]).exits(0).says("no dead tasks");
+}
+
+#[test]
+fn a_worker_with_a_command_may_have_its_queues_declared_by_somebody_else() {
+    let sandbox = Sandbox::new();
+    let declared = ["--until-empty", "--attempts", "2", "--backoff", "200ms"];
+    sandbox.work_with(&declared, "exit 1").run().exits(0);
+    let rights = [NONE, DEFAULT_EXCHANGE, &only(&sandbox.queue)];
+    let worker = user(&sandbox, "worker", rights);
+    sandbox.broker().publish(&sandbox.queue, "fails");
+    let options = ["--no-declare", "--max-tasks", "2", "--attempts", "2", "--backoff", "200ms"];
+    let worked = sandbox.work_with(&options, "exit 1").env("TASKQ_URL", &worker).run().exits(1);
+    worked.says("attempt 1 of 2 failed").says(&format!("kept in {}.dead", sandbox.queue));
+}
+
+/// As RabbitMQ 4.2.6 and 4.3.0 do: it lets nobody look at a queue who may not configure it.
+#[test]
+fn a_queue_that_may_not_be_counted_cannot_be_worked_until_it_is_empty() {
+    let sandbox = Sandbox::new();
+    let server = Script::run(|stream| {
+        let mut frame = amqp::play_until(stream, amqp::DECLARE)?;
+        loop {
+            let refused =
+                "ACCESS_REFUSED - configure access to queue 'q' in vhost '/' refused for user 'guest'";
+            stream.write_all(&amqp::channel_close(frame.channel, 403, refused))?;
+            frame = amqp::serve_until(stream, amqp::DECLARE)?;
+        }
+    });
+    let work = ["work", "--no-declare", "--until-empty", "--url", &server.url()];
+    let worked = sandbox.taskq(work).run().exits(77);
+    worked.says("--until-empty has to count").says("lacks the permission \"configure\"");
 }
 
 #[test]
