@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use super::topology::Day;
 use crate::error::{Error, Exit};
 use crate::output;
 
@@ -233,7 +234,10 @@ fn needed_permission(object: &str, call: &str) -> Option<&'static str> {
 fn is_delay_queue(object: &str) -> bool {
     let name = object.strip_prefix("queue '").and_then(|rest| rest.split_once("' in vhost"));
     let after = name.and_then(|(name, _)| name.rsplit_once(".delay.")).map_or("", |(_, after)| after);
-    !after.is_empty() && after.bytes().all(|byte| byte.is_ascii_digit())
+    let (milliseconds, day) = after.split_once('.').map_or((after, None), |(time, day)| (time, Some(day)));
+    !milliseconds.is_empty()
+        && milliseconds.bytes().all(|byte| byte.is_ascii_digit())
+        && day.is_none_or(Day::is_shown_as)
 }
 
 /// From "message size 12 is larger than configured max size 10" (RabbitMQ 3.8 and later).
@@ -333,10 +337,11 @@ mod tests {
             |call: &str, message: &str| channel_fault(403, message).lacking_permission(call).to_string();
         assert!(lacking("queue.declare", queue).contains("\"configure\" for the queue"));
         let both = "\"configure\" or \"read\" (it needs both) for the queue";
-        for delay in ["q.delay.5000", "q.delay.1.delay.5000"] {
+        for delay in ["q.delay.5000", "q.delay.1.delay.5000", "q.delay.5000.2026-11-28"] {
             assert!(lacking("queue.declare", &queue.replace("'q'", &format!("'{delay}'"))).contains(both));
         }
-        for other in ["q.delay.", "q.delay.x", "q.delay.5000.dead", "q.delay"] {
+        for other in ["q.delay.", "q.delay.x", "q.delay.5000.dead", "q.delay.5000.2026-11-28.dead", "q.delay"]
+        {
             assert!(!lacking("queue.declare", &queue.replace("'q'", &format!("'{other}'"))).contains(both));
         }
         assert!(lacking("basic.consume", queue).contains("\"read\" for the queue"));

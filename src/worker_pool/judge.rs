@@ -171,7 +171,7 @@ impl Judge<'_> {
                     failure.exit,
                     duration::show(delay)
                 );
-                let to = self.shared.options.queue.delay(delay, false);
+                let to = self.shared.options.queue.delay(delay);
                 let copy = self.after_failure(record, next, &failure);
                 let body = delivery.take_body();
                 self.keep(delivery, body, to, &copy, Purpose::Retried)

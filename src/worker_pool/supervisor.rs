@@ -318,7 +318,7 @@ fn prepare(options: &Options) -> Result<Session> {
     ensure(&options.queue)?;
     if options.prepare_retries {
         for pause in &options.policy.backoff {
-            ensure(&options.queue.delay(*pause, false))?;
+            ensure(&options.queue.delay(*pause))?;
         }
         ensure(&options.queue.dead())?;
         Publisher::check_permission(&options.session, &options.queue)?;
