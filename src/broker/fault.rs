@@ -34,6 +34,8 @@ pub enum Kind {
     Refused,
     /// The queue is not as we need it; trying again does not help.
     Configuration,
+    /// The queue may be a stream.
+    MaybeStream,
     /// The queue does not exist.
     NotFound,
     /// The broker waited too long for an acknowledgement (`consumer_timeout`).
@@ -75,6 +77,18 @@ impl Fault {
     #[must_use]
     pub fn unroutable(queue: &str) -> Self {
         Self::channel(Kind::NotFound, format!("the queue {queue} is gone, and tasks came back"))
+    }
+
+    /// A delivery says that it comes from a stream.
+    #[must_use]
+    pub fn maybe_a_stream(queue: &str) -> Self {
+        Self::channel(
+            Kind::MaybeStream,
+            format!(
+                "a task of {queue} carries x-stream-offset: the queue is a stream, which cannot hold tasks safely, or \
+                 the task was brought here from one. The permission to configure the queue lets taskq see which"
+            ),
+        )
     }
 
     /// The broker lives, and does not say what became of a publish.
@@ -123,7 +137,7 @@ impl Fault {
         let exit = match self.kind {
             Kind::Lost | Kind::AckTimeout | Kind::ConsumerCancelled => Exit::Unavailable,
             Kind::Refused => Exit::Refused,
-            Kind::Configuration | Kind::NotFound => Exit::Configuration,
+            Kind::Configuration | Kind::MaybeStream | Kind::NotFound => Exit::Configuration,
             Kind::TooLarge(_) => Exit::BadData,
         };
         Error::new(exit, self.text)

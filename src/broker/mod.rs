@@ -31,5 +31,5 @@ pub use message::{MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
 pub use publisher::{Body, Publisher, Wake, confirm_patience};
 pub use session::{Purpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;
-pub use topology::{Day, MAX_DELAY, QueueSpec, QueueType, Role, ensure_queue};
+pub use topology::{Day, MAX_DELAY, QueueSpec, QueueType, Role, ensure_queue, kind_of};
 pub use url::{BrokerUrl, redact};

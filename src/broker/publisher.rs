@@ -117,7 +117,8 @@ impl Publisher {
     }
 
     fn carefully(mut session: Session, queue: &QueueSpec) -> Result<Self> {
-        let confirming = ensure_queue(&mut session, queue).and_then(confirming).map_err(Fault::into_error)?;
+        let found = ensure_queue(&mut session, queue).map_err(Fault::into_error)?;
+        let confirming = confirming(found.channel).map_err(Fault::into_error)?;
         Ok(Self::on(session, confirming, true))
     }
 

@@ -1,16 +1,16 @@
-//! The queue: how it is declared, and what happens when it is there already with other properties.
+//! The queues: what they are for, their names, and how they are declared.
 
+mod arguments;
 mod day;
+mod ensure;
+mod fitness;
 
 use std::time::Duration;
 
-use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
-
-use super::channel::Channel;
-use super::count::look;
-use super::fault::{Fault, Kind, differing_property};
-use super::session::Session;
+use arguments::{Arguments, QUEUE_TYPE, Value};
 pub use day::Day;
+pub(super) use ensure::declare_unseen;
+pub use ensure::{ensure_queue, kind_of};
 
 /// The kind of queue to declare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,10 +38,7 @@ pub enum Role {
         of_a_day: bool,
     },
     /// Tasks that used up their attempts are kept in it for a person.
-    Dead {
-        /// As a quorum queue it is asked never to drop a task for having been looked at too often.
-        patient: bool,
-    },
+    Dead,
 }
 
 /// How long a delay queue of a day takes tasks, from its first declaration on.
@@ -70,7 +67,7 @@ pub(super) const TRUSTED_FOR: Duration = Duration::from_mins(1);
 /// How often a message may be delivered that is only looked at. Each look counts, and RabbitMQ 4 drops a message after
 /// 20 unless told otherwise. "No limit" can only be said to 4: to 3 a limit of -1 means that the first delivery is the
 /// last.
-const PATIENCE: i32 = i32::MAX;
+const PATIENCE: i64 = i32::MAX as i64;
 
 /// One queue and how to come by it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,36 +110,28 @@ impl QueueSpec {
     /// Where this queue's dead tasks are kept.
     #[must_use]
     pub fn dead(&self) -> Self {
-        Self { name: format!("{}.dead", self.name), role: Role::Dead { patient: true }, ..self.clone() }
+        Self { name: format!("{}.dead", self.name), role: Role::Dead, ..self.clone() }
     }
 
-    fn options(&self) -> QueueDeclareOptions {
-        QueueDeclareOptions { durable: true, arguments: self.arguments(), ..QueueDeclareOptions::default() }
-    }
-
-    fn arguments(&self) -> FieldTable {
-        let mut arguments = FieldTable::new();
-        let mut set = |name: &str, value: AmqpValue| {
-            arguments.insert(name.to_owned(), value);
-        };
-        let text = |text: &str| AmqpValue::LongString(text.to_owned());
-        let millis = |duration: Duration| {
-            AmqpValue::LongLongInt(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
-        };
+    fn arguments(&self) -> Arguments {
+        let mut arguments = Arguments::default();
+        let mut set = |name: &str, value: Value| arguments.set(name, value);
+        let millis =
+            |duration: Duration| Value::Number(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX));
         if self.kind == QueueType::Quorum {
-            set("x-queue-type", text("quorum"));
+            set(QUEUE_TYPE, Value::text("quorum"));
         }
-        if self.kind == QueueType::Quorum && matches!(self.role, Role::Dead { patient: true }) {
-            set("x-delivery-limit", AmqpValue::LongInt(PATIENCE));
+        if self.kind == QueueType::Quorum && self.role == Role::Dead {
+            set("x-delivery-limit", Value::Number(PATIENCE));
         }
         if let Role::Delay { after, back_to, of_a_day } = &self.role {
             set("x-message-ttl", millis(*after));
-            set("x-dead-letter-exchange", text(""));
-            set("x-dead-letter-routing-key", text(back_to));
+            set("x-dead-letter-exchange", Value::text(""));
+            set("x-dead-letter-routing-key", Value::text(back_to));
             if self.kind == QueueType::Quorum {
                 // It leaves this queue when the other one has confirmed it, and not before.
-                set("x-dead-letter-strategy", text("at-least-once"));
-                set("x-overflow", text("reject-publish"));
+                set("x-dead-letter-strategy", Value::text("at-least-once"));
+                set("x-overflow", Value::text("reject-publish"));
             }
             if *of_a_day {
                 set("x-expires", millis(*after + DAY + CLOCKS_DIFFER + KEPT));
@@ -159,178 +148,24 @@ fn rounded_up(delay: Duration) -> Duration {
     grain.saturating_mul(u32::try_from(grains).unwrap_or(u32::MAX))
 }
 
-/// What to do about a queue that exists with other properties than asked for, from the broker's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mismatch {
-    /// It would lose tasks: refuse.
-    Unsafe(&'static str),
-    /// It is a classic queue and was declared as a quorum queue, or the broker is too old for quorum queues that let
-    /// messages expire (RabbitMQ 3.10 has them): declare it as a classic one, so that the rest is compared as well.
-    Classic,
-    /// It counts deliveries, and was declared without [`PATIENCE`]: declare it so, for the same reason.
-    Impatient,
-    /// It works all the same: use it as it is.
-    Harmless,
-}
-
-fn judge_mismatch(role: &Role, message: &str) -> Mismatch {
-    match (differing_property(message), role) {
-        (Some("durable"), _) => {
-            Mismatch::Unsafe("it is not durable: its tasks would not survive a restart of the broker")
-        }
-        (Some("auto_delete"), _) => {
-            Mismatch::Unsafe("it deletes itself, with its tasks, when its last consumer goes (auto-delete)")
-        }
-        (Some("exclusive"), _) => Mismatch::Unsafe("it belongs to another connection alone (exclusive)"),
-        (Some("x-expires"), Role::Delay { .. }) => {
-            Mismatch::Unsafe("it deletes itself, and does it at another time than it should (x-expires)")
-        }
-        (Some("x-queue-type"), Role::Delay { .. } | Role::Dead { .. }) => Mismatch::Classic,
-        (Some("x-delivery-limit"), Role::Dead { .. }) => Mismatch::Impatient,
-        (None, Role::Delay { .. }) if message.contains("invalid arg '") => Mismatch::Classic,
-        (
-            Some("x-message-ttl" | "x-dead-letter-exchange" | "x-dead-letter-routing-key"),
-            Role::Delay { .. },
-        ) => Mismatch::Unsafe("its tasks would not come back, or not at their time"),
-        (Some("x-expires" | "x-message-ttl"), Role::Dead { .. }) => {
-            Mismatch::Unsafe("it drops what it keeps after a time")
-        }
-        _ => Mismatch::Harmless,
-    }
-}
-
-/// Makes sure that the queue is there and fit for use, and returns the channel on which it was seen. A failed
-/// declaration closes its channel, so each try has one of its own.
-///
-/// # Errors
-/// Configuration: the queue is unfit, or missing and not to be declared. Refused: the broker does not allow it.
-/// Or the loss of the connection.
-pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Channel, Fault> {
-    if !spec.declare {
-        return look(session, &spec.name).map(|(channel, _)| channel);
-    }
-    let mut as_it_is = spec.clone();
-    let mut fault = match declare(session, &as_it_is) {
-        Ok(channel) => return Ok(channel),
-        Err(fault) => fault,
-    };
-    // Each variation is tried once: the kind, and the patience.
-    for _ in 0..2 {
-        if fault.kind != Kind::Configuration {
-            break;
-        }
-        match judge_mismatch(&spec.role, &fault.to_string()) {
-            Mismatch::Classic => as_it_is.kind = QueueType::Classic,
-            Mismatch::Impatient => as_it_is.role = Role::Dead { patient: false },
-            Mismatch::Unsafe(_) | Mismatch::Harmless => break,
-        }
-        fault = match declare(session, &as_it_is) {
-            Ok(channel) => {
-                log::info!("the queue {} is used as it is ({fault})", spec.name);
-                return Ok(channel);
-            }
-            Err(fault) => fault,
-        };
-    }
-    settle_mismatch(session, spec, fault)
-}
-
-/// What a refused declaration comes to when no variation of it helped.
-fn settle_mismatch(session: &mut Session, spec: &QueueSpec, fault: Fault) -> Result<Channel, Fault> {
-    match (fault.kind, judge_mismatch(&spec.role, &fault.to_string())) {
-        // Which day's queue that is, nobody else can know before.
-        (Kind::Refused, _) if matches!(spec.role, Role::Delay { of_a_day: true, .. }) => {
-            Err(fault.because_also(&format!("the queue {} cannot be declared", spec.name)))
-        }
-        (Kind::Refused, _) => Err(fault.because_also(&format!(
-            "the queue {} cannot be declared; with --no-declare it is used as it is, without the configure permission",
-            spec.name
-        ))),
-        (Kind::Configuration, Mismatch::Unsafe(why)) => Err(Fault::channel(
-            Kind::Configuration,
-            format!(
-                "the queue {0} cannot hold tasks safely: {why}. Delete it (rabbitmqctl delete_queue {0}) or choose \
-                 another with --queue",
-                spec.name
-            ),
-        )),
-        (Kind::Configuration, _) => {
-            let (channel, _) = look(session, &spec.name)?;
-            log::info!("the queue {} exists with other settings and is used as it is ({fault})", spec.name);
-            Ok(channel)
-        }
-        _ => Err(fault),
-    }
-}
-
-fn declare(session: &mut Session, spec: &QueueSpec) -> Result<Channel, Fault> {
-    let channel = session.open_channel()?;
-    channel.call("queue.declare", |amqp| amqp.queue_declare(spec.name.as_str(), spec.options()).map(drop))?;
-    Ok(channel)
-}
-
-/// Declares the queue without waiting for the answer: a refusal closes the channel, before anything sent after it is
-/// looked at.
-///
-/// # Errors
-/// The loss of the connection.
-pub(super) fn declare_unseen(session: &mut Session, spec: &QueueSpec) -> Result<Channel, Fault> {
-    let channel = session.open_channel()?;
-    channel.call("queue.declare", |amqp| {
-        amqp.queue_declare_nowait(spec.name.as_str(), spec.options()).map(drop)
-    })?;
-    Ok(channel)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::time::SystemTime;
 
-    fn message(property: &str) -> String {
-        format!(
-            "PRECONDITION_FAILED - inequivalent arg '{property}' for queue 'q' in vhost '/': received 'x' but current \
-             is 'y'"
-        )
-    }
-
-    fn spec() -> QueueSpec {
+    pub(super) fn spec() -> QueueSpec {
         QueueSpec { name: "q".to_owned(), role: Role::Tasks, kind: QueueType::Classic, declare: true }
     }
 
     #[test]
-    fn only_what_would_lose_tasks_is_refused() {
-        let judge = |role: &Role, property: &str| judge_mismatch(role, &message(property));
-        let delay = spec().delay(Duration::from_secs(5)).role;
-        let dead = spec().dead().role;
-        for role in [&Role::Tasks, &dead, &delay] {
-            for property in ["durable", "auto_delete", "exclusive"] {
-                assert!(matches!(judge(role, property), Mismatch::Unsafe(_)), "{property}");
-            }
-        }
-        assert_eq!(judge(&Role::Tasks, "x-queue-type"), Mismatch::Harmless);
-        assert_eq!(judge(&delay, "x-queue-type"), Mismatch::Classic);
-        assert_eq!(judge(&dead, "x-queue-type"), Mismatch::Classic);
-        assert_eq!(judge(&dead, "x-delivery-limit"), Mismatch::Impatient);
-        for property in ["x-max-priority", "x-message-ttl", "x-dead-letter-exchange", "x-expires"] {
-            assert_eq!(judge(&Role::Tasks, property), Mismatch::Harmless, "{property}");
-        }
-        assert!(matches!(judge(&dead, "x-message-ttl"), Mismatch::Unsafe(_)));
-        assert!(matches!(judge(&delay, "x-dead-letter-exchange"), Mismatch::Unsafe(_)));
-        assert!(matches!(judge(&delay, "x-expires"), Mismatch::Unsafe(_)));
-        assert_eq!(judge(&delay, "x-delivery-limit"), Mismatch::Harmless);
-        let too_old = "PRECONDITION_FAILED - invalid arg 'x-message-ttl' for queue 'q' in vhost '/' of queue type \
-                       rabbit_quorum_queue";
-        assert_eq!(judge_mismatch(&delay, too_old), Mismatch::Classic);
-        assert_eq!(judge_mismatch(&Role::Tasks, "PRECONDITION_FAILED - something new"), Mismatch::Harmless);
-    }
-
-    #[test]
     fn a_classic_queue_has_no_arguments() {
-        assert!(spec().arguments().is_empty() && spec().dead().arguments().is_empty());
+        for spec in [spec(), spec().dead()] {
+            assert_eq!(spec.arguments(), Arguments::default());
+        }
         let quorum = QueueSpec { kind: QueueType::Quorum, ..spec() };
-        assert_eq!(quorum.arguments().len(), 1);
-        assert_eq!(quorum.dead().arguments().get("x-delivery-limit"), Some(&AmqpValue::LongInt(i32::MAX)));
+        assert_eq!(quorum.arguments().table().len(), 1);
+        let limit = Value::Number(i64::from(i32::MAX));
+        assert_eq!(quorum.dead().arguments().get("x-delivery-limit"), Some(&limit));
     }
 
     #[test]
@@ -338,7 +173,7 @@ mod tests {
         let today = Day::of(SystemTime::now());
         let milliseconds = |spec: QueueSpec| match spec.role {
             Role::Delay { after, .. } => after.as_millis(),
-            Role::Tasks | Role::Dead { .. } => panic!("no delay"),
+            Role::Tasks | Role::Dead => panic!("no delay"),
         };
         for (asked, waited) in [
             (1, 100),
@@ -363,10 +198,9 @@ mod tests {
         let ladder = spec().delay(Duration::from_millis(1500));
         assert_eq!(ladder.name, "q.delay.1500");
         let arguments = ladder.arguments();
-        assert_eq!(arguments.get("x-message-ttl"), Some(&AmqpValue::LongLongInt(1500)));
-        assert_eq!(arguments.get("x-dead-letter-routing-key"), Some(&AmqpValue::LongString("q".to_owned())));
-        let at_least_once = AmqpValue::LongString("at-least-once".to_owned());
-        assert_eq!(arguments.get("x-dead-letter-strategy"), Some(&at_least_once));
+        assert_eq!(arguments.get("x-message-ttl"), Some(&Value::Number(1500)));
+        assert_eq!(arguments.text("x-dead-letter-routing-key"), Some("q"));
+        assert_eq!(arguments.text("x-dead-letter-strategy"), Some("at-least-once"));
         assert_eq!((arguments.get("x-expires"), arguments.get("x-delivery-limit")), (None, None));
     }
 
@@ -379,7 +213,7 @@ mod tests {
         assert_eq!(of(0), of(23));
         assert_eq!(of(24).name, "q.delay.600000.1970-01-02");
         let expires = |delay| match spec().delay_of(day(0), delay).arguments().get("x-expires") {
-            Some(AmqpValue::LongLongInt(expires)) => Duration::from_millis(u64::try_from(*expires).unwrap()),
+            Some(Value::Number(expires)) => Duration::from_millis(u64::try_from(*expires).unwrap()),
             other => panic!("{other:?}"),
         };
         // The day, and what clocks differ by, until the last is sent; its delay; and a day in which it is taken.

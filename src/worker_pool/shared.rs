@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::Options;
 use super::ledger::Ledger;
+use crate::broker::QueueType;
 use crate::error::Exit;
 use crate::lock::lock;
 
@@ -31,6 +32,8 @@ pub(super) struct Shared {
     finishing: AtomicBool,
     last_activity: Mutex<Instant>,
     greeting: Mutex<Greeting>,
+    /// What the queue is; `None` where nobody told.
+    queue_kind: Mutex<Option<QueueType>>,
 }
 
 /// The worker says that it waits for messages when it does: when its first consumer has begun.
@@ -58,6 +61,7 @@ impl Shared {
             finishing: AtomicBool::new(false),
             last_activity: Mutex::new(Instant::now()),
             greeting: Mutex::new(Greeting::Due(String::new())),
+            queue_kind: Mutex::new(None),
         }
     }
 
@@ -153,6 +157,15 @@ impl Shared {
             log::info!("connected to {introduction}");
             *greeting = Greeting::Told;
         }
+    }
+
+    /// What the queue was when it was last made sure of; `None` where nobody told, as with `--no-declare`.
+    pub(super) fn queue_kind(&self) -> Option<QueueType> {
+        *lock(&self.queue_kind)
+    }
+
+    pub(super) fn set_queue_kind(&self, kind: Option<QueueType>) {
+        *lock(&self.queue_kind) = kind;
     }
 
     fn touch(&self) {
