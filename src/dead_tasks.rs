@@ -8,7 +8,7 @@ use crossbeam_channel::never;
 use self::walk::{Channels, Manner, Walk};
 use crate::broker::{
     Body, CopyForm, Count, Delivery, Fault, Kind, Properties, Publisher, Purpose, QueueSpec, Record, Session,
-    SessionOptions, Settlement, Wake, count_messages, is_empty_for_certain, purge,
+    SessionOptions, Settlement, Wake, count_messages, is_empty_for_certain, kind_of, purge,
 };
 use crate::error::{Error, Result};
 
@@ -109,6 +109,8 @@ fn is_worn(delivery: &Delivery<'_>) -> bool {
 /// The broker's; what was not moved is still there.
 pub fn requeue(options: &SessionOptions, queue: &QueueSpec, selection: &Selection) -> Result<Requeued> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(Requeued::default()) };
+    // Nothing would ever be taken out of a stream.
+    kind_of(&mut place.session, &queue.name).map_err(Fault::into_error)?;
     let publisher = Publisher::open_carefully(options, queue)?;
     let manner = match selection {
         Selection::All => Manner::Answered(WINDOW),
@@ -337,6 +339,10 @@ impl Place {
     fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Option<Self>> {
         let mut session = Session::open(options, Purpose::Consume).map_err(Error::on_first_connect)?;
         let dead = QueueSpec { declare: false, ..queue.dead() };
+        match kind_of(&mut session, &dead.name) {
+            Err(fault) if fault.kind == Kind::NotFound => return Ok(None),
+            known => drop(known.map_err(Fault::into_error)?),
+        }
         match count_messages(&mut session, &dead.name) {
             Ok(Count { ready: 0, .. }) => {
                 let empty = is_empty_for_certain(&mut session, &dead.name).map_err(Fault::into_error)?;

@@ -12,6 +12,9 @@ use super::fault::{Fault, Kind, TIMEOUT_ARGUMENT};
 use super::message::Properties;
 use crate::handler::Never;
 
+/// The header that a stream sets on all that it hands out, as other queues do not.
+const STREAM_OFFSET: &str = "x-stream-offset";
+
 /// One message as it was delivered. It is settled on the channel it came from and lives no longer than that: an
 /// acknowledgement never crosses channels or connections.
 pub struct Delivery<'c> {
@@ -36,6 +39,12 @@ impl Delivery<'_> {
     #[must_use]
     pub fn redelivered(&self) -> bool {
         self.amqp.redelivered
+    }
+
+    /// It says that it comes from a stream. It may also have been brought here from one.
+    #[must_use]
+    pub fn names_a_stream(&self) -> bool {
+        self.properties.has_header(STREAM_OFFSET)
     }
 
     /// Everything else that came with it.

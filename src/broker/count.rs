@@ -27,7 +27,11 @@ pub fn count_messages(session: &mut Session, name: &str) -> Result<Count, Fault>
 /// # Errors
 /// As [`count_messages`]; also where the queue does not answer.
 pub fn is_empty_for_certain(session: &mut Session, name: &str) -> Result<bool, Fault> {
-    get_and_give_back(&session.open_channel()?, name)
+    let channel = session.open_channel()?;
+    channel.call("basic.get", |amqp| match amqp.basic_get(name, false)? {
+        None => Ok(true),
+        Some(got) => got.reject(amqp, true).map(|()| false),
+    })
 }
 
 /// Deletes what is ready in the queue and returns how much that was.
@@ -63,12 +67,4 @@ pub(super) fn look_if_allowed(session: &mut Session, name: &str) -> Result<Chann
         Err(fault) if fault.scope == Scope::Channel && fault.kind == Kind::Refused => session.open_channel(),
         Err(fault) => Err(fault),
     }
-}
-
-/// Returns whether there was none to get.
-pub(super) fn get_and_give_back(channel: &Channel, name: &str) -> Result<bool, Fault> {
-    channel.call("basic.get", |amqp| match amqp.basic_get(name, false)? {
-        None => Ok(true),
-        Some(got) => got.reject(amqp, true).map(|()| false),
-    })
 }

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::topology::Day;
 use crate::error::{Error, Exit};
 use crate::output;
 
@@ -37,6 +38,8 @@ pub enum Kind {
     Refused,
     /// The queue is not as we need it; trying again does not help.
     Configuration,
+    /// The queue may be a stream.
+    MaybeStream,
     /// The queue does not exist.
     NotFound,
     /// The broker waited too long for an acknowledgement (`consumer_timeout`).
@@ -105,6 +108,18 @@ impl Fault {
         )
     }
 
+    /// A delivery says that it comes from a stream.
+    #[must_use]
+    pub fn maybe_a_stream(queue: &str) -> Self {
+        Self::channel(
+            Kind::MaybeStream,
+            format!(
+                "a task of {queue} carries x-stream-offset: the queue is a stream, which cannot hold tasks safely, or \
+                 the task was brought here from one. The permission to configure the queue lets taskq see which"
+            ),
+        )
+    }
+
     /// The broker lives, and does not say what became of a publish.
     #[must_use]
     pub fn unconfirmed() -> Self {
@@ -167,7 +182,7 @@ impl Fault {
             | Kind::ConsumerCancelled(_)
             | Kind::Unacceptable => Exit::Unavailable,
             Kind::Refused => Exit::Refused,
-            Kind::Configuration | Kind::NotFound => Exit::Configuration,
+            Kind::Configuration | Kind::MaybeStream | Kind::NotFound => Exit::Configuration,
             Kind::TooLarge(_) => Exit::BadData,
         };
         Error::new(exit, self.text)
@@ -289,7 +304,10 @@ fn needed_permission(object: &str, call: &str) -> Option<&'static str> {
 fn is_delay_queue(object: &str) -> bool {
     let name = object.strip_prefix("queue '").and_then(|rest| rest.split_once("' in vhost"));
     let after = name.and_then(|(name, _)| name.rsplit_once(".delay.")).map_or("", |(_, after)| after);
-    !after.is_empty() && after.bytes().all(|byte| byte.is_ascii_digit())
+    let (milliseconds, day) = after.split_once('.').map_or((after, None), |(time, day)| (time, Some(day)));
+    !milliseconds.is_empty()
+        && milliseconds.bytes().all(|byte| byte.is_ascii_digit())
+        && day.is_none_or(Day::is_shown_as)
 }
 
 /// From "message size 12 is larger than configured max size 10" (RabbitMQ 3.8 and later).
@@ -393,10 +411,11 @@ mod tests {
             |call: &str, message: &str| channel_fault(403, message).lacking_permission(call).to_string();
         assert!(lacking("queue.declare", queue).contains("\"configure\" for the queue"));
         let both = "\"configure\" or \"read\" (it needs both) for the queue";
-        for delay in ["q.delay.5000", "q.delay.1.delay.5000"] {
+        for delay in ["q.delay.5000", "q.delay.1.delay.5000", "q.delay.5000.2026-11-28"] {
             assert!(lacking("queue.declare", &queue.replace("'q'", &format!("'{delay}'"))).contains(both));
         }
-        for other in ["q.delay.", "q.delay.x", "q.delay.5000.dead", "q.delay"] {
+        for other in ["q.delay.", "q.delay.x", "q.delay.5000.dead", "q.delay.5000.2026-11-28.dead", "q.delay"]
+        {
             assert!(!lacking("queue.declare", &queue.replace("'q'", &format!("'{other}'"))).contains(both));
         }
         assert!(lacking("basic.consume", queue).contains("\"read\" for the queue"));

@@ -139,6 +139,10 @@ impl Properties {
         self.0.headers().as_ref().map(Record::read).unwrap_or_default()
     }
 
+    pub(super) fn has_header(&self, name: &str) -> bool {
+        self.0.headers().as_ref().is_some_and(|table| table.contains_key(name))
+    }
+
     /// How often the broker says it has delivered this message before, where it counts (quorum queues).
     #[must_use]
     pub fn delivery_count(&self) -> Option<u64> {

@@ -34,5 +34,5 @@ pub use publisher::{Body, Publisher, Wake, confirm_patience};
 pub use server::AckTimeout;
 pub use session::{Purpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;
-pub use topology::{MAX_DELAY, QueueSpec, QueueType, Role, ensure_queue};
+pub use topology::{Day, MAX_DELAY, QueueSpec, QueueType, Role, ensure_queue, kind_of};
 pub use url::{BrokerUrl, redact};

@@ -14,7 +14,7 @@ use super::desk::Desk;
 use super::fault::{Fault, Kind, Scope};
 use super::message::Properties;
 use super::session::{Purpose, Session, SessionOptions};
-use super::topology::{QueueSpec, RENEW_AFTER, declare_unseen, ensure_queue};
+use super::topology::{QueueSpec, TRUSTED_FOR, declare_unseen, ensure_queue};
 use crate::error::Result;
 
 /// How many confirms one wait takes at most: a broker that never stops talking must not outtalk deadlines.
@@ -117,7 +117,8 @@ impl Publisher {
     }
 
     fn carefully(mut session: Session, queue: &QueueSpec) -> Result<Self> {
-        let confirming = ensure_queue(&mut session, queue).and_then(confirming).map_err(Fault::into_error)?;
+        let found = ensure_queue(&mut session, queue).map_err(Fault::into_error)?;
+        let confirming = confirming(found.channel).map_err(Fault::into_error)?;
         Ok(Self::on(session, confirming, true))
     }
 
@@ -166,8 +167,7 @@ impl Publisher {
         self.queue_is_certain
     }
 
-    /// Makes sure of a queue beside the main one, and renews its lease if it has one. Does nothing if that was done a
-    /// moment ago.
+    /// Makes sure of a queue beside the main one. Does nothing if that was done a moment ago.
     ///
     /// # Errors
     /// As [`ensure_queue`].
@@ -182,7 +182,7 @@ impl Publisher {
     /// Whether [`Publisher::prepare`] has nothing to do now.
     #[must_use]
     pub fn is_prepared(&self, queue: &QueueSpec) -> bool {
-        self.prepared.get(&queue.name).is_some_and(|at| at.elapsed() < RENEW_AFTER)
+        self.prepared.get(&queue.name).is_some_and(|at| at.elapsed() < TRUSTED_FOR)
     }
 
     /// A message came back: no queue is certain any more.

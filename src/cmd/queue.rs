@@ -6,7 +6,6 @@ use clap::{Args, ValueEnum};
 
 use super::{environment, positive_duration};
 use crate::broker::{MAX_DELAY, MAX_NAME_BYTES, QueueSpec, QueueType, Role};
-use crate::duration;
 use crate::error::{Error, Result};
 
 /// The queue of RabbitMQ's tutorial.
@@ -88,7 +87,8 @@ pub(super) fn check_name(what: &str, name: &str) -> Result<()> {
 pub(super) fn delay(text: &str) -> std::result::Result<Duration, String> {
     let delay = positive_duration(text.trim())?;
     if delay > MAX_DELAY {
-        return Err(format!("longer than {}, the broker's limit", duration::show(MAX_DELAY)));
+        let days = MAX_DELAY.as_secs() / (24 * 60 * 60);
+        return Err(format!("longer than {days} days, which is what the broker's timers leave room for"));
     }
     Ok(delay)
 }

@@ -8,12 +8,12 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::connection::ConnectionArgs;
 use super::positive_duration;
 use super::queue::{QueueArgs, check_name, delay};
-use crate::broker::{MAX_HEADER_BYTES, Properties};
+use crate::broker::{Day, MAX_HEADER_BYTES, Properties};
 use crate::error::{Error, Exit, Result};
 use crate::output;
 use crate::sender::{self, Job, MAX_BODY_BYTES, Saved, Source, Summary, UnsentFile, UnsentForm};
@@ -53,7 +53,7 @@ pub(super) struct Args {
     /// Drop the task if it is still waiting after this long
     #[arg(long, value_name = "DUR", value_parser = positive_duration)]
     expires: Option<Duration>,
-    /// Deliver the task not before this long from now, and up to half a second later
+    /// Deliver the task not before this long from now, and up to half a second later; at most 47 days
     // The shorter of the two times would end the wait in the delay queue, and the other be forgotten.
     #[arg(long, value_name = "DUR", value_parser = delay, conflicts_with = "expires")]
     delay: Option<Duration>,
@@ -83,14 +83,21 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         check_name("--id", id)?;
     }
     let queue = args.queue.into_spec()?;
-    let delay = args.delay.map(|delay| queue.delay(delay, true));
-    if let Some(delay) = &delay {
-        check_name("the name of the queue for delayed tasks, made from the queue's,", &delay.name)?;
+    if let Some(delay) = args.delay {
+        // Whoever knew what to declare today would not know it tomorrow.
+        if !queue.declare {
+            return Err(Error::usage(
+                "--delay cannot be used with --no-declare: the queue in which tasks wait is another one each day, and \
+                 has to be declared",
+            ));
+        }
+        let waits_in = queue.delay_of(Day::of(SystemTime::now()), delay);
+        check_name("the name of the queue for delayed tasks, made from the queue's,", &waits_in.name)?;
     }
     let job = Job {
         session: args.connection.into_options()?,
         queue,
-        delay,
+        delay: args.delay,
         properties,
         single: !bulk,
         id: args.id,

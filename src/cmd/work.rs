@@ -126,7 +126,7 @@ fn command_spec(options: handler::Options) -> Result<Spec> {
 
 /// A failed task must never be without a place because its queue's name is long.
 fn check_derived_names(queue: &QueueSpec, policy: &Policy) -> Result<()> {
-    let delays = policy.backoff.iter().map(|pause| queue.delay(*pause, false).name);
+    let delays = policy.backoff.iter().map(|pause| queue.delay(*pause).name);
     let longest = delays.chain([queue.dead().name]).max_by_key(String::len).unwrap_or_default();
     check_name("the name of a queue for failed tasks, made from the queue's", &longest)
 }

@@ -1,9 +1,9 @@
 //! What is asked of a sender, and what it tells.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::source::Item;
-use crate::broker::{Properties, QueueSpec, SessionOptions};
+use crate::broker::{Day, Properties, QueueSpec, SessionOptions};
 use crate::error::Error;
 
 /// What to send, and how.
@@ -12,8 +12,8 @@ pub struct Job {
     pub session: SessionOptions,
     /// Where the tasks go.
     pub queue: QueueSpec,
-    /// Where they wait before that, if they are to be delayed.
-    pub delay: Option<QueueSpec>,
+    /// How long they wait before that, in a queue of the day on which they are sent.
+    pub delay: Option<Duration>,
     /// Everything but the id.
     pub properties: Properties,
     /// There is one task only.
@@ -25,9 +25,12 @@ pub struct Job {
 }
 
 impl Job {
-    /// Where the broker puts the tasks at first.
-    pub(super) fn first_queue(&self) -> &QueueSpec {
-        self.delay.as_ref().unwrap_or(&self.queue)
+    /// Where the broker puts at first what is published at this moment: input may come for days.
+    pub(super) fn first_queue(&self, now: SystemTime) -> QueueSpec {
+        match self.delay {
+            Some(delay) => self.queue.delay_of(Day::of(now), delay),
+            None => self.queue.clone(),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ mod source;
 mod unsent;
 mod window;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, never, select};
 
@@ -142,7 +142,7 @@ impl Sending<'_> {
         deadline: Instant,
     ) -> Step {
         if let Err(fault) = self.publish_queued() {
-            return if self.is_final(&fault) { Step::GiveUp(fault.into_error()) } else { self.lost(&fault) };
+            return self.lost(&fault);
         }
         let spent_at = self.link.spent_at();
         // What is still in flight may be confirmed, and would be there twice if it were published again.
@@ -182,10 +182,9 @@ impl Sending<'_> {
         }
     }
 
-    /// Before a publish a queue is missed only where the one for delayed tasks is made sure of. What taskq is not to
-    /// declare, it would miss again and again on each new channel.
-    fn is_final(&self, fault: &Fault) -> bool {
-        fault.kind == Kind::NotFound && !self.job.queue.declare
+    /// For messages.
+    fn first_queue(&self) -> String {
+        self.job.first_queue(SystemTime::now()).name
     }
 
     /// When another connection has to be tried, if this one confirms nothing until then.
@@ -241,14 +240,14 @@ impl Sending<'_> {
 
     fn publish_queued(&mut self) -> std::result::Result<(), Fault> {
         let Some(publisher) = self.link.publisher_in_favour() else { return Ok(()) };
-        let to = self.job.first_queue();
+        let to = self.job.first_queue(SystemTime::now());
         while !publisher.is_busy()
             && let Some((sequence, entry)) = self.window.next_queued()
         {
             let Ok(body) = &entry.item.body else { break };
             let properties = self.job.properties.clone().with_id(&entry.id);
-            if let Some(delay) = &self.job.delay {
-                publisher.prepare(delay)?;
+            if self.job.delay.is_some() {
+                publisher.prepare(&to)?;
             }
             let tag = publisher.publish(&to.name, body, &properties)?;
             self.window.in_flight(sequence, tag);
@@ -271,9 +270,9 @@ impl Sending<'_> {
                 Settlement::Unroutable => {
                     declare_again = true;
                     if self.window.requeue(tag) >= MAX_UNROUTABLE {
-                        let name = &self.job.first_queue().name;
+                        let name = self.first_queue();
                         if !self.job.queue.declare {
-                            return Step::GiveUp(Fault::missing(name).into_error());
+                            return Step::GiveUp(Fault::missing(&name).into_error());
                         }
                         let why = format!("there is no queue {name} to take it");
                         self.window.fail_queued(&Error::try_again(why));
@@ -282,7 +281,7 @@ impl Sending<'_> {
             }
         }
         if declare_again && !self.window.is_settled() {
-            return self.lost(&Fault::unroutable(&self.job.first_queue().name));
+            return self.lost(&Fault::unroutable(&self.first_queue()));
         }
         Step::Again
     }

@@ -86,6 +86,9 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
             delivery.requeue()?;
             return Ok(Step::Stop);
         }
+        if shared.queue_kind().is_none() && delivery.names_a_stream() {
+            return Err(Fault::maybe_a_stream(&shared.options.queue.name));
+        }
         let busy = shared.begin();
         let since = Instant::now();
         self.unproven.delivered();

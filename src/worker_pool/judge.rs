@@ -182,7 +182,7 @@ impl Judge<'_> {
                     failure.exit,
                     duration::show(delay)
                 );
-                let to = self.shared.options.queue.delay(delay, false);
+                let to = self.shared.options.queue.delay(delay);
                 let record = self.after_failure(record, next, &failure);
                 let body = delivery.take_body();
                 self.keep(
@@ -233,7 +233,7 @@ impl Judge<'_> {
             redelivered: delivery.redelivered(),
             header: delivery.properties().delivery_count(),
             recorded: record.deliveries,
-            queue: shared.queue_type(),
+            queue: shared.queue_kind(),
         };
         let unanswered = earlier.unanswered();
         let comes_first = earlier.next_return_may_be_the_last();

@@ -32,7 +32,6 @@ pub(super) struct Shared {
     dead: AtomicU64,
     /// Failed tasks that went back to the queue at the end of this round, because no copy of them can be kept.
     held_back: AtomicU32,
-    queue_type: Mutex<Option<QueueType>>,
     /// How long a delivery may be held, in milliseconds.
     hold_limit: AtomicU64,
     /// This user may not publish, so that redelivered tasks cannot be counted.
@@ -47,6 +46,8 @@ pub(super) struct Shared {
     finishing: AtomicBool,
     last_activity: Mutex<Instant>,
     greeting: Mutex<Greeting>,
+    /// What the queue is; `None` where nobody told.
+    queue_kind: Mutex<Option<QueueType>>,
 }
 
 /// The worker says that it waits for messages when it does: when its first consumer has begun.
@@ -68,7 +69,6 @@ impl Shared {
             finished: AtomicU64::new(0),
             dead: AtomicU64::new(0),
             held_back: AtomicU32::new(0),
-            queue_type: Mutex::new(None),
             hold_limit: AtomicU64::new(as_millis(HOLD_LIMIT)),
             cannot_count: AtomicBool::new(false),
             no_timeout: AtomicBool::new(false),
@@ -78,12 +78,8 @@ impl Shared {
             finishing: AtomicBool::new(false),
             last_activity: Mutex::new(Instant::now()),
             greeting: Mutex::new(Greeting::Due(String::new())),
+            queue_kind: Mutex::new(None),
         }
-    }
-
-    /// The queue's type, where it is known.
-    pub(super) fn queue_type(&self) -> Option<QueueType> {
-        *lock(&self.queue_type)
     }
 
     /// How long a delivery is held in all, from its arrival on, before it goes back to the queue.
@@ -204,6 +200,15 @@ impl Shared {
     /// A consumer has begun, on whatever connection.
     pub(super) fn has_greeted(&self) -> bool {
         matches!(*lock(&self.greeting), Greeting::Told)
+    }
+
+    /// What the queue was when it was last made sure of; `None` where nobody told, as with `--no-declare`.
+    pub(super) fn queue_kind(&self) -> Option<QueueType> {
+        *lock(&self.queue_kind)
+    }
+
+    pub(super) fn set_queue_kind(&self, kind: Option<QueueType>) {
+        *lock(&self.queue_kind) = kind;
     }
 
     fn touch(&self) {

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 
+use super::Event;
 use super::ack_timeout;
 use super::shared::Shared;
-use super::{Event, Options};
 use crate::backoff::{Backoff, Reminder};
 use crate::broker::{
     AckTimeout, Channel, Count, Fault, Kind, Publisher, Purpose, QueueSpec, Scope, Session, count_messages,
-    ensure_queue,
+    ensure_queue, kind_of,
 };
 use crate::duration;
 use crate::error::{Error, Exit, Result};
@@ -152,6 +152,7 @@ impl Supervisor {
             let current = *generation == self.generation && matches!(self.link, Link::Up(_));
             match (fault.scope, fault.kind) {
                 (_, Kind::Refused | Kind::Configuration) => self.fatal(fault.clone().into_error()),
+                (_, Kind::MaybeStream) if current => self.ask_for_the_kind(fault),
                 (Scope::Connection, _) if current => self.connection_lost(fault),
                 (Scope::Channel, Kind::ConsumerCancelled(held)) if current => self.cancelled(fault, held),
                 // It could not be looked at before.
@@ -238,12 +239,24 @@ impl Supervisor {
         self.missing_at = Some(Instant::now());
         let Link::Up(session) = &mut self.link else { return };
         match ensure_queue(session, &self.shared.options.queue) {
-            Ok(_) => {}
+            Ok(found) => self.shared.set_queue_kind(found.kind),
             Err(fault) if fault.kind == Kind::NotFound => {}
             Err(fault) if matches!(fault.kind, Kind::Refused | Kind::Configuration) => {
                 self.fatal(fault.into_error());
             }
             Err(fault) => self.connection_lost(&fault),
+        }
+    }
+
+    /// Nobody has told what the queue is, and a task speaks of a stream.
+    fn ask_for_the_kind(&mut self, suspicion: &Fault) {
+        let Link::Up(session) = &mut self.link else { return };
+        match kind_of(session, &self.shared.options.queue.name) {
+            Ok(None) => self.fatal(suspicion.clone().into_error()),
+            Ok(kind) => self.shared.set_queue_kind(kind),
+            Err(fault) if fault.kind == Kind::Configuration => self.fatal(fault.into_error()),
+            Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
+            Err(fault) => log::warn!("{fault}"),
         }
     }
 
@@ -339,7 +352,7 @@ fn open(shared: &Arc<Shared>) -> Link {
     let spawned = thread::Builder::new().name("connect".into()).spawn({
         let (sender, shared) = (sender.clone(), Arc::clone(shared));
         move || {
-            let opened = prepare(&shared.options);
+            let opened = prepare(&shared);
             // Nobody listens any more when the worker has ended meanwhile.
             let _ = sender.send(opened);
         }
@@ -351,13 +364,17 @@ fn open(shared: &Arc<Shared>) -> Link {
 }
 
 /// A connection on which all that the worker needs was seen.
-fn prepare(options: &Options) -> Result<Session> {
+fn prepare(shared: &Shared) -> Result<Session> {
+    let options = &shared.options;
     let mut session = Session::open(&options.session, Purpose::Consume)?;
-    let mut ensure = |spec: &QueueSpec| ensure_queue(&mut session, spec).map(drop).map_err(Fault::into_error);
-    ensure(&options.queue)?;
+    let mut ensure = |spec: &QueueSpec| {
+        let found = ensure_queue(&mut session, spec).map_err(Fault::into_error)?;
+        Ok(found.kind)
+    };
+    shared.set_queue_kind(ensure(&options.queue)?);
     if options.prepare_retries {
         for pause in &options.policy.backoff {
-            ensure(&options.queue.delay(*pause, false))?;
+            ensure(&options.queue.delay(*pause))?;
         }
         ensure(&options.queue.dead())?;
         Publisher::check_permission(&options.session, &options.queue)?;

@@ -1,8 +1,9 @@
 //! `taskq send --delay`: not before its time, soon after it, and no queues left behind.
 
 use crate::support::broker::{arguments, durable, number, text};
-use crate::support::handler::{attempt, body};
-use crate::support::{Broker, Finished, Sandbox};
+use crate::support::handler::{attempt, body, headers};
+use crate::support::{Broker, Sandbox};
+use amiquip::AmqpValue;
 use nix::sys::signal::Signal::SIGTERM;
 use std::time::{Duration, Instant};
 
@@ -42,10 +43,11 @@ fn a_delayed_task_is_an_ordinary_one_when_it_comes() {
 #[test]
 fn all_tasks_of_a_bulk_send_are_delayed() {
     let sandbox = Sandbox::new();
+    let waiting = sandbox.delay_queue_of_today(3_600_000);
     sandbox.taskq(["send", "--lines", "--delay", "1h"]).feed("a\nb\nc\n").exits(0);
     let broker = sandbox.broker();
     assert_eq!(broker.ready(&sandbox.queue), 0);
-    assert_eq!(broker.bodies(&sandbox.delay_queue(3_600_000)), ["a", "b", "c"]);
+    assert_eq!(broker.bodies(&waiting), ["a", "b", "c"]);
 }
 
 #[test]
@@ -69,7 +71,7 @@ fn an_expiry_does_not_bring_a_delayed_task_forward() {
     assert_eq!(body(&sandbox.broker().take(&sandbox.queue)), "later", "it came an hour early");
 }
 
-/// The arguments of a delay queue, without a lease.
+/// The arguments of a delay queue that stays.
 fn permanent(sandbox: &Sandbox, milliseconds: i32) -> amiquip::FieldTable {
     arguments(&[
         ("x-message-ttl", number(milliseconds)),
@@ -92,6 +94,8 @@ fn three_hundred_different_delays_make_few_queues_and_none_that_stays() {
     const STEP_MS: i32 = 10;
     const GRAIN_MS: i32 = 500;
     let sandbox = Sandbox::new();
+    let today = sandbox.delay_queue_of_today(0);
+    let today = today.rsplit('.').next().unwrap();
     let last_ms = LATER_MS + (TASKS - 1) * STEP_MS;
     // Two at a time, each of some milliseconds more than an hour.
     let loop_ = r#"seq "$1" "$2" "$3" | xargs -P 2 -I{} "$4" send --quiet --delay {}ms {}"#;
@@ -101,7 +105,7 @@ fn three_hundred_different_delays_make_few_queues_and_none_that_stays() {
     let broker = sandbox.broker();
     let mut tasks = 0;
     for milliseconds in (LATER_MS..last_ms + GRAIN_MS).step_by(usize::try_from(GRAIN_MS).unwrap()) {
-        let queue = sandbox.delay_queue(u64::try_from(milliseconds).unwrap());
+        let queue = format!("{}.{today}", sandbox.delay_queue(u64::try_from(milliseconds).unwrap()));
         // Nothing else is different, so this is what is named.
         let refusal = refusal(&broker, &queue, permanent(&sandbox, milliseconds));
         assert!(refusal.contains("'x-expires'"), "{queue}: {refusal}");
@@ -115,88 +119,72 @@ fn three_hundred_different_delays_make_few_queues_and_none_that_stays() {
     assert_eq!(tasks, TASKS);
 }
 
+/// To declare a quorum queue or to publish to it does not keep it: it has to live long enough from its first declaration.
 #[test]
-fn the_lease_of_a_delay_queue_is_longer_than_its_delay() {
+fn a_delay_queue_outlives_all_that_is_sent_on_its_day() {
+    const DAY_MS: u64 = 24 * 3_600_000;
     let sandbox = Sandbox::new();
+    let waiting = sandbox.delay_queue_of_today(3_600_000);
     sandbox.taskq(["send", "--delay", "1h", "hello"]).run().exits(0);
-    let mut leased = permanent(&sandbox, LATER_MS);
-    leased.insert("x-expires".to_owned(), number(1));
-    let refusal = refusal(&sandbox.broker(), &sandbox.delay_queue(3_600_000), leased);
-    // inequivalent arg 'x-expires' for queue ...: received the value '1' ... but current is the value '7200000' ...
-    let lease = refusal.rsplit_once("current is").and_then(|(_, current)| {
+    let mut other = permanent(&sandbox, LATER_MS);
+    other.insert("x-expires".to_owned(), number(1));
+    let refusal = refusal(&sandbox.broker(), &waiting, other);
+    // inequivalent arg 'x-expires' for queue ...: received '1' but current is '7200000'
+    let expires = refusal.rsplit_once("current is").and_then(|(_, current)| {
         current.split(|c: char| !c.is_ascii_digit()).find_map(|digits| digits.parse::<u64>().ok())
     });
-    assert!(lease.is_some_and(|lease| lease >= 3_600_000 + 600_000), "{refusal}");
+    // The day, the delay, and as long again for a queue that takes nothing and for clocks that differ.
+    assert!(expires.is_some_and(|expires| expires >= 3_600_000 + 2 * DAY_MS), "{refusal}");
 }
 
-/// To declare a quorum queue does not renew its lease, and with it goes what it holds. A policy stands for the years
-/// after which this would be seen otherwise.
+/// A queue whose tasks are looked at now and then, to keep it alive, would count each look as a delivery.
 #[test]
-fn a_delay_queue_in_use_outlives_its_lease() {
-    const LEASE: Duration = Duration::from_secs(10);
-    let sandbox = Sandbox::exclusive();
-    let send = |number: u32| {
-        sandbox.taskq(["send", "--quiet", "--delay", "40s", &number.to_string()]).run().exits(0);
-    };
-    send(0);
-    let lease = format!(r#"{{"expires": {}}}"#, LEASE.as_millis());
-    sandbox.node().ctl(&[
-        "set_policy",
-        "lease",
-        &sandbox.delay_queue(40_000),
-        &lease,
-        "--apply-to",
-        "queues",
-    ]);
-    let (started, mut sent) = (Instant::now(), 1);
-    // The broker looks every five seconds.
-    while started.elapsed() < 3 * LEASE {
-        send(sent);
-        sent += 1;
-        std::thread::sleep(LEASE / 40);
+fn a_delivery_limit_does_not_bring_delayed_tasks_forward() {
+    const SENDS: u32 = 5;
+    let sandbox = Sandbox::new();
+    let waiting = sandbox.delay_queue_of_today(3_600_000);
+    let every = format!("^{}", sandbox.queue.replace('.', "[.]"));
+    let limit = r#"{"delivery-limit": 1}"#;
+    sandbox.node().ctl(&["set_policy", &sandbox.queue, &every, limit, "--apply-to", "queues"]);
+    for number in 0..SENDS {
+        sandbox.taskq(["send", "--delay", "1h", &number.to_string()]).run().exits(0);
     }
     let broker = sandbox.broker();
-    broker.wait_ready(&sandbox.delay_queue(40_000), sent);
-    sandbox.node().ctl(&["clear_policy", "lease"]);
-    for number in 0..sent {
-        let task = broker.take(&sandbox.queue);
-        assert_eq!(body(&task), number.to_string());
-        let headers = task.properties.headers().as_ref();
-        assert!(headers.is_none_or(|headers| !headers.contains_key("x-delivery-count")), "{headers:?}");
+    broker.wait_ready(&waiting, SENDS);
+    sandbox.node().ctl(&["clear_policy", &sandbox.queue]);
+    assert_eq!(broker.ready(&sandbox.queue), 0, "some came an hour early");
+    for task in broker.drain(&waiting) {
+        let headers = headers(&task);
+        let count = headers.get("x-delivery-count");
+        assert!(matches!(count, None | Some(AmqpValue::LongLongInt(0))), "{count:?}");
     }
 }
 
 #[test]
-fn a_delay_that_equals_a_pause_between_attempts_shares_its_queue() {
-    // Whoever comes first, worker or sender, makes the queue in its own way.
-    for worker_first in [true, false] {
-        let sandbox = Sandbox::new();
-        let delayed = || drop(sandbox.taskq(["send", "--delay", "400ms", "delayed"]).run().exits(0));
-        if !worker_first {
-            delayed();
-        }
-        let script = r#"[ "$(cat)" = delayed ] || [ "$TASKQ_ATTEMPT" = 2 ]"#;
-        let worker = sandbox.handling(&["--backoff", "400ms"], script);
-        if worker_first {
-            delayed();
-        }
-        sandbox.taskq(["send", "fails once"]).run().exits(0);
-        worker.says_times("Done", 2);
-        worker.signal(SIGTERM);
-        worker.end().exits(0);
-        let broker = sandbox.broker();
-        assert_eq!(broker.ready(&sandbox.delay_queue(400)), 0);
-        assert_eq!(broker.counts(&sandbox.queue), Some((0, 0)));
-    }
+fn a_delay_that_equals_a_pause_between_attempts_has_a_queue_of_its_own() {
+    let sandbox = Sandbox::new();
+    let waiting = sandbox.delay_queue_of_today(400);
+    sandbox.taskq(["send", "--delay", "400ms", "delayed"]).run().exits(0);
+    let script = r#"[ "$(cat)" = delayed ] || [ "$TASKQ_ATTEMPT" = 2 ]"#;
+    let worker = sandbox.handling(&["--backoff", "400ms"], script);
+    sandbox.taskq(["send", "--delay", "400ms", "delayed"]).run().exits(0);
+    sandbox.taskq(["send", "fails once"]).run().exits(0);
+    worker.says_times("Done", 3);
+    worker.signal(SIGTERM);
+    worker.end().exits(0);
+    let broker = sandbox.broker();
+    assert_eq!([&waiting, &sandbox.delay_queue(400)].map(|queue| broker.ready(queue)), [0, 0]);
+    assert_eq!(broker.counts(&sandbox.queue), Some((0, 0)));
 }
 
 #[test]
 fn a_delay_queue_that_would_not_bring_tasks_back_is_refused() {
     let sandbox = Sandbox::new();
-    sandbox.broker().declare(&sandbox.delay_queue(3_600_000));
+    let waiting = sandbox.delay_queue_of_today(3_600_000);
+    sandbox.broker().declare(&waiting);
     let refused = sandbox.taskq(["send", "--delay", "1h", "hello"]).run().exits(78).in_one_line();
-    assert!(refused.stderr.contains(&sandbox.delay_queue(3_600_000)), "{}", refused.stderr);
-    assert_eq!(sandbox.broker().ready(&sandbox.delay_queue(3_600_000)), 0);
+    assert!(refused.stderr.contains(&waiting), "{}", refused.stderr);
+    assert_eq!(sandbox.broker().ready(&waiting), 0);
 }
 
 #[test]
@@ -209,39 +197,33 @@ fn a_delayed_task_survives_the_broker() {
 }
 
 #[test]
-fn without_a_declaration_a_missing_delay_queue_is_a_configuration_error() {
+fn what_is_not_to_declare_anything_cannot_delay() {
     let sandbox = Sandbox::new();
     sandbox.broker().declare(&sandbox.queue);
-    let options = ["send", "--no-declare", "--delay", "1h"];
-    for (form, input) in [(&["hello"][..], ""), (&["--lines"], "hello\n")] {
-        let sent = sandbox.taskq(options.iter().chain(form)).feed(input).exits(78).in_one_line();
-        sent.says(&sandbox.delay_queue(3_600_000)).says("without --no-declare");
+    for form in [["--delay", "1h"].as_slice(), &["--lines", "--delay", "1h"]] {
+        let refused = sandbox.taskq(["send", "--no-declare"].iter().chain(form)).feed("hello\n").exits(2);
+        refused.in_one_line().says("--delay").says("--no-declare").says("each day");
     }
+    assert_eq!(sandbox.broker().ready(&sandbox.queue), 0);
 }
 
-/// A bulk send of delayed tasks that has one of them confirmed when their queue is deleted.
-fn delete_the_delay_queue_under(sandbox: &Sandbox, options: &[&str]) -> Finished {
-    let args = ["send", "--lines", "--print-ids", "--delay", "1h"];
-    let mut send = sandbox.taskq(args.iter().chain(options)).start();
-    send.write("before\n");
-    send.prints_lines(1);
-    sandbox.broker().delete(&sandbox.delay_queue(3_600_000));
-    send.write("after\n");
-    send.close_stdin();
-    send.end()
+#[test]
+fn a_delay_that_no_queue_can_outlive_is_a_usage_error() {
+    let sandbox = Sandbox::new();
+    sandbox.taskq(["send", "--delay", "48d", "hello"]).run().exits(2).says("47 days");
+    sandbox.taskq(["send", "--delay", "47d", "hello"]).run().exits(0);
 }
 
 #[test]
 fn a_delay_queue_that_vanishes_is_declared_anew() {
     let sandbox = Sandbox::new();
-    delete_the_delay_queue_under(&sandbox, &[]).exits(0);
-    assert_eq!(sandbox.broker().bodies(&sandbox.delay_queue(3_600_000)), ["after"]);
-}
-
-#[test]
-fn without_a_declaration_a_delay_queue_that_vanishes_is_a_configuration_error() {
-    let sandbox = Sandbox::new();
-    sandbox.taskq(["send", "--delay", "1h", "first"]).run().exits(0);
-    let failed = delete_the_delay_queue_under(&sandbox, &["--no-declare"]).exits(78);
-    failed.says(&sandbox.delay_queue(3_600_000)).says("1 task confirmed, 1 not");
+    let waiting = sandbox.delay_queue_of_today(3_600_000);
+    let mut send = sandbox.taskq(["send", "--lines", "--print-ids", "--delay", "1h"]).start();
+    send.write("before\n");
+    send.prints_lines(1);
+    sandbox.broker().delete(&waiting);
+    send.write("after\n");
+    send.close_stdin();
+    send.end().exits(0);
+    assert_eq!(sandbox.broker().bodies(&waiting), ["after"]);
 }

@@ -1,8 +1,11 @@
 //! What is under the workers and senders: one node, or three of a cluster.
 
 use super::run::Shared;
+use super::workers::DELAYS_MS;
+use crate::support::broker::{arguments, durable, number, text};
 use crate::support::cluster::Leased;
 use crate::support::{Broker, Cluster, Node, until};
+use std::process::Command;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ground {
@@ -48,6 +51,12 @@ impl Brokers {
     pub(crate) fn prepare(&self, shared: &Shared) {
         let client = self.client();
         until("consumers", || (shared.is_abandoned() || client.consumers(&shared.queue) > 0).then_some(()));
+        // A run may see midnight.
+        for day in ["today", "tomorrow"] {
+            for milliseconds in DELAYS_MS {
+                declare_delay_queue(&client, &shared.queue, milliseconds, &date(day));
+            }
+        }
         for node in self.nodes() {
             node.sync();
         }
@@ -80,6 +89,14 @@ impl Brokers {
         (held, waiting)
     }
 
+    /// The queues in which tasks wait for their time.
+    pub(crate) fn delay_queues(&self, queue: &str) -> Vec<String> {
+        let prefix = format!("{queue}.delay.");
+        let listed = self.nodes()[0].queues();
+        let names = listed.lines().filter_map(|line| line.split_whitespace().next());
+        names.filter(|name| name.starts_with(&prefix)).map(str::to_owned).collect()
+    }
+
     /// A client of the harness's own.
     pub(crate) fn client(&self) -> Broker {
         Broker::connect(self.nodes()[0].port())
@@ -88,4 +105,24 @@ impl Brokers {
     pub(crate) fn logs(&self) -> Vec<String> {
         self.nodes().iter().map(Node::log).collect()
     }
+}
+
+/// The queue for what is sent with `--delay` on that day, as `send` declares it.
+fn declare_delay_queue(client: &Broker, queue: &str, milliseconds: i32, date: &str) {
+    const LIFE_MS: i32 = 64 * 3_600_000;
+    let arguments = arguments(&[
+        ("x-queue-type", text("quorum")),
+        ("x-message-ttl", number(milliseconds)),
+        ("x-dead-letter-exchange", text("")),
+        ("x-dead-letter-routing-key", text(queue)),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
+        ("x-expires", number(LIFE_MS + milliseconds)),
+    ]);
+    client.declare_with(&format!("{queue}.delay.{milliseconds}.{date}"), durable(arguments));
+}
+
+fn date(day: &str) -> String {
+    let date = Command::new("date").args(["-u", "-d", day, "+%F"]).output().unwrap().stdout;
+    String::from_utf8(date).unwrap().trim().to_owned()
 }

@@ -72,8 +72,8 @@ pub(crate) fn wait_worked(shared: &Shared, brokers: &Brokers) {
 pub(crate) fn empty_queues(shared: &Shared, brokers: &Brokers) -> (Vec<Left>, Vec<Left>) {
     let client = brokers.client();
     let mut queued = take(&client, &shared.queue);
-    for delay in [500, 2000] {
-        queued.extend(take(&client, &format!("{}.delay.{delay}", shared.queue)));
+    for delay in brokers.delay_queues(&shared.queue) {
+        queued.extend(take(&client, &delay));
     }
     let dead = take(&client, &format!("{}.dead", shared.queue));
     for (name, left) in [("left", &queued), ("dead", &dead)] {

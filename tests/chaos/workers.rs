@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 pub(crate) const ATTEMPTS: u32 = 3;
 pub(crate) const THREADS: usize = 3;
-/// A worker's options. The pauses are also the delays of what is sent with `--delay`, so that no queue has to be
-/// declared when a broker may be about to die.
+/// A worker's pauses, which are also the delays of what is sent with `--delay`.
 pub(crate) const PAUSES: [&str; 2] = ["500ms", "2s"];
+pub(crate) const DELAYS_MS: [i32; 2] = [500, 2000];
 const OPTIONS: [&str; 11] = [
     "--verbose",
     "--backoff",

@@ -4,6 +4,8 @@ use super::{Invocation, Process, Sandbox, until};
 use amiquip::{AmqpValue, Delivery, FieldTable};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a shell and its arguments are in a worker's options: `$1` in the script is the test's own directory.
 fn shell(sandbox: &Sandbox, options: &[&str], script: &str) -> Vec<String> {
@@ -44,6 +46,17 @@ impl Sandbox {
     /// The queue of failed tasks that wait for so many milliseconds.
     pub(crate) fn delay_queue(&self, milliseconds: u64) -> String {
         format!("{}.delay.{milliseconds}", self.queue)
+    }
+
+    /// The queue of what is sent today with such a `--delay`. Waits for tomorrow where today ends in a moment.
+    pub(crate) fn delay_queue_of_today(&self, milliseconds: u64) -> String {
+        let last_minute = || {
+            let second = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() % 86_400;
+            second >= 86_400 - 60
+        };
+        until("the next day", || (!last_minute()).then_some(()));
+        let date = Command::new("date").args(["-u", "+%F"]).output().unwrap().stdout;
+        format!("{}.{}", self.delay_queue(milliseconds), String::from_utf8(date).unwrap().trim())
     }
 
     pub(crate) fn dead_queue(&self) -> String {
