@@ -6,8 +6,10 @@ use std::fmt;
 
 use super::normal;
 
-/// The largest frame taskq asks for and accepts, in bytes of payload; RabbitMQ's own default.
+/// The largest frame taskq asks for, and the largest payload it accepts, in bytes; RabbitMQ's own default.
 pub(super) const FRAME_MAX: u32 = 131_072;
+/// What of a frame is not its payload, the end octet last. The negotiated size includes it.
+pub const FRAME_OVERHEAD: usize = PREFIX + 1;
 /// No body can be larger in any RabbitMQ (its `max_message_size` cannot be set higher).
 const BODY_MAX: u64 = 512 * 1024 * 1024;
 
@@ -52,6 +54,7 @@ pub(super) struct Intake {
     /// The current frame says nothing.
     heartbeat: bool,
     seen_frame: bool,
+    frame_max: Option<u32>,
 }
 
 impl Intake {
@@ -89,6 +92,12 @@ impl Intake {
         count
     }
 
+    /// The largest frame that both sides take, in bytes of its payload and [`FRAME_OVERHEAD`]; known from the broker's
+    /// wishes on.
+    pub(super) fn frame_max(&self) -> Option<u32> {
+        self.frame_max
+    }
+
     /// Looks at the frame that begins here; false while too little of it has come.
     fn pass_frame(&mut self) -> Result<bool, Violation> {
         let frame = &mut self.bytes[self.passed..];
@@ -104,8 +113,7 @@ impl Intake {
             return Err(Violation::Malformed(format!("a frame of {size} bytes")));
         }
         let size = size as usize;
-        // With the end octet.
-        let whole = PREFIX + size + 1;
+        let whole = size + FRAME_OVERHEAD;
         match prefix[0] {
             BODY | HEARTBEAT => {
                 self.unseen = whole;
@@ -118,6 +126,10 @@ impl Intake {
             return Ok(false);
         }
         let payload = &mut rest[..size];
+        if let Some(wish) = normal::tuned_frame_max(payload).filter(|_| prefix[0] == METHOD) {
+            // Zero is no limit. amiquip answers with the smaller one as well.
+            self.frame_max = Some(if wish == 0 { FRAME_MAX } else { wish.min(FRAME_MAX) });
+        }
         let shaped = if prefix[0] == METHOD { normal::method(payload) } else { content_header(payload)? };
         shaped.map_err(|normal::Misshapen| Violation::Malformed("a frame that breaks off".to_owned()))?;
         self.passed += whole;
@@ -212,6 +224,18 @@ mod tests {
         let header = content_header(5);
         assert_eq!((intake.put(&header[..header.len() - 1]), intake.take(&mut room)), (Ok(true), 0));
         assert_eq!((intake.put(&[0xce]), intake.take(&mut room)), (Ok(true), header.len()));
+    }
+
+    #[test]
+    fn the_smaller_frame_size_of_both_sides_holds() {
+        let mut intake = Intake::default();
+        assert_eq!(intake.frame_max(), None);
+        for (wish, held) in [(0, FRAME_MAX), (8192, 8192), (u32::MAX, FRAME_MAX)] {
+            let tune = [&[0, 10, 0, 30, 7, 255][..], &u32::to_be_bytes(wish), &[0, 60]].concat();
+            assert_eq!(intake.put(&frame(METHOD, &tune)), Ok(true));
+            assert_eq!(intake.put(&frame(BODY, &tune)), Ok(true));
+            assert_eq!(intake.frame_max(), Some(held), "the broker wishes {wish}");
+        }
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub use channel::Channel;
 pub use consumer::{Consumer, Delivery, Next};
 pub use count::{Count, count_messages, is_empty_for_certain, purge};
 pub use fault::{Fault, Kind, Scope};
+#[allow(unused_imports)] // For the bound on copies.
+pub use frames::FRAME_OVERHEAD;
 pub use headers::Record;
 pub use message::{MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
 pub use publisher::{Body, Publisher, Wake, confirm_patience};

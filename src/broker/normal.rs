@@ -52,6 +52,13 @@ pub(super) fn method(payload: &mut [u8]) -> Result<(), Misshapen> {
     }
 }
 
+/// The largest frame that the broker wishes for, if this method is its connection.tune.
+pub(super) fn tuned_frame_max(payload: &[u8]) -> Option<u32> {
+    // After the number of channels.
+    let wish = payload.strip_prefix(&TUNE)?.get(2..)?.first_chunk()?;
+    Some(u32::from_be_bytes(*wish))
+}
+
 /// A content header's properties, from their flags on.
 pub(super) fn properties(payload: &mut [u8]) -> Result<(), Misshapen> {
     let mut cursor = Cursor { bytes: payload, at: 0 };

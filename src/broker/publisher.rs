@@ -147,6 +147,13 @@ impl Publisher {
         self.session.introduction()
     }
 
+    /// See [`Session::frame_max`].
+    #[must_use]
+    #[allow(dead_code)] // For the bound on copies.
+    pub fn frame_max(&self) -> usize {
+        self.session.frame_max()
+    }
+
     /// Whether the broker has said that it does not read from this connection.
     #[must_use]
     pub fn is_blocked(&self) -> bool {

@@ -8,6 +8,9 @@ use crossbeam_channel::Receiver;
 use super::channel::Channel;
 use super::dial::dial;
 use super::fault::{Fault, Kind};
+use super::frames::FRAME_MAX;
+#[cfg(doc)]
+use super::frames::FRAME_OVERHEAD;
 use super::socket::Sightings;
 use super::tls::TlsFiles;
 use super::url::BrokerUrl;
@@ -136,6 +139,13 @@ impl Session {
     #[must_use]
     pub fn introduction(&self) -> String {
         format!("{} ({})", self.label, self.server)
+    }
+
+    /// The largest frame that this connection may carry, in bytes, [`FRAME_OVERHEAD`] included: the smaller one of the
+    /// broker's wish and taskq's. What cannot be split, a message's properties and headers, has to fit one.
+    #[must_use]
+    pub fn frame_max(&self) -> usize {
+        self.sightings.frame_max().unwrap_or(FRAME_MAX) as usize
     }
 
     /// Tells when the broker blocks and unblocks publishing.

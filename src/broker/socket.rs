@@ -27,6 +27,7 @@ struct Seen {
     closed_by_peer: bool,
     violation: Option<Violation>,
     error: Option<String>,
+    frame_max: Option<u32>,
 }
 
 impl Sightings {
@@ -43,6 +44,11 @@ impl Sightings {
     /// The errors of the socket itself, the first one first.
     pub(super) fn error(&self) -> Option<String> {
         self.with(|seen| seen.error.clone())
+    }
+
+    /// The negotiated frame size in bytes; none before connection.tune.
+    pub(super) fn frame_max(&self) -> Option<u32> {
+        self.with(|seen| seen.frame_max)
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut Seen) -> T) -> T {
@@ -184,7 +190,12 @@ impl Read for Socket {
                 self.sightings.with(|seen| seen.closed_by_peer = true);
                 return Ok(0);
             }
-            match self.intake.put(&buf[..count]) {
+            let before = self.intake.frame_max();
+            let looked = self.intake.put(&buf[..count]);
+            if self.intake.frame_max() != before {
+                self.sightings.with(|seen| seen.frame_max = self.intake.frame_max());
+            }
+            match looked {
                 Ok(true) => self.kill.note_arrival(),
                 Ok(false) => {}
                 Err(violation) => {
