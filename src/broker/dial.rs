@@ -120,6 +120,9 @@ impl Dial<'_> {
                 Connection::insecure_open_stream(socket, self.amqp_options(Auth::External), tuning)
             }
         };
+        if let (Err(_), Some(violation)) = (&opened, sightings.violation()) {
+            return Err(Fault::lost(violation.to_string()));
+        }
         let mut connection = match opened {
             Ok(connection) => connection,
             Err(_) if kill.fired().is_some() => return Err(too_late()),
@@ -132,12 +135,16 @@ impl Dial<'_> {
                 if let Some(fault) = sightings.error().and_then(|error| super::tls::alert_fault(&error)) {
                     return Err(fault);
                 }
-                return Err(explain(error.into(), &kill, &sightings));
+                return Err(explain(error.into(), &kill));
             }
         };
-        let blocked = connection
-            .listen_for_connection_blocked()
-            .map_err(|error| explain(error.into(), &kill, &sightings))?;
+        let blocked = match self.purpose {
+            Purpose::Publish => {
+                connection.listen_for_connection_blocked().map_err(|error| explain(error.into(), &kill))?
+            }
+            // Nobody would listen, and amiquip would keep them.
+            Purpose::Consume => crossbeam_channel::never(),
+        };
         let server = Server::told_by(connection.server_properties());
         Ok(Session::new(connection, (kill, sightings), blocked, self.url.to_string(), server))
     }
@@ -187,9 +194,6 @@ fn identity(purpose: Purpose) -> String {
 /// the connection without a word, or (with what we sent last unread) resets it. One that dies at that very moment looks
 /// the same; that is why a refusal is believed at once only on the first connect.
 fn refused_or_lost(sightings: &Sightings, credentials: &Credentials) -> Fault {
-    if let Some(violation) = sightings.violation() {
-        return Fault::lost(violation.to_string());
-    }
     if sightings.closed_by_peer() {
         let words = match credentials {
             Credentials::Plain { .. } => {

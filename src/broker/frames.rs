@@ -1,9 +1,12 @@
 //! Looks at the bytes that come from the peer before amiquip does, which would allocate whatever a frame header
-//! announces: what is no AMQP, and what is too large, ends the connection here; what it cannot read is rewritten
-//! (`normal`).
+//! announces and queue whatever comes: what is no AMQP, what is too large and what nobody asked for ends the connection
+//! here; what amiquip cannot read is rewritten (`normal`).
 
 use std::fmt;
 
+use super::accounts::Accounts;
+use super::contents::Contents;
+use super::methods::{CHANNEL_CLOSE, CHANNEL_CLOSE_OK};
 use super::normal;
 
 /// The largest frame taskq asks for, and the largest payload it accepts, in bytes; RabbitMQ's own default.
@@ -12,15 +15,20 @@ pub(super) const FRAME_MAX: u32 = 131_072;
 pub const FRAME_OVERHEAD: usize = PREFIX + 1;
 /// No body can be larger in any RabbitMQ (its `max_message_size` cannot be set higher).
 const BODY_MAX: u64 = 512 * 1024 * 1024;
+/// More room than this is given back once it is empty.
+const ROOM_KEPT: usize = 1024 * 1024;
 
-const METHOD: u8 = 1;
-const HEADER: u8 = 2;
+pub(super) const METHOD: u8 = 1;
+pub(super) const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 /// Type, channel, payload size.
-const PREFIX: usize = 7;
+pub(super) const PREFIX: usize = 7;
 /// Of a content header: class, weight, body size.
-const HEADER_PREFIX: usize = 12;
+pub(super) const HEADER_PREFIX: usize = 12;
+
+/// A whole one.
+const HEARTBEAT_FRAME: [u8; FRAME_OVERHEAD] = [HEARTBEAT, 0, 0, 0, 0, 0, 0, 0xce];
 
 /// Why the peer's bytes are not read further.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +37,8 @@ pub(super) enum Violation {
     NotAmqp(&'static str),
     /// A frame or body beyond all limits, or of an unknown type.
     Malformed(String),
+    /// Sound frames, but beyond what was asked for.
+    Unasked(String),
 }
 
 impl fmt::Display for Violation {
@@ -36,59 +46,88 @@ impl fmt::Display for Violation {
         match self {
             Self::NotAmqp(what) => f.write_str(what),
             Self::Malformed(what) => write!(f, "it sent malformed AMQP ({what})"),
+            Self::Unasked(what) => write!(f, "it sent more than it was asked for ({what})"),
         }
     }
 }
 
+/// Type, channel and payload size of the frame that begins so.
+pub(super) fn prefix(frame: &[u8]) -> Option<(u8, u16, usize)> {
+    let [kind, c1, c0, s3, s2, s1, s0] = *frame.first_chunk::<PREFIX>()?;
+    Some((kind, u16::from_be_bytes([c1, c0]), u32::from_be_bytes([s3, s2, s1, s0]) as usize))
+}
+
+/// What a content header announces.
+pub(super) fn body_size(header: &[u8]) -> u64 {
+    header.get(4..).and_then(|rest| rest.first_chunk()).map_or(0, |size| u64::from_be_bytes(*size))
+}
+
 /// The peer's bytes on their way to amiquip: frames of methods and headers are held back until they are whole, checked
-/// and put into a form that it can read; bodies go through as they come.
+/// and put into a form that it can read; bodies go through as they come, large ones once some of it is there.
 #[derive(Debug, Default)]
 pub(super) struct Intake {
-    bytes: Vec<u8>,
-    /// Up to here they were taken out.
+    /// What has passed.
+    ready: Vec<u8>,
+    /// Up to here it was taken out.
     taken: usize,
-    /// Up to here they may be.
-    passed: usize,
-    /// How much of the current frame may pass unseen.
-    unseen: usize,
-    /// The current frame says nothing.
-    heartbeat: bool,
+    /// The frame that comes in, as far as it has to be seen whole.
+    frame: Vec<u8>,
+    /// The rest of a frame that need not be seen.
+    passing: Option<Passing>,
+    contents: Contents,
     seen_frame: bool,
     frame_max: Option<u32>,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Passing {
+    kind: u8,
+    channel: u16,
+    left: usize,
+}
+
 impl Intake {
     /// Takes in what came next from the peer; tells whether it was anything but heartbeats.
-    pub(super) fn put(&mut self, bytes: &[u8]) -> Result<bool, Violation> {
-        let mut substance = false;
+    pub(super) fn put(&mut self, mut bytes: &[u8], accounts: &mut Accounts) -> Result<bool, Violation> {
         if self.taken > 0 {
-            self.bytes.drain(..self.taken);
-            self.passed -= self.taken;
+            self.ready.drain(..self.taken);
             self.taken = 0;
         }
-        self.bytes.extend_from_slice(bytes);
-        while self.passed < self.bytes.len() {
-            if self.unseen > 0 {
-                let passing = self.unseen.min(self.bytes.len() - self.passed);
-                self.unseen -= passing;
-                self.passed += passing;
-                substance |= !self.heartbeat;
+        let (mut substance, mut held) = (false, false);
+        while !bytes.is_empty() {
+            let (kind, rest) = if let Some(passing) = self.passing {
+                let (now, rest) = bytes.split_at(passing.left.min(bytes.len()));
+                held |= !self.pass(passing, now);
+                (passing.kind, rest)
             } else {
-                let whole = self.pass_frame()?;
-                substance |= !self.heartbeat;
-                if !whole {
-                    break;
-                }
-            }
+                let rest = self.collect(bytes)?;
+                let kind = self.frame[0];
+                self.look(accounts)?;
+                (kind, rest)
+            };
+            substance |= kind != HEARTBEAT;
+            bytes = rest;
+        }
+        if held && self.ready.is_empty() {
+            // Else amiquip would miss the broker's heartbeats while a large body comes in slowly.
+            self.ready.extend(HEARTBEAT_FRAME);
         }
         Ok(substance)
     }
 
     /// Hands on what has passed, as far as there is room.
     pub(super) fn take(&mut self, room: &mut [u8]) -> usize {
-        let count = room.len().min(self.passed - self.taken);
-        room[..count].copy_from_slice(&self.bytes[self.taken..self.taken + count]);
+        let count = room.len().min(self.ready.len() - self.taken);
+        room[..count].copy_from_slice(&self.ready[self.taken..self.taken + count]);
         self.taken += count;
+        if self.taken == self.ready.len() {
+            self.taken = 0;
+            if self.ready.capacity() > ROOM_KEPT {
+                self.ready = Vec::new();
+            } else {
+                self.ready.clear();
+            }
+        }
         count
     }
 
@@ -98,43 +137,126 @@ impl Intake {
         self.frame_max
     }
 
-    /// Looks at the frame that begins here; false while too little of it has come.
-    fn pass_frame(&mut self) -> Result<bool, Violation> {
-        let frame = &mut self.bytes[self.passed..];
-        if !self.seen_frame {
-            check_first(frame)?;
+    /// A piece of a frame that need not be seen whole; false if it has to wait.
+    fn pass(&mut self, passing: Passing, bytes: &[u8]) -> bool {
+        let left = passing.left - bytes.len();
+        self.passing = (left > 0).then_some(Passing { left, ..passing });
+        if !self.contents.is_held(passing.channel) {
+            self.ready.extend_from_slice(bytes);
+            return true;
         }
-        self.heartbeat = frame[0] == HEARTBEAT;
-        let Some((prefix, rest)) = frame.split_at_mut_checked(PREFIX) else { return Ok(false) };
+        let Some(content) = self.contents.add(passing.channel, bytes) else { return false };
+        if self.ready.is_empty() {
+            self.ready = content;
+        } else {
+            self.ready.extend_from_slice(&content);
+        }
+        true
+    }
+
+    /// Adds to the current frame until it is known what it is, or until it is whole; returns what belongs to the next.
+    fn collect<'b>(&mut self, bytes: &'b [u8]) -> Result<&'b [u8], Violation> {
+        let wanted = match prefix(&self.frame) {
+            None => PREFIX,
+            Some((_, _, size)) => size + FRAME_OVERHEAD,
+        };
+        let (more, rest) = bytes.split_at((wanted - self.frame.len()).min(bytes.len()));
+        self.frame.extend_from_slice(more);
+        if !self.seen_frame {
+            check_first(&self.frame)?;
+        }
+        Ok(rest)
+    }
+
+    /// Looks at the current frame, as far as it is there.
+    fn look(&mut self, accounts: &mut Accounts) -> Result<(), Violation> {
+        let Some((kind, channel, size)) = prefix(&self.frame) else { return Ok(()) };
         self.seen_frame = true;
-        let size = u32::from_be_bytes([prefix[3], prefix[4], prefix[5], prefix[6]]);
         // A content header cannot be split, and the broker writes more into it than its producer did (`x-death`).
-        if size > if prefix[0] == HEADER { 2 * FRAME_MAX } else { FRAME_MAX } {
+        let limit = if kind == HEADER { 2 * FRAME_MAX } else { FRAME_MAX };
+        if size > limit as usize {
             return Err(Violation::Malformed(format!("a frame of {size} bytes")));
         }
-        let size = size as usize;
-        let whole = size + FRAME_OVERHEAD;
-        match prefix[0] {
+        match kind {
             BODY | HEARTBEAT => {
-                self.unseen = whole;
-                return Ok(true);
+                // Its prefix first.
+                let passing = Passing { kind, channel, left: size + FRAME_OVERHEAD };
+                let frame = std::mem::take(&mut self.frame);
+                self.pass(passing, &frame);
+                self.keep_room(frame);
+                return Ok(());
             }
             METHOD | HEADER => {}
             other => return Err(Violation::Malformed(format!("frame type {other}"))),
         }
-        if rest.len() <= size {
-            return Ok(false);
+        if self.frame.len() < size + FRAME_OVERHEAD {
+            return Ok(());
         }
-        let payload = &mut rest[..size];
-        if let Some(wish) = normal::tuned_frame_max(payload).filter(|_| prefix[0] == METHOD) {
+        let mut frame = std::mem::take(&mut self.frame);
+        let payload = &mut frame[PREFIX..PREFIX + size];
+        let announced = if kind == METHOD {
+            self.look_at_method(channel, payload, accounts)?;
+            0
+        } else {
+            self.look_at_header(channel, payload, accounts)?
+        };
+        if !self.contents.hold(channel, &frame, announced) {
+            self.ready.extend_from_slice(&frame);
+        }
+        self.keep_room(frame);
+        Ok(())
+    }
+
+    /// The next frame comes into the same room.
+    fn keep_room(&mut self, mut frame: Vec<u8>) {
+        frame.clear();
+        self.frame = frame;
+    }
+
+    fn look_at_method(
+        &mut self,
+        channel: u16,
+        payload: &mut [u8],
+        accounts: &mut Accounts,
+    ) -> Result<(), Violation> {
+        if let Some(wish) = normal::tuned_frame_max(payload) {
             // Zero is no limit. amiquip answers with the smaller one as well.
             self.frame_max = Some(if wish == 0 { FRAME_MAX } else { wish.min(FRAME_MAX) });
         }
-        let shaped = if prefix[0] == METHOD { normal::method(payload) } else { content_header(payload)? };
-        shaped.map_err(|normal::Misshapen| Violation::Malformed("a frame that breaks off".to_owned()))?;
-        self.passed += whole;
-        Ok(true)
+        normal::method(payload).map_err(breaks_off)?;
+        accounts.note_received(channel, payload)?;
+        if self.contents.is_held(channel) {
+            if !payload.starts_with(&CHANNEL_CLOSE) && !payload.starts_with(&CHANNEL_CLOSE_OK) {
+                return Err(Violation::Malformed("a method in the middle of a body".to_owned()));
+            }
+            self.contents.drop_held(channel);
+        }
+        Ok(())
     }
+
+    /// Returns how large a body it announces.
+    fn look_at_header(
+        &mut self,
+        channel: u16,
+        payload: &mut [u8],
+        accounts: &mut Accounts,
+    ) -> Result<u64, Violation> {
+        let size = body_size(payload);
+        if size > BODY_MAX {
+            return Err(Violation::Malformed(format!("a body of {size} bytes")));
+        }
+        if self.contents.is_held(channel) {
+            return Err(Violation::Malformed("a content header in the middle of a body".to_owned()));
+        }
+        accounts.note_received_content(channel, payload.len() as u64 + size)?;
+        let properties = payload.get_mut(HEADER_PREFIX..).ok_or(normal::Misshapen);
+        properties.and_then(normal::properties).map_err(breaks_off)?;
+        Ok(size)
+    }
+}
+
+fn breaks_off(_: normal::Misshapen) -> Violation {
+    Violation::Malformed("a frame that breaks off".to_owned())
 }
 
 fn check_first(seen: &[u8]) -> Result<(), Violation> {
@@ -151,146 +273,8 @@ fn check_first(seen: &[u8]) -> Result<(), Violation> {
     }
 }
 
-/// Class, weight, body size, properties.
-fn content_header(payload: &mut [u8]) -> Result<Result<(), normal::Misshapen>, Violation> {
-    let Some((head, properties)) = payload.split_first_chunk_mut::<HEADER_PREFIX>() else {
-        return Ok(Err(normal::Misshapen));
-    };
-    let mut size = [0; 8];
-    size.copy_from_slice(&head[HEADER_PREFIX - 8..]);
-    let size = u64::from_be_bytes(size);
-    if size > BODY_MAX {
-        return Err(Violation::Malformed(format!("a body of {size} bytes")));
-    }
-    Ok(normal::properties(properties))
-}
-
 #[cfg(test)]
 mod properties;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    pub(super) fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
-        let mut frame = vec![kind, 0, 1];
-        frame.extend(u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes());
-        frame.extend(payload);
-        frame.push(0xce);
-        frame
-    }
-
-    fn content_header(body_size: u64) -> Vec<u8> {
-        let mut payload = vec![0, 60, 0, 0];
-        payload.extend(body_size.to_be_bytes());
-        payload.extend([0, 0]);
-        frame(HEADER, &payload)
-    }
-
-    /// What comes out, in reads of the same size.
-    pub(super) fn through(bytes: &[u8], size: usize) -> Result<Vec<u8>, Violation> {
-        let (mut intake, mut out) = (Intake::default(), Vec::new());
-        for piece in bytes.chunks(size) {
-            intake.put(piece)?;
-            let mut room = vec![0; size];
-            while let count @ 1.. = intake.take(&mut room) {
-                out.extend_from_slice(&room[..count]);
-            }
-        }
-        Ok(out)
-    }
-
-    #[test]
-    fn sound_streams_pass_however_they_are_cut() {
-        let mut stream = frame(METHOD, &[7; 300]);
-        stream.extend(frame(HEARTBEAT, &[]));
-        stream.extend(content_header(5));
-        stream.extend(frame(BODY, b"HTTP/"));
-        stream.extend(frame(METHOD, &[7; 5]));
-        for size in 1..stream.len() {
-            assert_eq!(through(&stream, size).as_ref(), Ok(&stream), "in pieces of {size}");
-        }
-    }
-
-    #[test]
-    fn bodies_pass_as_they_come_and_headers_whole() {
-        let mut intake = Intake::default();
-        let mut room = [0; 100];
-        let body = frame(BODY, &[7; 20]);
-        assert_eq!(intake.put(&frame(METHOD, &[7; 4])), Ok(true));
-        assert_eq!(intake.take(&mut room), 12);
-        assert_eq!((intake.put(&body[..9]), intake.take(&mut room)), (Ok(true), 9));
-        assert_eq!((intake.put(&body[9..]), intake.take(&mut room)), (Ok(true), 19));
-        let header = content_header(5);
-        assert_eq!((intake.put(&header[..header.len() - 1]), intake.take(&mut room)), (Ok(true), 0));
-        assert_eq!((intake.put(&[0xce]), intake.take(&mut room)), (Ok(true), header.len()));
-    }
-
-    #[test]
-    fn the_smaller_frame_size_of_both_sides_holds() {
-        let mut intake = Intake::default();
-        assert_eq!(intake.frame_max(), None);
-        for (wish, held) in [(0, FRAME_MAX), (8192, 8192), (u32::MAX, FRAME_MAX)] {
-            let tune = [&[0, 10, 0, 30, 7, 255][..], &u32::to_be_bytes(wish), &[0, 60]].concat();
-            assert_eq!(intake.put(&frame(METHOD, &tune)), Ok(true));
-            assert_eq!(intake.put(&frame(BODY, &tune)), Ok(true));
-            assert_eq!(intake.frame_max(), Some(held), "the broker wishes {wish}");
-        }
-    }
-
-    #[test]
-    fn heartbeats_say_nothing() {
-        let mut intake = Intake::default();
-        assert_eq!(intake.put(&frame(METHOD, &[7; 4])), Ok(true));
-        for byte in frame(HEARTBEAT, &[]) {
-            assert_eq!(intake.put(&[byte]), Ok(false));
-        }
-        let beats = frame(HEARTBEAT, &[]).repeat(3);
-        assert_eq!(intake.put(&beats), Ok(false));
-        assert_eq!(intake.put(&[&beats[..], &frame(BODY, &[7])].concat()), Ok(true));
-    }
-
-    #[test]
-    fn frames_that_break_off_are_refused() {
-        for broken in [frame(HEADER, &[1, 2]), frame(METHOD, &[]), frame(METHOD, &[0, 60, 0, 60, 9])] {
-            let stream = [frame(METHOD, &[7; 10]), broken].concat();
-            assert!(matches!(through(&stream, 7), Err(Violation::Malformed(_))));
-        }
-    }
-
-    #[test]
-    fn what_is_too_large_is_refused_as_soon_as_it_is_announced() {
-        let mut big_frame = frame(METHOD, &[0; 10]);
-        big_frame.extend([BODY, 0, 1, 0x7f, 0xff, 0xff, 0xff]);
-        let mut big_body = frame(METHOD, &[0; 10]);
-        big_body.extend(content_header(u64::MAX));
-        let mut unknown = frame(METHOD, &[0; 10]);
-        unknown.extend([9, 0, 0, 0, 0, 0, 0]);
-        for stream in [big_frame, big_body, unknown] {
-            for size in 1..stream.len() {
-                assert!(
-                    matches!(through(&stream, size), Err(Violation::Malformed(_))),
-                    "in pieces of {size}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn other_protocols_are_named() {
-        for (bytes, expected) in [
-            (&b"HTTP/1.1 400 Bad Request\r\n"[..], "HTTP"),
-            (b"AMQP\x00\x01\x00\x00", "another version"),
-            (b"\x15\x03\x03\x00\x02\x02\x50", "TLS"),
-            (b"SSH-2.0-x", "not AMQP"),
-        ] {
-            for size in 1..bytes.len() {
-                let violation = through(bytes, size);
-                assert!(
-                    violation.as_ref().is_err_and(|violation| violation.to_string().contains(expected)),
-                    "{violation:?} in pieces of {size}"
-                );
-            }
-        }
-    }
-}
+mod tests;

@@ -2,9 +2,11 @@
 //! contained: it has no deadlines of its own (`watchdog`), trusts whatever the peer sends (`frames`), and ends a
 //! whole connection over a consumer dropped at the wrong moment (`channel`).
 
+mod accounts;
 mod book;
 mod channel;
 mod consumer;
+mod contents;
 mod count;
 mod desk;
 mod dial;
@@ -12,7 +14,9 @@ mod fault;
 mod frames;
 mod headers;
 mod message;
+mod methods;
 mod normal;
+mod outgoing;
 mod publisher;
 mod server;
 mod session;

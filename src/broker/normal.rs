@@ -4,13 +4,10 @@
 //! every header after a value that is not, and descends into nested headers until its stack is full, which ends the
 //! process. Such a message would come back at once, and do it again.
 
+use super::methods::{DELIVER, RETURN, START, TUNE};
+
 /// How deep headers may nest. RabbitMQ's own (`x-death`) are three deep.
 const MAX_DEPTH: usize = 16;
-
-const TUNE: [u8; 4] = [0, 10, 0, 30];
-const START: [u8; 4] = [0, 10, 0, 10];
-const RETURN: [u8; 4] = [0, 60, 0, 50];
-const DELIVER: [u8; 4] = [0, 60, 0, 60];
 
 /// The payload does not have the form that its beginning announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

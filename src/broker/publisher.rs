@@ -278,6 +278,8 @@ impl Publisher {
                 Err(_) => self.end(),
             },
             recv(self.session.blocked()) -> notification => match notification {
+                // The same again.
+                Ok(ConnectionBlockedNotification::Blocked(_)) if self.blocked => Wake::Settled,
                 Ok(ConnectionBlockedNotification::Blocked(reason)) => {
                     self.blocked = true;
                     Wake::Blocked(crate::output::escape(&reason))

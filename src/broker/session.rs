@@ -166,7 +166,7 @@ impl Session {
         let connection = self.connection.take()?;
         let _guard = self.kill.guard(CLOSE_TIMEOUT, "the goodbye");
         let error = connection.close().err()?;
-        Some(explain(error.into(), &self.kill, &self.sightings))
+        Some(explain(error.into(), &self.kill))
     }
 
     /// Cuts the connection without a goodbye: for one that is known to be stuck or blocked, where a goodbye would
@@ -185,13 +185,9 @@ impl Drop for Session {
     }
 }
 
-/// The cause behind amiquip's view of an end: our own deadline, what the socket saw, or amiquip's error.
-pub(super) fn explain(fault: Fault, kill: &KillSwitch, sightings: &Sightings) -> Fault {
-    if fault.kind != Kind::Lost {
-        return fault;
-    }
-    let violation = sightings.violation().map(|violation| violation.to_string());
-    fault.because(kill.fired().or(violation))
+/// The cause behind amiquip's view of an end, where it is known here: a deadline that passed, or what the peer sent.
+pub(super) fn explain(fault: Fault, kill: &KillSwitch) -> Fault {
+    if fault.kind == Kind::Lost { fault.because(kill.fired()) } else { fault }
 }
 
 /// This machine's name; empty where it has none that is UTF-8.

@@ -1,5 +1,5 @@
 //! The socket under a connection: TCP with a deadline and `TCP_NODELAY`, TLS on top where the URL asks for it,
-//! and a look at every incoming byte before amiquip sees it.
+//! and a look at every incoming byte before amiquip sees it, and at every frame that goes out.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream as StdStream};
@@ -10,7 +10,9 @@ use amiquip::IoStream;
 use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
+use super::accounts::Accounts;
 use super::frames::{Intake, Violation};
+use super::outgoing::Outgoing;
 use super::watchdog::KillSwitch;
 use crate::lock::lock;
 
@@ -60,6 +62,8 @@ impl Sightings {
 pub(super) struct Socket {
     stream: Stream,
     intake: Intake,
+    outgoing: Outgoing,
+    accounts: Accounts,
     sightings: Sightings,
     kill: KillSwitch,
 }
@@ -131,7 +135,14 @@ impl Socket {
     }
 
     fn over(stream: Stream, kill: KillSwitch) -> Self {
-        Self { stream, intake: Intake::default(), sightings: Sightings::default(), kill }
+        Self {
+            stream,
+            intake: Intake::default(),
+            outgoing: Outgoing::default(),
+            accounts: Accounts::default(),
+            sightings: Sightings::default(),
+            kill,
+        }
     }
 
     /// Stays readable after amiquip has taken the socket.
@@ -191,7 +202,7 @@ impl Read for Socket {
                 return Ok(0);
             }
             let before = self.intake.frame_max();
-            let looked = self.intake.put(&buf[..count]);
+            let looked = self.intake.put(&buf[..count], &mut self.accounts);
             if self.intake.frame_max() != before {
                 self.sightings.with(|seen| seen.frame_max = self.intake.frame_max());
             }
@@ -200,6 +211,8 @@ impl Read for Socket {
                 Ok(false) => {}
                 Err(violation) => {
                     let error = io::Error::new(io::ErrorKind::InvalidData, violation.to_string());
+                    // So that whatever call meets the end of the connection can tell why.
+                    self.kill.fire(&violation.to_string());
                     self.sightings.with(|seen| seen.violation = Some(violation));
                     return Err(error);
                 }
@@ -215,11 +228,13 @@ impl Write for Socket {
             #[cfg(feature = "tls")]
             Stream::Tls(tls) => tls.write(buf),
         };
-        if let Err(error) = &result
-            && error.kind() != io::ErrorKind::WouldBlock
-        {
-            self.note_error(error);
-            self.hear_last_words();
+        match &result {
+            Ok(count) => self.outgoing.note(&buf[..*count], &mut self.accounts),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                self.note_error(error);
+                self.hear_last_words();
+            }
+            Err(_) => {}
         }
         result
     }

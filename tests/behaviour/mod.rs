@@ -6,6 +6,7 @@ mod connect;
 mod credentials;
 mod foreign_headers;
 mod hostile;
+mod hostile_floods;
 mod hostile_words;
 #[cfg(not(feature = "tls"))]
 mod no_tls;

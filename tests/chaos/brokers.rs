@@ -1,4 +1,4 @@
-//! What is under the workers and senders: one node, or three of a cluster.
+//! What is under the workers and senders: one node, or three of a cluster, with a delivery limit or without.
 
 use super::run::Shared;
 use super::workers::DELAYS_MS;
@@ -9,8 +9,12 @@ use std::process::Command;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ground {
+    /// One node and a classic queue.
     Single,
+    /// Three nodes and quorum queues.
     Cluster,
+    /// One node, a quorum queue, and one worker that is hit every half second, so that each task meets many faults.
+    Hostile,
 }
 
 impl Ground {
@@ -18,6 +22,20 @@ impl Ground {
         match self {
             Self::Single => "single",
             Self::Cluster => "cluster",
+            Self::Hostile => "hostile",
+        }
+    }
+
+    pub(crate) fn has_quorum_queues(self) -> bool {
+        self != Self::Single
+    }
+
+    /// Its part of a run's time, among those that take part. A short storm of the hostile kind is a long one for each
+    /// task, and its tasks are long ones, which have to be worked afterwards.
+    pub(crate) fn weight(self) -> u32 {
+        match self {
+            Self::Single | Self::Cluster => 2,
+            Self::Hostile => 1,
         }
     }
 }
@@ -30,7 +48,7 @@ pub(crate) enum Brokers {
 impl Brokers {
     pub(crate) fn start(ground: Ground) -> Self {
         match ground {
-            Ground::Single => Self::Single(Node::serve(&[])),
+            Ground::Single | Ground::Hostile => Self::Single(Node::serve(&[])),
             Ground::Cluster => Self::Cluster(Cluster::exclusive()),
         }
     }
@@ -44,6 +62,12 @@ impl Brokers {
 
     pub(crate) fn ports(&self) -> Vec<u16> {
         self.nodes().iter().map(Node::port).collect()
+    }
+
+    /// What an operator may have set for all quorum queues, those for delays and for the dead too.
+    pub(crate) fn limit_deliveries(&self, limit: u32) {
+        let definition = format!(r#"{{"delivery-limit":{limit}}}"#);
+        self.nodes()[0].ctl(&["set_policy", "--apply-to", "queues", "chaos", ".*", &definition]);
     }
 
     /// Waits until workers have declared all queues, and until that is on disk: RabbitMQ 3.10 forgets what it was told

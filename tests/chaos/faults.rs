@@ -2,7 +2,7 @@
 
 use super::books::strike::{Kind, Target};
 use super::brokers::Brokers;
-use super::run::{Alarm, Shared};
+use super::run::{Alarm, PAUSE, Shared};
 use super::senders::Sender;
 use super::workers::Place;
 use crate::support::{Dice, Node};
@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// Between two faults that hit one worker or sender.
 const CLIENTS_MS: u64 = 3_000;
+/// The least between two where one worker is hit again and again, whose tasks take longer.
+const HOSTILE_MS: u64 = 400;
 /// Between two faults of the broker: what they cost is made up for meanwhile.
 const BROKER_MS: u64 = 12_000;
 /// How long something is frozen, stalled or away. More than twice the heartbeat, so that some are noticed and some
@@ -38,6 +40,34 @@ pub(crate) fn hit_clients(shared: &Shared, places: &[Place], senders: &[Sender],
         } else {
             hit_worker(shared, pick(dice, &places[1..]), dice);
         }
+    }
+}
+
+/// Hits one worker until the run settles, each time half a second after it has begun to take tasks. Earlier than that no
+/// fault is of use, and with every delivery cut short before it can be counted nobody could keep a task.
+pub(crate) fn hit_again_and_again(shared: &Shared, place: &Place, dice: &mut Dice) {
+    let _alarm = Alarm(shared);
+    loop {
+        while !(shared.is_settling() || place.takes_tasks(shared)) {
+            std::thread::sleep(PAUSE);
+        }
+        shared.rest(Duration::from_millis(HOSTILE_MS + dice.below(HOSTILE_MS / 2)), Shared::is_settling);
+        if shared.is_settling() {
+            return;
+        }
+        // One that is told to stop may be killed before it has.
+        let kinds = [Kind::WorkerKilled, Kind::WorkerKilled, Kind::WorkerStopped, Kind::WorkerCut];
+        let kind = *pick(dice, &kinds);
+        let number = shared.begin(kind, Target::Worker(place.number));
+        let hit = match kind {
+            Kind::WorkerCut => {
+                place.proxies.iter().for_each(crate::support::Proxy::cut);
+                true
+            }
+            Kind::WorkerStopped => place.seat.signal(SIGTERM),
+            _ => place.seat.signal(SIGKILL),
+        };
+        if hit { shared.over(number) } else { shared.missed(number) }
     }
 }
 

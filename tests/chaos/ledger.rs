@@ -63,7 +63,8 @@ impl Ledger {
 
     /// Whether the process has written this to its stderr.
     pub(crate) fn has_logged(&self, part: &str, name: &str, text: &str) -> bool {
-        let log = std::fs::read(self.dir.join(part).join(format!("{name}.log"))).unwrap();
+        // It may not have begun.
+        let log = std::fs::read(self.dir.join(part).join(format!("{name}.log"))).unwrap_or_default();
         String::from_utf8_lossy(&log).contains(text)
     }
 

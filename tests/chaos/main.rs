@@ -2,7 +2,8 @@
 //! then the books are balanced, to the task.
 //!
 //! The books are kept outside of taskq: what `taskq send` printed, and what handlers wrote. Settings come from the
-//! environment: CHAOS_SECONDS, CHAOS_SEED, CHAOS_ON (single, cluster, both).
+//! environment: CHAOS_SECONDS, CHAOS_SEED, CHAOS_ON (single, cluster, hostile, both for the first two, all),
+//! CHAOS_LIMIT (the delivery limit of quorum queues; 0 for none), CHAOS_HANDLER (command, recycling, mixed).
 
 // A run that cannot go on has failed: it may say so by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -25,12 +26,15 @@ mod watch;
 mod workers;
 
 use brokers::Ground;
+use run::Settings;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const DEFAULT_SECONDS: u64 = 300;
+/// Far below what taskq allows for.
+const DEFAULT_LIMIT: u32 = 3;
 
 /// An environment variable, or what it is without one.
 fn setting<T: std::str::FromStr>(name: &str, default: impl FnOnce() -> T) -> T {
@@ -48,28 +52,35 @@ fn new_seed() -> u64 {
 fn main() -> ExitCode {
     let seed = setting("CHAOS_SEED", new_seed);
     let seconds = setting("CHAOS_SECONDS", || DEFAULT_SECONDS);
-    let on = setting("CHAOS_ON", || "both".to_owned());
+    let on = setting("CHAOS_ON", || "all".to_owned());
+    let limit = setting("CHAOS_LIMIT", || DEFAULT_LIMIT);
+    let handler = setting("CHAOS_HANDLER", || workers::Handler::Mixed);
     let grounds: &[Ground] = match on.as_str() {
         "single" => &[Ground::Single],
         "cluster" => &[Ground::Cluster],
+        "hostile" => &[Ground::Hostile],
         "both" => &[Ground::Single, Ground::Cluster],
-        other => panic!("CHAOS_ON is single, cluster or both, not {other:?}"),
+        "all" => &[Ground::Single, Ground::Cluster, Ground::Hostile],
+        other => panic!("CHAOS_ON is single, cluster, hostile, both or all, not {other:?}"),
     };
-    println!("CHAOS_SEED={seed} CHAOS_SECONDS={seconds} CHAOS_ON={on}");
+    let kept = format!("CHAOS_LIMIT={limit} CHAOS_HANDLER={}", handler.name());
+    println!("CHAOS_SEED={seed} CHAOS_SECONDS={seconds} CHAOS_ON={on} {kept}");
     let abandoned = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&abandoned)).unwrap();
     }
-    let time = Duration::from_secs(seconds) / u32::try_from(grounds.len()).unwrap();
+    let settings = Settings { seed, limit: (limit > 0).then_some(limit), handler };
+    let weights: u32 = grounds.iter().map(|ground| ground.weight()).sum();
     for ground in grounds {
-        let survived = storm::weather(*ground, time, seed, &abandoned);
+        let time = Duration::from_secs(seconds) * ground.weight() / weights;
+        let survived = storm::weather(*ground, time, settings, &abandoned);
         if abandoned.load(Ordering::Relaxed) {
             println!("interrupted");
             return ExitCode::from(130);
         }
         if !survived {
             println!(
-                "To do the same again: CHAOS_SEED={seed} CHAOS_SECONDS={} CHAOS_ON={} make chaos",
+                "To do the same again: make chaos CHAOS_SEED={seed} CHAOS_SECONDS={} CHAOS_ON={} {kept}",
                 time.as_secs(),
                 ground.name()
             );

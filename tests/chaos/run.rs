@@ -2,7 +2,9 @@
 
 use super::books::clock::Moment;
 use super::books::strike::{Kind, Strike, Target};
+use super::brokers::Ground;
 use super::ledger::Ledger;
+use super::workers::Handler;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,6 +14,15 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(25);
 
 /// In place of the end of a fault that hit nobody.
 const MISSED: Moment = Moment(0);
+
+/// What a run is told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) seed: u64,
+    /// How often a quorum queue delivers a task before it drops it.
+    pub(crate) limit: Option<u32>,
+    pub(crate) handler: Handler,
+}
 
 /// How a run goes on. Each thread looks at it often.
 #[derive(Default)]
@@ -25,7 +36,8 @@ pub(crate) struct Phase {
 pub(crate) struct Shared {
     pub(crate) ledger: Ledger,
     pub(crate) queue: String,
-    pub(crate) quorum: bool,
+    pub(crate) ground: Ground,
+    pub(crate) handler: Handler,
     pub(crate) phase: Phase,
     /// A signal came, or a thread broke down: everything ends at once.
     pub(crate) abandoned: Arc<AtomicBool>,
@@ -34,11 +46,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(ledger: Ledger, quorum: bool, abandoned: Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(ledger: Ledger, ground: Ground, handler: Handler, abandoned: Arc<AtomicBool>) -> Self {
         Self {
             ledger,
             queue: "chaos".to_owned(),
-            quorum,
+            ground,
+            handler,
             phase: Phase::default(),
             abandoned,
             strikes: Mutex::default(),

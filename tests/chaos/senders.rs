@@ -2,6 +2,7 @@
 
 use super::books::clock::Moment;
 use super::books::record::Session;
+use super::brokers::Ground;
 use super::ledger;
 use super::run::{Alarm, PAUSE, Shared};
 use super::seat::{self, Ended, Seat};
@@ -50,7 +51,7 @@ impl Sender {
     fn command(&self, shared: &Shared, name: &str, delay: Option<&str>) -> Command {
         let mut command = seat::command(env!("CARGO_BIN_EXE_taskq"));
         command.args(["send", "--print-ids", "--heartbeat", "5s", "--retry-for", RETRY_FOR]);
-        if shared.quorum {
+        if shared.ground.has_quorum_queues() {
             command.args(["--queue-type", "quorum"]);
         }
         command.args(delay.iter().flat_map(|delay| ["--delay", delay]));
@@ -130,7 +131,7 @@ impl Sender {
             let mut lines = String::new();
             for _ in 0..count {
                 bulk.fed += 1;
-                let _ = writeln!(lines, "{}", body(dice, &format!("{}/{}", bulk.name, bulk.fed)));
+                let _ = writeln!(lines, "{}", body(shared, dice, &format!("{}/{}", bulk.name, bulk.fed)));
             }
             if stdin.write_all(lines.as_bytes()).is_err() {
                 return;
@@ -167,8 +168,9 @@ impl Sender {
             }
             let name = format!("s{}.{task}", self.number);
             let id = format!("single-{}-{task}", self.number);
-            let body = body(dice, &format!("{name}/1"));
-            let delay = (dice.below(5) == 0).then(|| PAUSES[usize::try_from(dice.below(2)).unwrap()]);
+            let body = body(shared, dice, &format!("{name}/1"));
+            let delay = (dice.below(5) == 0 && shared.ground != Ground::Hostile)
+                .then(|| PAUSES[usize::try_from(dice.below(2)).unwrap()]);
             let mut sent = false;
             // What may be there already is sent again with its id, as a careful user would.
             while !sent && !shared.is_settling() {
@@ -178,7 +180,9 @@ impl Sender {
                 }
             }
             self.note(name, sent, delay.is_some());
-            shared.rest(Duration::from_millis(100 + dice.below(900)), Shared::is_settling);
+            // Long tasks are to be worked in the end too.
+            let pause = if shared.ground == Ground::Hostile { 1_000 } else { 100 };
+            shared.rest(Duration::from_millis(pause + dice.below(900)), Shared::is_settling);
         }
     }
 
@@ -212,8 +216,9 @@ fn note_ids(shared: &Shared, session: &str, stdout: ChildStdout) -> usize {
 }
 
 /// What a task is, and what it asks of its handler.
-fn body(dice: &mut Dice, name: &str) -> String {
+fn body(shared: &Shared, dice: &mut Dice, name: &str) -> String {
     let errand = match dice.below(200) {
+        _ if shared.ground == Ground::Hostile => format!("slow{}.{}", 1 + dice.below(3), dice.below(10)),
         0 => "hang".to_owned(),
         1..=4 => "data".to_owned(),
         5..=12 => "hopeless".to_owned(),

@@ -5,7 +5,7 @@ use super::books::memory::Memory;
 use super::books::report;
 use super::brokers::{Brokers, Ground};
 use super::ledger::Ledger;
-use super::run::Shared;
+use super::run::{Settings, Shared};
 use super::senders::Sender;
 use super::watch;
 use super::workers::{ATTEMPTS, Place, THREADS};
@@ -16,8 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// The first is never hit itself: its memory is watched. The others are reached through proxies.
-const WORKERS: usize = 4;
+/// The first, in place 0, is never hit itself: its memory is watched. The others are reached through proxies.
+const WORKERS: std::ops::Range<usize> = 0..4;
+/// Where one is hit all the time.
+const HIT_WORKERS: std::ops::Range<usize> = 1..2;
 /// The last sends task by task, the others line by line.
 const SENDERS: usize = 3;
 
@@ -25,15 +27,28 @@ const SENDERS: usize = 3;
 const SHOWN: usize = 10;
 
 /// True when every task is accounted for. All that happened is in the ledger, whose path is printed.
-pub(crate) fn weather(ground: Ground, time: Duration, seed: u64, abandoned: &Arc<AtomicBool>) -> bool {
+pub(crate) fn weather(
+    ground: Ground,
+    time: Duration,
+    settings: Settings,
+    abandoned: &Arc<AtomicBool>,
+) -> bool {
+    let Settings { seed, limit, handler } = settings;
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chaos-{}-{seed}", ground.name()));
     println!("\n{}: {} s of faults; the ledger is {}", ground.name(), time.as_secs(), dir.display());
     let began = Instant::now();
     let brokers = Brokers::start(ground);
-    let shared = Shared::new(Ledger::create(&dir), ground == Ground::Cluster, Arc::clone(abandoned));
+    if let Some(limit) = limit.filter(|_| ground.has_quorum_queues()) {
+        brokers.limit_deliveries(limit);
+    }
+    let shared = Shared::new(Ledger::create(&dir), ground, handler, Arc::clone(abandoned));
     let ports = brokers.ports();
-    let places: Vec<Place> = (0..WORKERS).map(|number| Place::new(number, &ports, number > 0)).collect();
-    let senders: Vec<Sender> = (0..SENDERS).map(|number| Sender::new(number, &ports)).collect();
+    let (workers, senders) = match ground {
+        Ground::Single | Ground::Cluster => (WORKERS, 0..SENDERS),
+        Ground::Hostile => (HIT_WORKERS, SENDERS - 1..SENDERS),
+    };
+    let places: Vec<Place> = workers.map(|number| Place::new(number, &ports, number > 0)).collect();
+    let senders: Vec<Sender> = senders.map(|number| Sender::new(number, &ports)).collect();
     let memory = work(&shared, &brokers, &places, &senders, time, seed);
     settle::end_strays(&shared);
     if shared.is_abandoned() {
@@ -74,10 +89,10 @@ fn work(
         }
         brokers.prepare(shared);
         let mut busy = Vec::new();
-        for (number, sender) in senders.iter().enumerate() {
+        for sender in senders {
             let mut dice = dice();
             busy.push(scope.spawn(move || {
-                if number + 1 < SENDERS {
+                if sender.number + 1 < SENDERS {
                     sender.send_lines(shared, &mut dice);
                 } else {
                     sender.send_singly(shared, &mut dice);
@@ -85,8 +100,12 @@ fn work(
             }));
         }
         let (mut for_clients, mut for_brokers) = (dice(), dice());
-        busy.push(scope.spawn(move || faults::hit_clients(shared, places, senders, &mut for_clients)));
-        busy.push(scope.spawn(move || faults::hit_brokers(shared, brokers, &mut for_brokers)));
+        if shared.ground == Ground::Hostile {
+            busy.push(scope.spawn(move || faults::hit_again_and_again(shared, &places[0], &mut for_clients)));
+        } else {
+            busy.push(scope.spawn(move || faults::hit_clients(shared, places, senders, &mut for_clients)));
+            busy.push(scope.spawn(move || faults::hit_brokers(shared, brokers, &mut for_brokers)));
+        }
         shared.rest(time, Shared::is_abandoned);
         shared.phase.settling.store(true, Ordering::Relaxed);
         for thread in busy {

@@ -1,5 +1,6 @@
 //! Workers, each in a place of its own, started again whenever one ends, as a service manager would.
 
+use super::brokers::Ground;
 use super::run::{Alarm, PAUSE, Shared};
 use super::seat::{self, Ended, Seat};
 use crate::support::{Node, Proxy};
@@ -28,11 +29,57 @@ const OPTIONS: [&str; 11] = [
     "1000",
 ];
 
+/// From its end to the start of the next.
+const RESTARTED: Duration = Duration::from_millis(200);
+
 /// From the order to stop to the end. A drain takes the grace period at most, giving up 5 s more, and a worker behind
 /// a frozen broker up to 15 s; the rest is for a machine that starts nodes meanwhile.
 const DRAINED: Duration = Duration::from_secs(5 + 5 + 15 + 20);
 const FORCED: Duration = Duration::from_secs(5 + 15 + 20);
 const KILLED: Duration = Duration::from_secs(10);
+
+/// What runs the tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Handler {
+    /// A process for each.
+    Command,
+    /// One that is kept, and ends itself after a few.
+    Recycling,
+    /// Each in half of the places.
+    Mixed,
+}
+
+/// How many tasks it takes before it ends itself.
+const RECYCLES: &str = "5";
+
+impl Handler {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Command => "command",
+            Self::Recycling => "recycling",
+            Self::Mixed => "mixed",
+        }
+    }
+
+    fn recycles_in(self, place: usize) -> bool {
+        match self {
+            Self::Command => false,
+            Self::Recycling => true,
+            Self::Mixed => place % 2 == 1,
+        }
+    }
+}
+
+impl std::str::FromStr for Handler {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [Self::Command, Self::Recycling, Self::Mixed]
+            .into_iter()
+            .find(|handler| handler.name() == text)
+            .ok_or(())
+    }
+}
 
 /// One place for a worker.
 pub(crate) struct Place {
@@ -63,8 +110,14 @@ impl Place {
         let mut command = seat::command(env!("CARGO_BIN_EXE_taskq"));
         command.arg("work").args(OPTIONS);
         command.args(["--threads", &THREADS.to_string(), "--attempts", &ATTEMPTS.to_string()]);
-        if shared.quorum {
+        if shared.ground.has_quorum_queues() {
             command.args(["--queue-type", "quorum"]);
+        }
+        if shared.ground == Ground::Hostile {
+            command.env("CHAOS_ORPHANS", "no");
+        }
+        if shared.handler.recycles_in(self.number) {
+            command.arg("--persistent").env("CHAOS_RECYCLES", RECYCLES);
         }
         command
             .args(["--", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/handler.sh")])
@@ -77,6 +130,11 @@ impl Place {
             .stderr(shared.ledger.log("workers", &name));
         self.seat.take(command.spawn().unwrap());
         shared.ledger.event(format_args!("{name} started, process {}", self.seat.pid().unwrap()));
+    }
+
+    /// Whether the worker that is in this place now has begun.
+    pub(crate) fn takes_tasks(&self, shared: &Shared) -> bool {
+        self.seat.pid().is_some() && shared.ledger.has_logged("workers", &self.name(), "Waiting for messages")
     }
 
     /// Keeps a worker in this place until the run closes.
@@ -92,7 +150,7 @@ impl Place {
             if let Some(what) = ended.and_then(|ended| self.judge(shared, &ended)) {
                 shared.wrong(what);
             }
-            shared.rest(Duration::from_millis(500), Shared::is_closing);
+            shared.rest(RESTARTED, Shared::is_closing);
         }
     }
 

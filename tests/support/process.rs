@@ -251,15 +251,24 @@ impl Process {
         self.try_peak_memory().unwrap()
     }
 
-    /// The same, where the process may have ended.
+    /// The most addresses that it has had, in use or not, in KiB.
+    pub(crate) fn peak_addresses(&self) -> u64 {
+        self.status_kib("VmPeak:").unwrap()
+    }
+
+    /// As [`Process::peak_memory`], where the process may have ended.
     pub(crate) fn try_peak_memory(&self) -> Option<u64> {
+        self.status_kib("VmHWM:")
+    }
+
+    fn status_kib(&self, field: &str) -> Option<u64> {
         // For a moment after the start it still looks like us, with our memory.
         let program = std::fs::read_link(format!("/proc/{}/exe", self.pid())).ok()?;
         if program == std::env::current_exe().ok()? {
             return None;
         }
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
-        let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+        let line = status.lines().find(|line| line.starts_with(field))?;
         line.split_whitespace().nth(1)?.parse().ok()
     }
 
