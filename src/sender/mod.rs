@@ -1,6 +1,7 @@
 //! Sends the tasks of a source: up to a thousand at a time unconfirmed, in order, and again after a lost
 //! connection. A task is sent when the broker has confirmed it, and not before.
 
+mod fingerprint;
 mod job;
 mod link;
 mod source;
@@ -15,10 +16,11 @@ use crate::broker::{Fault, Kind, Publisher, Settlement, Wake, confirm_patience};
 use crate::duration;
 use crate::error::{Error, Exit};
 
+pub use fingerprint::Fingerprint;
 pub use job::{Job, Report, Summary};
 use link::{Link, State};
 pub use source::{Input, Item, MAX_BODY_BYTES, Parcel, Source};
-pub use unsent::{Saved, UnsentFile, UnsentForm};
+pub use unsent::{InputFile, Saved, Unsaved, UnsentFile, UnsentForm};
 use window::{Entry, Window};
 
 /// After the first signal: how long to wait for what is on its way.
