@@ -185,7 +185,7 @@ impl Read for Socket {
                 return Ok(0);
             }
             match self.intake.put(&buf[..count]) {
-                Ok(true) => self.kill.note_arrival(),
+                Ok(true) => self.kill.note_arrival(count),
                 Ok(false) => {}
                 Err(violation) => {
                     let error = io::Error::new(io::ErrorKind::InvalidData, violation.to_string());

@@ -98,9 +98,7 @@ impl Sending<'_> {
         if let (Some((signal, _)), None) = (self.stopping, &self.summary.ended) {
             self.summary.ended = Some(interrupted(signal));
         }
-        if let Some(publisher) = self.link.take() {
-            publisher.close();
-        }
+        self.link.close(signals);
     }
 
     /// Waits for the next thing to happen, whatever the state of the link.
@@ -110,13 +108,19 @@ impl Sending<'_> {
         match &mut self.link.state {
             State::Up(_) => self.step_connected(input, signals, deadline),
             State::Opening(opened) => select! {
-                recv(opened) -> opened => {
-                    let lost = || Error::internal("the connecting thread is gone");
-                    match self.link.opened(opened.unwrap_or_else(|_| Err(lost()))) {
-                        Ok(()) => Step::Again,
-                        Err(error) => Step::GiveUp(error),
-                    }
-                }
+                recv(opened) -> opened => match self.link.opened(opened.unwrap_or_else(|_| Err(gone()))) {
+                    Ok(()) => Step::Again,
+                    Err(error) => Step::GiveUp(error),
+                },
+                recv(input.unwrap_or(&no_input)) -> parcel => Step::Input(parcel.ok()),
+                recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
+                recv(crossbeam_channel::at(deadline)) -> _ => Step::Again,
+            },
+            State::Preparing(prepared) => select! {
+                recv(prepared) -> prepared => match prepared.unwrap_or_else(|_| Err(gone())) {
+                    Ok(prepared) => self.prepared(prepared),
+                    Err(error) => Step::GiveUp(error),
+                },
                 recv(input.unwrap_or(&no_input)) -> parcel => Step::Input(parcel.ok()),
                 recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
                 recv(crossbeam_channel::at(deadline)) -> _ => Step::Again,
@@ -144,7 +148,7 @@ impl Sending<'_> {
         deadline: Instant,
     ) -> Step {
         if let Err(fault) = self.publish_queued() {
-            return if self.is_final(&fault) { Step::GiveUp(fault.into_error()) } else { self.lost(&fault) };
+            return self.lost(&fault);
         }
         let spent_at = self.link.spent_at();
         // What is still in flight may be confirmed, and would be there twice if it were published again.
@@ -184,10 +188,16 @@ impl Sending<'_> {
         }
     }
 
-    /// Before a publish a queue is missed only where the one for delayed tasks is made sure of. What taskq is not to
-    /// declare, it would miss again and again on each new channel.
-    fn is_final(&self, fault: &Fault) -> bool {
-        fault.kind == Kind::NotFound && !self.job.queue.declare
+    /// The broker has said whether the queue for delayed tasks is there. What taskq is not to declare, it would miss again
+    /// and again on each new channel.
+    fn prepared(&mut self, prepared: link::Prepared) -> Step {
+        match self.link.prepared(prepared) {
+            Ok(()) => Step::Again,
+            Err(fault) if fault.kind == Kind::NotFound && !self.job.queue.declare => {
+                Step::GiveUp(fault.into_error())
+            }
+            Err(fault) => self.lost(&fault),
+        }
     }
 
     /// When another connection has to be tried, if this one confirms nothing until then.
@@ -244,14 +254,19 @@ impl Sending<'_> {
     fn publish_queued(&mut self) -> std::result::Result<(), Fault> {
         let Some(publisher) = self.link.publisher_in_favour() else { return Ok(()) };
         let to = self.job.first_queue();
+        if let Some(delay) = &self.job.delay
+            && !publisher.is_prepared(delay)
+        {
+            if !publisher.is_busy() && self.window.next_queued().is_some() {
+                self.link.prepare(delay);
+            }
+            return Ok(());
+        }
         while !publisher.is_busy()
             && let Some((sequence, entry)) = self.window.next_queued()
         {
             let Ok(body) = &entry.item.body else { break };
             let properties = self.job.properties.clone().with_id(&entry.id);
-            if let Some(delay) = &self.job.delay {
-                publisher.prepare(delay)?;
-            }
             let tag = publisher.publish(&to.name, body, &properties)?;
             self.window.in_flight(sequence, tag);
         }
@@ -370,6 +385,10 @@ enum Step {
 #[must_use]
 pub fn interrupted(signal: i32) -> Error {
     Error::new(Exit::Signal(signal), format!("stopped by {}", crate::shutdown::name(signal)))
+}
+
+fn gone() -> Error {
+    Error::internal("the thread that asks the broker is gone")
 }
 
 fn too_large(length: u64, limit: u64, whose: &str) -> Error {

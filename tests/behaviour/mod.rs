@@ -18,6 +18,7 @@ mod bad_input;
 mod broker_version;
 mod bulk;
 mod bulk_outage;
+mod chatter;
 mod pace;
 mod properties;
 mod redeclare;
