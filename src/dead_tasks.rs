@@ -20,6 +20,8 @@ const WINDOW: u16 = 100;
 /// takes a moment. Whoever comes next finds all of it then.
 const BACK_WITHIN: Duration = Duration::from_secs(3);
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
+/// Dead tasks that are taken together when they are deleted one by one: only they are in memory, without their bodies.
+const PURGED_AT_ONCE: u32 = 1000;
 /// How long a copy may take to be confirmed.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// To look at a task counts as a delivery of it, and a quorum queue may drop a task after so many: RabbitMQ 4 after 20.
@@ -295,6 +297,32 @@ impl<'c> Refresher<'_, 'c> {
     }
 }
 
+/// Deletes the oldest dead tasks, so many of them, one by one, and returns how many there were. Any that die meanwhile
+/// stay.
+///
+/// # Errors
+/// The broker's; what was not deleted is still there.
+pub fn purge_oldest(options: &SessionOptions, queue: &QueueSpec, count: u32) -> Result<u32> {
+    let Some(mut place) = Place::open(options, queue)? else { return Ok(0) };
+    let mut deleted = 0;
+    while deleted < count {
+        let part = (count - deleted).min(PURGED_AT_ONCE);
+        let purged = place.purge_part(part).map_err(|error| {
+            error.context(&format!(
+                "{deleted} deleted, perhaps some more; the others are still in {}",
+                place.dead.name
+            ))
+        })?;
+        deleted += purged;
+        // Others have taken the rest.
+        if purged < part {
+            break;
+        }
+    }
+    place.session.close();
+    Ok(deleted)
+}
+
 /// Deletes all dead tasks and returns how many.
 ///
 /// # Errors
@@ -359,6 +387,23 @@ impl Place {
             },
             Err(fault) => Err(fault.into_error()),
         }
+    }
+
+    /// Nothing is acknowledged before all have come: each answer would have the broker hand out one more.
+    fn purge_part(&mut self, count: u32) -> Result<u32> {
+        let channels = Channels::open(&mut self.session, count, Manner::Held)?;
+        let mut walk = Walk::new(&channels, &mut self.session, &self.dead.name, count, Manner::Held);
+        let mut taken = Vec::new();
+        while let Some(mut delivery) = walk.next()? {
+            drop(delivery.take_body());
+            taken.push(delivery);
+        }
+        walk.stop()?;
+        drop(walk);
+        let deleted = u32::try_from(taken.len()).unwrap_or(u32::MAX);
+        taken.into_iter().try_for_each(Delivery::ack).map_err(Fault::into_error)?;
+        channels.close()?;
+        Ok(deleted)
     }
 
     /// Waits until so many are ready again. Not for ever: others may have taken some.

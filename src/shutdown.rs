@@ -1,9 +1,10 @@
 //! Signals become messages on a channel. What they mean is up to the command that listens.
 
+use std::sync::Arc;
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::error::{Error, Result};
@@ -38,6 +39,17 @@ pub fn listen() -> Result<Receiver<i32>> {
         })
         .map_err(|error| failed(&error))?;
     Ok(receiver)
+}
+
+/// Makes a write beyond the limit on the size of files (`ulimit -f`) fail, which is told. The signal that comes with it
+/// would end the process without a word. Commands that are run have it as it is by default.
+///
+/// # Errors
+/// Internal, when the system refuses.
+pub fn survive_file_limits() -> Result<()> {
+    signal_hook::flag::register(SIGXFSZ, Arc::default())
+        .map(drop)
+        .map_err(|error| Error::internal(format!("cannot catch signals: {error}")))
 }
 
 fn report(sender: &Sender<i32>, signal: i32) {

@@ -18,7 +18,7 @@ use super::url::BrokerUrl;
 use super::watchdog::{self, KillSwitch};
 use crate::error::Result;
 
-/// How long any single question to the broker may stay unanswered while nothing else comes either. Far more than a busy
+/// How long any single question to the broker may stay unanswered while nothing else comes either, or next to nothing. Far more than a busy
 /// broker takes, less than a drain waits by default. Answers come in their turn: on a slow line behind a large body.
 const RPC_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a goodbye may take before the socket is cut: nothing depends on it.

@@ -207,7 +207,7 @@ impl Read for Socket {
                 self.sightings.with(|seen| seen.frame_max = self.intake.frame_max());
             }
             match looked {
-                Ok(true) => self.kill.note_arrival(),
+                Ok(true) => self.kill.note_arrival(count),
                 Ok(false) => {}
                 Err(violation) => {
                     let error = io::Error::new(io::ErrorKind::InvalidData, violation.to_string());

@@ -11,8 +11,11 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 
-/// An answer may wait behind bodies that come over a slow line, but not for ever: a peer could send one word at a time.
-const LONGEST_PATIENCE: Duration = Duration::from_hours(1);
+/// An answer may wait behind bodies that come over a slow line, and this is the slowest that is allowed for, in bytes a
+/// second. A peer that sends a word now and then, and no answer, gains next to nothing by it.
+const SLOWEST_LINE: u64 = 16 * 1024;
+/// However much comes: in that time the largest body that RabbitMQ takes by default comes over a line of 75 KB a second.
+const LONGEST_PATIENCE: Duration = Duration::from_mins(30);
 
 /// Cuts one connection's TCP stream, from any thread.
 #[derive(Debug, Clone)]
@@ -22,14 +25,14 @@ pub(super) struct KillSwitch(Arc<Target>);
 struct Target {
     stream: TcpStream,
     why: Mutex<Option<String>>,
-    /// Counts arrivals of something other than heartbeats.
-    arrivals: AtomicU64,
+    /// Counts the bytes that arrived, heartbeats aside.
+    arrived: AtomicU64,
 }
 
 impl KillSwitch {
     /// `stream` is a clone (`try_clone`) of the connection's own.
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self(Arc::new(Target { stream, why: Mutex::new(None), arrivals: AtomicU64::new(0) }))
+        Self(Arc::new(Target { stream, why: Mutex::new(None), arrived: AtomicU64::new(0) }))
     }
 
     /// Shuts the socket down; the first reason given is kept.
@@ -44,13 +47,13 @@ impl KillSwitch {
         lock(&self.0.why).clone()
     }
 
-    /// The peer has sent something other than heartbeats.
-    pub(super) fn note_arrival(&self) {
-        self.0.arrivals.fetch_add(1, Ordering::Relaxed);
+    /// The peer has sent so many bytes, and not only heartbeats.
+    pub(super) fn note_arrival(&self, bytes: usize) {
+        self.0.arrived.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    fn arrivals(&self) -> u64 {
-        self.0.arrivals.load(Ordering::Relaxed)
+    fn arrived(&self) -> u64 {
+        self.0.arrived.load(Ordering::Relaxed)
     }
 
     /// Fires when the returned guard still exists after `timeout`. `what` names the call for the reason:
@@ -62,8 +65,9 @@ impl KillSwitch {
     /// As [`KillSwitch::guard`], for an answer that comes in its turn: as long as anything else arrives, `timeout`
     /// begins anew.
     pub(super) fn patient_guard(&self, timeout: Duration, what: &'static str) -> Guard {
-        let until = Instant::now() + LONGEST_PATIENCE;
-        self.arm(timeout, what, Some(Patience { arrivals: self.arrivals(), until }))
+        let arrived = self.arrived();
+        let patience = Patience { began: Instant::now(), arrived_before: arrived, arrived };
+        self.arm(timeout, what, Some(patience))
     }
 
     fn arm(&self, timeout: Duration, what: &'static str, patience: Option<Patience>) -> Guard {
@@ -105,22 +109,31 @@ struct Armed {
 impl Armed {
     /// Whether it can wait on, because something has arrived since it was last due.
     fn waits_on(&mut self, now: Instant) -> bool {
-        let arrivals = self.kill.arrivals();
-        match &mut self.patience {
-            Some(patience) if patience.arrivals != arrivals && now < patience.until => {
-                patience.arrivals = arrivals;
-                self.due = now + self.timeout;
-                true
-            }
-            _ => false,
+        let arrived = self.kill.arrived();
+        let Some(patience) = &mut self.patience else { return false };
+        if patience.arrived == arrived {
+            return false;
         }
+        patience.arrived = arrived;
+        let waited = now.saturating_duration_since(patience.began);
+        let rest = more_time(self.timeout, waited, arrived - patience.arrived_before);
+        self.due = now + rest;
+        !rest.is_zero()
     }
 }
 
+/// How much longer to wait for an answer while other things come: so many bytes since the question was asked, and some of
+/// them within the last `timeout`.
+fn more_time(timeout: Duration, waited: Duration, bytes: u64) -> Duration {
+    let allowed = (timeout + Duration::from_millis(bytes * 1000 / SLOWEST_LINE)).min(LONGEST_PATIENCE);
+    allowed.saturating_sub(waited).min(timeout)
+}
+
 struct Patience {
-    /// The peer's arrivals when the current timeout began.
-    arrivals: u64,
-    until: Instant,
+    began: Instant,
+    /// What had arrived when it began, and when it was last due.
+    arrived_before: u64,
+    arrived: u64,
 }
 
 struct Watches {
@@ -219,12 +232,32 @@ mod tests {
         let began = Instant::now();
         let guard = kill.patient_guard(Duration::from_millis(300), "a question");
         for _ in 0..60 {
-            kill.note_arrival();
+            kill.note_arrival(64 * 1024);
             thread::sleep(Duration::from_millis(10));
         }
         assert_eq!(near.read(&mut [0]).unwrap(), 0);
         assert!(began.elapsed() >= Duration::from_millis(600));
         drop(guard);
+    }
+
+    #[test]
+    fn patience_is_for_slow_lines_and_has_an_end() {
+        let secs = Duration::from_secs;
+        let timeout = secs(15);
+        for (waited, bytes, more) in [
+            // 64 KiB a second, just the slowest, half of that, and chatter.
+            (secs(15), 15 * 64 * 1024, timeout),
+            (secs(150), 150 * SLOWEST_LINE, timeout),
+            (secs(15), 15 * SLOWEST_LINE / 2, Duration::from_millis(7500)),
+            (secs(30), 30 * SLOWEST_LINE / 2, Duration::ZERO),
+            (secs(15), 40, Duration::from_millis(2)),
+            (secs(16), 400, Duration::ZERO),
+            // A flood.
+            (LONGEST_PATIENCE - secs(5), 1 << 40, secs(5)),
+            (LONGEST_PATIENCE, 1 << 40, Duration::ZERO),
+        ] {
+            assert_eq!(more_time(timeout, waited, bytes), more, "{bytes} bytes in {waited:?}");
+        }
     }
 
     #[test]

@@ -69,9 +69,9 @@ enum Action {
         #[command(flatten)]
         place: Place,
     },
-    /// Delete all dead tasks
+    /// Delete all dead tasks that are there when it asks
     Purge {
-        /// Do not ask
+        /// Do not ask, and delete all at once
         #[arg(long)]
         yes: bool,
         #[command(flatten)]
@@ -150,7 +150,9 @@ fn requeue(ids: Vec<String>, all: bool, place: Place) -> Result<Exit> {
 
 fn purge(yes: bool, place: Place) -> Result<Exit> {
     let (options, queue) = place.open()?;
-    if !yes {
+    let deleted = if yes {
+        dead_tasks::purge_all(&options, &queue)?
+    } else {
         let count = dead_tasks::count(&options, &queue)?;
         if count == 0 {
             log::info!("no dead tasks in {}", queue.dead().name);
@@ -160,9 +162,9 @@ fn purge(yes: bool, place: Place) -> Result<Exit> {
             log::info!("nothing was deleted");
             return Ok(Exit::Success);
         }
-    }
-    let count = dead_tasks::purge_all(&options, &queue)?;
-    log::info!("{count} deleted from {}", queue.dead().name);
+        dead_tasks::purge_oldest(&options, &queue, count)?
+    };
+    log::info!("{deleted} deleted from {}", queue.dead().name);
     Ok(Exit::Success)
 }
 

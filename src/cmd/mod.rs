@@ -12,6 +12,7 @@ use crate::broker;
 use crate::duration;
 use crate::error::{Error, Exit, Result};
 use crate::output::{self, Verbosity};
+use crate::shutdown;
 
 /// A task queue for the shell on top of RabbitMQ.
 ///
@@ -53,11 +54,11 @@ pub fn run() -> Exit {
         (false, true) => Verbosity::Quiet,
         (false, false) => Verbosity::Normal,
     });
-    let result = match cli.command {
+    let result = shutdown::survive_file_limits().and_then(|()| match cli.command {
         Command::Send(args) => send::run(args),
         Command::Work(args) => work::run(args),
         Command::Dead(args) => dead::run(args),
-    };
+    });
     result.unwrap_or_else(|error| {
         log::error!("{error}");
         error.exit

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -16,7 +17,9 @@ use super::queue::{QueueArgs, check_name, delay};
 use crate::broker::{Day, MAX_HEADER_BYTES, Properties};
 use crate::error::{Error, Exit, Result};
 use crate::output;
-use crate::sender::{self, Job, MAX_BODY_BYTES, Saved, Source, Summary, UnsentFile, UnsentForm};
+use crate::sender::{
+    self, InputFile, Job, MAX_BODY_BYTES, Saved, Source, Summary, Unsaved, UnsentFile, UnsentForm,
+};
 use crate::shutdown;
 use teller::Teller;
 
@@ -72,7 +75,15 @@ pub(super) struct Args {
     connection: ConnectionArgs,
 }
 
+/// What `--file` calls it.
+const STDIN: &str = "-";
+
 pub(super) fn run(args: Args) -> Result<Exit> {
+    if args.unsent.as_deref() == Some(Path::new("-")) {
+        return Err(Error::usage(
+            "--unsent takes a file, not `-`: what is printed is not put in place whole",
+        ));
+    }
     let properties = properties(&args)?;
     let bulk = args.lines || args.null;
     let separator = if args.null { b'\0' } else { b'\n' };
@@ -103,19 +114,19 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         id: args.id,
         retry_for: args.retry_for,
     };
-    let source = if bulk {
-        Source::Records { input: open_input(args.file.as_deref())?, separator }
-    } else if let Some(path) = &args.file {
-        Source::Single(read_body(path)?)
-    } else {
-        Source::Single(join_words(args.body))
+    let file = if bulk || args.file.is_some() { Some(open_input(args.file.as_deref())?) } else { None };
+    let form =
+        UnsentForm { separator: bulk.then_some(separator), input: file.as_ref().and_then(InputFile::of) };
+    let source = match file {
+        Some(file) if bulk => Source::Records { input: Box::new(file), separator },
+        Some(file) => Source::Single(read_body(file, args.file.as_deref())?),
+        None => Source::Single(join_words(args.body)),
     };
     let unsent = match &args.unsent {
         None => None,
-        Some(path) => {
-            let form = UnsentForm { separator: bulk.then_some(separator), input: args.file.as_deref() };
-            Some(UnsentFile::create(path, &form).map_err(|error| cannot_save(path, &error))?)
-        }
+        Some(path) => Some(UnsentFile::create(path, &form).map_err(|error| {
+            Error::configuration(format!("cannot save what is not confirmed in {}: {error}", path.display()))
+        })?),
     };
 
     let signals = shutdown::listen()?;
@@ -123,14 +134,8 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     let mut teller = Teller::new(bulk, args.print_ids, unsent);
     let mut summary = sender::send(&job, &input.parcels, &signals, &mut teller);
     teller.take_rest(&input, &signals, &mut summary);
-    let unsent = match &args.unsent {
-        None => None,
-        Some(path) => {
-            let saved =
-                teller.finish_saving(input.is_at_its_end()).map_err(|error| cannot_save(path, &error))?;
-            Some((path.as_path(), saved))
-        }
-    };
+    let saved = teller.finish_saving(&input, &signals);
+    let unsent = args.unsent.as_deref().map(|path| (path, saved));
     let print_error = teller.print_error.take();
     let exit = conclude(summary, bulk, input.is_at_its_end(), unsent)?;
     match print_error {
@@ -145,29 +150,41 @@ fn conclude(
     summary: Summary,
     bulk: bool,
     all_was_read: bool,
-    unsent: Option<(&Path, Saved)>,
+    unsent: Option<(&Path, std::result::Result<Saved, Unsaved>)>,
 ) -> Result<Exit> {
     let Summary { confirmed, failed, ended, worst } = summary;
-    let Some(error) = ended.or(worst) else {
-        if bulk {
-            log::info!(" [x] Sent {confirmed} {}", tasks(confirmed));
-        }
-        return Ok(Exit::Success);
-    };
-    if !bulk {
-        return Err(error);
-    }
+    let why = ended.or(worst);
     let mut counts = format!("{confirmed} {} confirmed, {failed} not", tasks(confirmed));
-    if let Some((path, Saved::InPlace)) = unsent {
+    if let (Some((path, Ok(Saved::InPlace))), 1..) = (&unsent, failed) {
         let _ = write!(counts, " (saved in {})", path.display());
     }
-    if !all_was_read {
+    if why.is_some() && !all_was_read {
         counts.push_str(", and the input after them was not read");
     }
-    if let Some((path, Saved::InputLeft)) = unsent {
-        let _ = write!(counts, " ({} was left as it was, the confirmed ones included)", path.display());
+    match unsent {
+        Some((path, Err(unsaved))) => return Err(cannot_save(&counts, path, &unsaved, why)),
+        Some((path, Ok(Saved::InputLeft))) => {
+            let _ = write!(counts, " ({} was left as it was, the confirmed ones included)", path.display());
+        }
+        Some((_, Ok(Saved::InPlace))) | None => {}
     }
-    Err(error.context(&counts))
+    match why {
+        Some(error) if bulk => Err(error.context(&counts)),
+        Some(error) => Err(error),
+        None => {
+            if bulk {
+                log::info!(" [x] Sent {confirmed} {}", tasks(confirmed));
+            }
+            Ok(Exit::Success)
+        }
+    }
+}
+
+/// Whatever sending has ended with, this needs a person.
+fn cannot_save(counts: &str, path: &Path, unsaved: &Unsaved, why: Option<Error>) -> Error {
+    let exit = unsaved.signal.map_or(Exit::Internal, Exit::Signal);
+    let text = format!("{counts}; cannot save what was not confirmed in {}: {unsaved}", path.display());
+    Error::new(exit, why.map_or(text.clone(), |why| format!("{text} ({why})")))
 }
 
 fn tasks(count: u64) -> &'static str {
@@ -221,27 +238,26 @@ fn join_words(words: Vec<OsString>) -> Vec<u8> {
     words.into_iter().map(OsStringExt::into_vec).collect::<Vec<_>>().join(&b' ')
 }
 
-fn open_input(path: Option<&Path>) -> Result<Box<dyn Read + Send>> {
-    match path {
-        None => Ok(Box::new(std::io::stdin())),
-        Some(path) if path == Path::new("-") => Ok(Box::new(std::io::stdin())),
-        Some(path) => {
-            let file = File::open(path).map_err(|error| cannot_read(path, &error))?;
-            // Opening a directory succeeds, and reading it would fail only after the first connection.
-            if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
-                return Err(cannot_read(path, &std::io::ErrorKind::IsADirectory.into()));
-            }
-            Ok(Box::new(file))
-        }
+fn open_input(path: Option<&Path>) -> Result<File> {
+    let path = path.unwrap_or(Path::new(STDIN));
+    let opened = if path == Path::new(STDIN) {
+        // The same open file, so that what others have read of it counts.
+        std::io::stdin().as_fd().try_clone_to_owned().map(File::from)
+    } else {
+        File::open(path)
+    };
+    let file = opened.map_err(|error| cannot_read(path, &error))?;
+    // Opening a directory succeeds, and reading it would fail only after the first connection.
+    if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        return Err(cannot_read(path, &std::io::ErrorKind::IsADirectory.into()));
     }
+    Ok(file)
 }
 
-fn read_body(path: &Path) -> Result<Vec<u8>> {
+fn read_body(file: File, path: Option<&Path>) -> Result<Vec<u8>> {
+    let path = path.unwrap_or(Path::new(STDIN));
     let mut body = Vec::new();
-    open_input(Some(path))?
-        .take(MAX_BODY_BYTES as u64 + 1)
-        .read_to_end(&mut body)
-        .map_err(|error| cannot_read(path, &error))?;
+    file.take(MAX_BODY_BYTES as u64 + 1).read_to_end(&mut body).map_err(|error| cannot_read(path, &error))?;
     if body.len() > MAX_BODY_BYTES {
         return Err(Error::bad_data(format!(
             "{} is larger than the {MAX_BODY_BYTES} bytes a task may have",
@@ -253,10 +269,6 @@ fn read_body(path: &Path) -> Result<Vec<u8>> {
 
 fn cannot_read(path: &Path, error: &std::io::Error) -> Error {
     Error::bad_data(format!("cannot read {}: {error}", path.display()))
-}
-
-fn cannot_save(path: &Path, error: &std::io::Error) -> Error {
-    Error::configuration(format!("cannot save what was not confirmed in {}: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -75,6 +75,12 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<Exit> {
+    if args.command.is_empty() && ends_with_separator(std::env::args_os()) {
+        return Err(Error::usage(
+            "there is no COMMAND after `--`, perhaps because a variable is empty; without `--` the built-in handler \
+             runs, which only sleeps",
+        ));
+    }
     let queue = args.queue.into_spec()?;
     let policy =
         Policy { attempts: args.attempts, max_deliveries: args.max_deliveries, backoff: args.backoff };
@@ -116,6 +122,12 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     result
 }
 
+/// Whether the command line announces a COMMAND and ends there. To clap that is the same as no `--` at all, and a script
+/// whose variable is not set would have its tasks acknowledged without anything being done.
+fn ends_with_separator(arguments: impl Iterator<Item = OsString>) -> bool {
+    arguments.last().is_some_and(|last| last == "--")
+}
+
 fn command_spec(options: handler::Options) -> Result<Spec> {
     let output = Output::of_this_process()
         .map_err(|error| Error::internal(format!("cannot pass on the output of commands: {error}")))?;
@@ -129,4 +141,21 @@ fn check_derived_names(queue: &QueueSpec, policy: &Policy) -> Result<()> {
     let delays = policy.backoff.iter().map(|pause| queue.delay(*pause).name);
     let longest = delays.chain([queue.dead().name]).max_by_key(String::len).unwrap_or_default();
     check_name("the name of a queue for failed tasks, made from the queue's", &longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_separator_with_nothing_after_it_is_seen() {
+        for (arguments, ends) in [
+            (&["taskq", "work", "--"][..], true),
+            (&["taskq", "work"], false),
+            (&["taskq", "work", "--", "true"], false),
+            (&["taskq", "work", "--", ""], false),
+        ] {
+            assert_eq!(ends_with_separator(arguments.iter().map(OsString::from)), ends, "{arguments:?}");
+        }
+    }
 }

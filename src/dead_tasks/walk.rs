@@ -22,11 +22,13 @@ pub(super) enum Manner {
 }
 
 impl Manner {
-    fn prefetch(self) -> u16 {
-        match self {
+    /// No more than `left` tasks are wanted: each that is handed out counts.
+    fn prefetch(self, left: u32) -> u16 {
+        let most = match self {
             Self::Held => MOST,
             Self::Answered(at_a_time) => at_a_time,
-        }
+        };
+        u16::try_from(left).map_or(most, |left| left.min(most))
     }
 
     /// How many tasks one consumer brings.
@@ -108,8 +110,8 @@ impl<'c, 'p> Walk<'c, 'p> {
     /// The next channel's consumer takes over, where there is one.
     fn relieve(&mut self) -> Result<bool> {
         let Some(channel) = self.channels.next() else { return Ok(false) };
-        let consumer =
-            Consumer::start(channel, self.queue, self.manner.prefetch()).map_err(Fault::into_error)?;
+        let prefetch = self.manner.prefetch(self.left);
+        let consumer = Consumer::start(channel, self.queue, prefetch).map_err(Fault::into_error)?;
         self.window = Some(Window { consumer, room: self.manner.room(), open: true, used_up: false });
         Ok(true)
     }

@@ -3,11 +3,11 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, select};
 
 use super::Job;
 use crate::backoff::{Backoff, Reminder};
-use crate::broker::Publisher;
+use crate::broker::{Fault, Publisher, QueueSpec};
 use crate::duration;
 use crate::error::{Error, Exit, Result};
 
@@ -48,11 +48,16 @@ pub(super) struct Link {
     returns: Reminder,
 }
 
+/// A connection, and how it went to make sure of a queue on it.
+pub(super) type Prepared = (Box<Publisher>, std::result::Result<(), Fault>);
+
 /// How the connection is.
 pub(super) enum State {
     Up(Box<Publisher>),
     /// Being opened on a thread of its own, so that signals are heard meanwhile.
     Opening(Receiver<Result<Publisher>>),
+    /// On such a thread because the broker is asked for the queue for delayed tasks. It comes back as it is then.
+    Preparing(Receiver<Result<Prepared>>),
     Resting {
         until: Instant,
     },
@@ -115,7 +120,29 @@ impl Link {
         if self.reminder.is_due(REFUSED) {
             log::warn!("{REFUSED}; trying again for up to {}", duration::show(patience));
         }
-        self.state = State::Resting { until: Instant::now() + self.backoff.pause() };
+        let until = Instant::now() + self.backoff.pause();
+        self.rest_until(until);
+    }
+
+    /// Without a goodbye, which may take its time: this is the thread that hears signals.
+    fn rest_until(&mut self, until: Instant) {
+        if let Some(publisher) = self.take() {
+            publisher.cut();
+        }
+        self.state = State::Resting { until };
+    }
+
+    /// Says goodbye to the broker, which may not answer, and waits for that no longer than until a signal comes.
+    pub(super) fn close(&mut self, signals: &Receiver<i32>) {
+        let Some(publisher) = self.take() else { return };
+        let closed = on_a_thread(move || {
+            publisher.close();
+            Ok(())
+        });
+        select! {
+            recv(closed) -> _ => {}
+            recv(signals) -> _ => {}
+        }
     }
 
     /// Leaves no connection behind.
@@ -156,6 +183,25 @@ impl Link {
         }
     }
 
+    /// Makes sure of a queue beside the main one, on a thread of its own: it asks the broker, which may not answer.
+    pub(super) fn prepare(&mut self, queue: &QueueSpec) {
+        let Some(mut publisher) = self.take().map(Box::new) else { return };
+        let queue = queue.clone();
+        self.state = State::Preparing(on_a_thread(move || {
+            let prepared = publisher.prepare(&queue);
+            Ok((publisher, prepared))
+        }));
+    }
+
+    /// That thread has ended.
+    ///
+    /// # Errors
+    /// The queue is unfit, or the connection is lost.
+    pub(super) fn prepared(&mut self, (publisher, result): Prepared) -> std::result::Result<(), Fault> {
+        self.state = State::Up(publisher);
+        result
+    }
+
     pub(super) fn queue_is_certain(&self) -> bool {
         matches!(&self.state, State::Up(publisher) if publisher.queue_is_certain())
     }
@@ -166,22 +212,23 @@ impl Link {
             if publisher.is_busy() {
                 // What is being handed over would arrive after all, and once more on the other channel.
                 publisher.cut();
-                self.state = State::Resting { until: Instant::now() + self.backoff.pause() };
+                let until = Instant::now() + self.backoff.pause();
+                self.rest_until(until);
                 return;
             }
             let queue = job.queue.clone();
-            self.state = opening(move || publisher.recover(&queue));
+            self.state = State::Opening(on_a_thread(move || publisher.recover(&queue)));
         }
     }
 
     /// The connection is lost: another attempt comes after a pause.
     pub(super) fn rest(&mut self, why: &str) {
-        let pause = self.backoff.pause();
+        let until = Instant::now() + self.backoff.pause();
         self.was_lost = true;
         if self.reminder.is_due(why) {
             log::warn!("the connection for sending is down: {why}; trying again");
         }
-        self.state = State::Resting { until: Instant::now() + pause };
+        self.rest_until(until);
     }
 
     /// Why nothing was confirmed for as long as `waited` says.
@@ -204,6 +251,10 @@ impl Link {
                 "{} confirmed nothing within {waited}; safe to try again, or wait longer with --retry-for",
                 publisher.label()
             )),
+            State::Preparing(_) => Error::try_again(format!(
+                "the broker did not say within {waited} whether the queue for delayed tasks is there; safe to try again, \
+                 or wait longer with --retry-for"
+            )),
             State::Opening(_) | State::Resting { .. } if !self.connected_once => {
                 Error::unavailable(format!("the broker did not answer within {waited} (--retry-for)"))
             }
@@ -219,21 +270,21 @@ fn open(job: &Job) -> State {
     // A single task saves two round trips by not waiting for the queue's declaration. Many tasks do not notice them,
     // and must not be under way when a declaration is refused.
     let single = job.single;
-    opening(move || {
+    State::Opening(on_a_thread(move || {
         if single { Publisher::open(&session, &queue) } else { Publisher::open_carefully(&session, &queue) }
-    })
+    }))
 }
 
-/// Runs `open` on a thread of its own.
-fn opening(open: impl FnOnce() -> Result<Publisher> + Send + 'static) -> State {
+/// Runs `ask` on a thread of its own.
+fn on_a_thread<T: Send + 'static>(ask: impl FnOnce() -> Result<T> + Send + 'static) -> Receiver<Result<T>> {
     let (sender, receiver) = crossbeam_channel::bounded(1);
     let spawned = thread::Builder::new().name("connect".into()).spawn({
-        let sender: Sender<Result<Publisher>> = sender.clone();
+        let sender = sender.clone();
         // Nobody listens any more when the sending has ended meanwhile.
-        move || drop(sender.send(open()))
+        move || drop(sender.send(ask()))
     });
     if let Err(error) = spawned {
         let _ = sender.send(Err(Error::internal(format!("cannot start a thread: {error}"))));
     }
-    State::Opening(receiver)
+    receiver
 }

@@ -1,6 +1,7 @@
 //! Sends the tasks of a source: up to a thousand at a time unconfirmed, in order, and again after a lost
 //! connection. A task is sent when the broker has confirmed it, and not before.
 
+mod fingerprint;
 mod job;
 mod link;
 mod source;
@@ -15,10 +16,11 @@ use crate::broker::{Fault, Kind, Publisher, Settlement, Wake, confirm_patience};
 use crate::duration;
 use crate::error::{Error, Exit};
 
+pub use fingerprint::Fingerprint;
 pub use job::{Job, Report, Summary};
 use link::{Link, State};
 pub use source::{Input, Item, MAX_BODY_BYTES, Parcel, Source};
-pub use unsent::{Saved, UnsentFile, UnsentForm};
+pub use unsent::{InputFile, Saved, Unsaved, UnsentFile, UnsentForm};
 use window::{Entry, Window};
 
 /// After the first signal: how long to wait for what is on its way.
@@ -96,9 +98,7 @@ impl Sending<'_> {
         if let (Some((signal, _)), None) = (self.stopping, &self.summary.ended) {
             self.summary.ended = Some(interrupted(signal));
         }
-        if let Some(publisher) = self.link.take() {
-            publisher.close();
-        }
+        self.link.close(signals);
     }
 
     /// Waits for the next thing to happen, whatever the state of the link.
@@ -108,13 +108,19 @@ impl Sending<'_> {
         match &mut self.link.state {
             State::Up(_) => self.step_connected(input, signals, deadline),
             State::Opening(opened) => select! {
-                recv(opened) -> opened => {
-                    let lost = || Error::internal("the connecting thread is gone");
-                    match self.link.opened(opened.unwrap_or_else(|_| Err(lost()))) {
-                        Ok(()) => Step::Again,
-                        Err(error) => Step::GiveUp(error),
-                    }
-                }
+                recv(opened) -> opened => match self.link.opened(opened.unwrap_or_else(|_| Err(gone()))) {
+                    Ok(()) => Step::Again,
+                    Err(error) => Step::GiveUp(error),
+                },
+                recv(input.unwrap_or(&no_input)) -> parcel => Step::Input(parcel.ok()),
+                recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
+                recv(crossbeam_channel::at(deadline)) -> _ => Step::Again,
+            },
+            State::Preparing(prepared) => select! {
+                recv(prepared) -> prepared => match prepared.unwrap_or_else(|_| Err(gone())) {
+                    Ok(prepared) => self.prepared(prepared),
+                    Err(error) => Step::GiveUp(error),
+                },
                 recv(input.unwrap_or(&no_input)) -> parcel => Step::Input(parcel.ok()),
                 recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
                 recv(crossbeam_channel::at(deadline)) -> _ => Step::Again,
@@ -182,6 +188,14 @@ impl Sending<'_> {
         }
     }
 
+    /// The broker has said whether the queue for delayed tasks is there.
+    fn prepared(&mut self, prepared: link::Prepared) -> Step {
+        match self.link.prepared(prepared) {
+            Ok(()) => Step::Again,
+            Err(fault) => self.lost(&fault),
+        }
+    }
+
     /// For messages.
     fn first_queue(&self) -> String {
         self.job.first_queue(SystemTime::now()).name
@@ -241,14 +255,17 @@ impl Sending<'_> {
     fn publish_queued(&mut self) -> std::result::Result<(), Fault> {
         let Some(publisher) = self.link.publisher_in_favour() else { return Ok(()) };
         let to = self.job.first_queue(SystemTime::now());
+        if self.job.delay.is_some() && !publisher.is_prepared(&to) {
+            if !publisher.is_busy() && self.window.next_queued().is_some() {
+                self.link.prepare(&to);
+            }
+            return Ok(());
+        }
         while !publisher.is_busy()
             && let Some((sequence, entry)) = self.window.next_queued()
         {
             let Ok(body) = &entry.item.body else { break };
             let properties = self.job.properties.clone().with_id(&entry.id);
-            if self.job.delay.is_some() {
-                publisher.prepare(&to)?;
-            }
             let tag = publisher.publish(&to.name, body, &properties)?;
             self.window.in_flight(sequence, tag);
         }
@@ -371,6 +388,10 @@ enum Step {
 #[must_use]
 pub fn interrupted(signal: i32) -> Error {
     Error::new(Exit::Signal(signal), format!("stopped by {}", crate::shutdown::name(signal)))
+}
+
+fn gone() -> Error {
+    Error::internal("the thread that asks the broker is gone")
 }
 
 fn too_large(length: u64, limit: u64, whose: &str) -> Error {

@@ -2,15 +2,17 @@
 //! own so that a slow producer's line goes out as soon as it is complete.
 
 use std::io::{self, BufRead, BufReader, Read};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+use super::Fingerprint;
 use crate::broker::Body;
 use crate::error::{Error, Result};
+use crate::lock::lock;
 
 /// The largest body taskq sends, in bytes: RabbitMQ's own default limit up to 3.13 (4.x allows 16 MiB unless told
 /// otherwise). What is larger belongs in a file or an object store, and its name in the task.
@@ -57,6 +59,7 @@ impl Source {
         let tap = Arc::<Tap>::default();
         match self {
             Self::Single(body) => {
+                lock(&tap.read).add(&body);
                 let body =
                     if body.len() > MAX_BODY_BYTES { Err(body.len() as u64) } else { Ok(Body::new(body)) };
                 // Has room for one.
@@ -103,6 +106,12 @@ impl Input {
     pub fn is_at_its_end(&self) -> bool {
         self.tap.ended.load(Ordering::SeqCst)
     }
+
+    /// All that was read, where that is all there was.
+    #[must_use]
+    pub fn all_of_it(&self) -> Option<Fingerprint> {
+        self.is_at_its_end().then(|| *lock(&self.tap.read))
+    }
 }
 
 /// What the thread that reads and the one that sends know of each other.
@@ -114,6 +123,8 @@ struct Tap {
     waits: AtomicBool,
     /// The end of the input was read.
     ended: AtomicBool,
+    /// What came before it.
+    read: Mutex<Fingerprint>,
 }
 
 /// Reads while it may.
@@ -140,6 +151,9 @@ impl Read for Tapped {
         self.tap.waits.store(true, Ordering::SeqCst);
         let read = self.input.read(buffer);
         self.tap.waits.store(false, Ordering::SeqCst);
+        if let Ok(length) = &read {
+            lock(&self.tap.read).add(&buffer[..*length]);
+        }
         read
     }
 }
@@ -266,7 +280,7 @@ mod tests {
         drop(writer);
         assert_eq!(parcels.recv().unwrap().unwrap().len(), 1);
         assert!(parcels.recv().is_err());
-        assert!(input.is_at_its_end());
+        assert_eq!(input.all_of_it().unwrap().bytes(), 3 * 12);
     }
 
     #[test]
@@ -282,6 +296,6 @@ mod tests {
         let numbers: Vec<u64> = rest.iter().map(|item| item.number).collect();
         assert_eq!(numbers, (first + 1..=first + rest.len() as u64).collect::<Vec<_>>());
         assert!(rest.iter().all(|item| item.body == Ok(Body::new(b"line".to_vec()))));
-        assert!(!input.is_at_its_end());
+        assert!(!input.is_at_its_end() && input.all_of_it().is_none());
     }
 }

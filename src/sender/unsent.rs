@@ -1,32 +1,71 @@
 //! The file of `--unsent`: what was not confirmed, in the form in which it came in.
 
+mod directory;
+mod merge;
+mod place;
+
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
-use nix::unistd::{Uid, geteuid};
+use crossbeam_channel::Receiver;
+use nix::unistd::geteuid;
+
+use self::directory::{Locked, Refusal};
+use self::merge::Kept;
+use self::place::{directory_of, open_there, resolve};
+use super::Fingerprint;
+
+/// Tasks that are written at once.
+const BUFFER: usize = 64 * 1024;
 
 /// How tasks are written, and where they came from.
-pub struct UnsentForm<'a> {
+pub struct UnsentForm {
     /// What follows each task; nothing where the input was a single body.
     pub separator: Option<u8>,
     /// The file that the tasks are read from, if it is one.
-    pub input: Option<&'a Path>,
+    pub input: Option<InputFile>,
+}
+
+/// A regular file that is read, and from where on.
+#[derive(Debug, Clone, Copy)]
+pub struct InputFile {
+    device: u64,
+    inode: u64,
+    start: u64,
+}
+
+impl InputFile {
+    /// `None` for what is no regular file: a pipe, a terminal.
+    #[must_use]
+    pub fn of(file: &File) -> Option<Self> {
+        let there = file.metadata().ok().filter(fs::Metadata::is_file)?;
+        let mut file = file;
+        Some(Self { device: there.dev(), inode: there.ino(), start: file.stream_position().ok()? })
+    }
+
+    fn is(&self, other: &File) -> bool {
+        other.metadata().is_ok_and(|other| other.dev() == self.device && other.ino() == self.inode)
+    }
 }
 
 /// Written beside its destination under another name, readable for the owner only, and put in place at the end.
 ///
-/// What an earlier run has left there is kept, and comes first: it is not sent yet. Only where the tasks are read from
-/// this very file is it replaced by what remains of them.
+/// What is there then, of an earlier run or of one at the same time, is kept: it is not sent yet. Only where the tasks
+/// are read from this very file is that part replaced by what remains of it.
 pub struct UnsentFile {
     path: PathBuf,
     temporary: PathBuf,
-    writer: BufWriter<File>,
+    file: File,
+    /// Bytes in the temporary file: whole tasks.
+    length: u64,
+    /// Whole tasks that follow.
+    buffer: Vec<u8>,
     separator: Option<u8>,
-    /// Put in place also if nothing is added.
-    replaces_input: bool,
+    /// The input, where it is this file.
+    input: Option<InputFile>,
     added: bool,
 }
 
@@ -39,50 +78,52 @@ pub enum Saved {
     InputLeft,
 }
 
+/// Why what was added is not in the file, and where it is.
+#[derive(Debug)]
+pub struct Unsaved {
+    /// The signal that ended it, if one did.
+    pub signal: Option<i32>,
+    why: String,
+    kept: Option<PathBuf>,
+    complete: bool,
+}
+
+impl fmt::Display for Unsaved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.why)?;
+        match &self.kept {
+            Some(path) if self.complete => write!(f, "; they are kept in {}", path.display()),
+            Some(path) => write!(f, "; what could be written of them is in {}", path.display()),
+            None => Ok(()),
+        }
+    }
+}
+
 impl UnsentFile {
     /// Creates the file under its temporary name.
     ///
     /// # Errors
-    /// Whatever the system says; and if a single body would have to be put after what is there.
-    pub fn create(path: &Path, form: &UnsentForm<'_>) -> io::Result<Self> {
-        let path = &place(path, geteuid())?;
-        let name = path.file_name().ok_or_else(|| io::Error::other("it is no file name"))?;
-        if path.is_dir() {
-            return Err(io::ErrorKind::IsADirectory.into());
+    /// Whatever would only show when everything is sent: that it cannot be written or replaced, or holds something
+    /// already that a single body cannot be put after.
+    pub fn create(path: &Path, form: &UnsentForm) -> io::Result<Self> {
+        let path = resolve(path, geteuid())?;
+        let there = open_there(&path, geteuid())?;
+        let input = form.input.filter(|input| there.as_ref().is_some_and(|there| input.is(there)));
+        if input.is_none() && form.separator.is_none() && there.is_some_and(|there| !is_empty(&there)) {
+            return Err(holds_something());
         }
-        let replaces_input = form.input.is_some_and(|input| is_same_file(input, path));
-        let earlier = read_earlier(path, geteuid())?;
-        let earlier = if replaces_input { Vec::new() } else { earlier };
-        if !earlier.is_empty() && form.separator.is_none() {
-            return Err(io::Error::other(
-                "it holds something already, perhaps an earlier task that was not sent",
-            ));
-        }
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{:x}", crate::backoff::random()));
-        let temporary = path.with_file_name(hidden);
-        // create_new: neither follows a symbolic link nor takes over a file that somebody put there.
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        let mut this = Self {
-            path: path.to_owned(),
+        directory::check(directory_of(&path))?;
+        let (temporary, file) = create_beside(&path)?;
+        Ok(Self {
+            path,
             temporary,
-            writer: BufWriter::new(file),
+            file,
+            length: 0,
+            buffer: Vec::new(),
             separator: form.separator,
-            replaces_input,
+            input,
             added: false,
-        };
-        this.keep(earlier)?;
-        Ok(this)
-    }
-
-    fn keep(&mut self, mut earlier: Vec<u8>) -> io::Result<()> {
-        if let (Some(separator), Some(last)) = (self.separator, earlier.last())
-            && *last != separator
-        {
-            earlier.push(separator);
-        }
-        self.writer.write_all(&earlier)
+        })
     }
 
     /// Where it is put.
@@ -94,208 +135,153 @@ impl UnsentFile {
     /// Adds one task.
     ///
     /// # Errors
-    /// Whatever the system says; the task is not saved then.
+    /// Whatever the system says; the task is not saved then, and perhaps some before it.
     pub fn add(&mut self, body: &[u8]) -> io::Result<()> {
         self.added = true;
-        self.writer.write_all(body)?;
-        match self.separator {
-            Some(separator) => self.writer.write_all(&[separator]),
-            None => Ok(()),
+        self.buffer.extend_from_slice(body);
+        self.buffer.extend(self.separator);
+        if self.buffer.len() >= BUFFER { self.write_buffer() } else { Ok(()) }
+    }
+
+    /// A part of a task must not pass for a task: where not all can be written, the file ends with a whole one.
+    fn write_buffer(&mut self) -> io::Result<()> {
+        let mut written = 0;
+        while written < self.buffer.len() {
+            match self.file.write(&self.buffer[written..]) {
+                Ok(0) => return self.cut(written, io::ErrorKind::WriteZero.into()),
+                Ok(more) => written += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return self.cut(written, error),
+            }
         }
+        self.length += written as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn cut(&mut self, written: usize, error: io::Error) -> io::Result<()> {
+        self.length += whole_tasks(&self.buffer[..written], self.separator) as u64;
+        self.buffer.clear();
+        self.file.set_len(self.length)?;
+        Err(error)
     }
 
     /// Whether it is to take the place of the input, which has to be read to its end before that.
     #[must_use]
     pub fn replaces_input(&self) -> bool {
-        self.replaces_input
+        self.input.is_some()
     }
 
-    /// Puts the file in place, unless there is nothing new to say. An input is replaced only where `all_is_here` that
-    /// remains of it, and otherwise left as it was.
+    /// Brings the file up to date, unless there is nothing new to say. An input is replaced only where all that remains
+    /// of it is here, and `read` says what that was; otherwise it is left as it was. A signal ends it.
     ///
     /// # Errors
-    /// Whatever the system says.
-    pub fn finish(mut self, all_is_here: bool) -> io::Result<Saved> {
-        if self.replaces_input && !all_is_here {
-            return Ok(Saved::InputLeft);
+    /// What went wrong, and where the tasks are.
+    pub fn finish(mut self, read: Option<Fingerprint>, signals: &Receiver<i32>) -> Result<Saved, Unsaved> {
+        let replaces = self.input.is_some() && read.is_some();
+        if !self.added && !replaces {
+            return Ok(if self.input.is_some() { Saved::InputLeft } else { Saved::InPlace });
         }
-        if self.added || self.replaces_input {
-            self.writer.flush()?;
-            self.writer.get_ref().sync_all()?;
-            fs::rename(&self.temporary, &self.path)?;
+        if let Err(error) = self.write_buffer().and_then(|()| self.file.sync_all()) {
+            return Err(self.give_up(&error));
         }
+        match self.put_in_place(read, signals) {
+            Ok(saved) => {
+                // Everything is in the file, or was in the input before.
+                self.length = 0;
+                Ok(saved)
+            }
+            Err(Refusal::Error(error)) => Err(self.unsaved(None, error.to_string(), true)),
+            Err(Refusal::Signal(signal)) => {
+                let why = format!("{} came before that was done", crate::shutdown::name(signal));
+                Err(self.unsaved(Some(signal), why, true))
+            }
+        }
+    }
+
+    /// After [`UnsentFile::add`] has failed.
+    #[must_use]
+    pub fn give_up(self, error: &io::Error) -> Unsaved {
+        self.unsaved(None, error.to_string(), false)
+    }
+
+    fn unsaved(self, signal: Option<i32>, why: String, complete: bool) -> Unsaved {
+        // The file stays where it holds anything.
+        Unsaved { signal, why, kept: (self.length > 0).then(|| self.temporary.clone()), complete }
+    }
+
+    fn put_in_place(&self, read: Option<Fingerprint>, signals: &Receiver<i32>) -> Result<Saved, Refusal> {
+        let directory = Locked::take(directory_of(&self.path), signals)?;
+        if let Some(there) = open_there(&self.path, geteuid())? {
+            let kept = match (&self.input, &read) {
+                (Some(input), None) if input.is(&there) => return Ok(Saved::InputLeft),
+                (Some(input), Some(read)) => {
+                    Kept::beside(&there, input.start, read, self.separator, signals)?
+                }
+                (Some(_), None) | (None, _) => Kept::all(&there)?,
+            };
+            if !kept.is_nothing() {
+                self.replace_by_merged((&there, kept), signals)?;
+                directory.sync();
+                return Ok(Saved::InPlace);
+            }
+        }
+        fs::rename(&self.temporary, &self.path)?;
+        directory.sync();
         Ok(Saved::InPlace)
+    }
+
+    fn replace_by_merged(&self, there: (&File, Kept), signals: &Receiver<i32>) -> Result<(), Refusal> {
+        if self.separator.is_none() && self.added {
+            return Err(holds_something().into());
+        }
+        let (path, merged) = create_beside(&self.path)?;
+        let added = (&self.file, self.length);
+        let written = merge::write(&merged, there, added, self.separator, signals)
+            .and_then(|()| Ok(merged.sync_all()?))
+            .and_then(|()| Ok(fs::rename(&path, &self.path)?));
+        if written.is_err() {
+            let _ = fs::remove_file(path);
+        }
+        written
     }
 }
 
 impl Drop for UnsentFile {
     fn drop(&mut self) {
-        // Gone already where it was put in place.
-        let _ = fs::remove_file(&self.temporary);
-    }
-}
-
-/// Where the file is to be: where a symbolic link leads, if it can be trusted. Anybody may put one into a directory that
-/// all write to.
-fn place(path: &Path, me: Uid) -> io::Result<PathBuf> {
-    match fs::symlink_metadata(path) {
-        Ok(there) if there.is_symlink() => {
-            if there.uid() == me.as_raw() || there.uid() == 0 {
-                fs::canonicalize(path)
-            } else {
-                Err(io::Error::other("it is a symbolic link of another user's"))
-            }
+        // Gone already where it was put in place. Tasks in it that are nowhere else are not to go.
+        if self.length == 0 {
+            let _ = fs::remove_file(&self.temporary);
         }
-        _ => Ok(path.to_owned()),
     }
 }
 
-/// Also finds out what would only show when everything is sent: that it cannot be replaced.
-fn read_earlier(path: &Path, me: Uid) -> io::Result<Vec<u8>> {
-    // Opening a pipe would wait for ever; and it was a link, if at all, a moment ago.
-    let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
-    let mut file = match OpenOptions::new().read(true).custom_flags(flags.bits()).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        file => file?,
-    };
-    let there = file.metadata()?;
-    // Reading a device would wait for ever, and it could not be replaced.
-    if !there.is_file() {
-        return Err(io::Error::other("it is no regular file"));
-    }
-    if there.uid() != me.as_raw() && is_shared(path)? {
-        return Err(io::Error::other("it belongs to another user, in a directory that others may write to"));
-    }
-    let mut earlier = Vec::new();
-    file.read_to_end(&mut earlier)?;
-    Ok(earlier)
+/// A hidden file in the same directory. It neither follows a symbolic link nor takes over a file that somebody put there.
+fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("it is no file name"))?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{:x}", crate::backoff::random()));
+    let path = path.with_file_name(hidden);
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    Ok((path, file))
 }
 
-/// Everybody may write to the file's directory, or what is in it is its owners' to replace (the sticky bit, as in /tmp).
-fn is_shared(path: &Path) -> io::Result<bool> {
-    const STICKY_OR_OPEN: u32 = 0o1002;
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok(fs::metadata(directory)?.mode() & STICKY_OR_OPEN != 0)
+fn is_empty(file: &File) -> bool {
+    file.metadata().is_ok_and(|file| file.len() == 0)
 }
 
-fn is_same_file(one: &Path, other: &Path) -> bool {
-    matches!((fs::canonicalize(one), fs::canonicalize(other)), (Ok(one), Ok(other)) if one == other)
+fn holds_something() -> io::Error {
+    io::Error::other("it holds something already, perhaps an earlier task that was not sent")
+}
+
+/// How many of the bytes are whole tasks. A single body is whole or not there.
+fn whole_tasks(bytes: &[u8], separator: Option<u8>) -> usize {
+    separator
+        .and_then(|separator| bytes.iter().rposition(|byte| *byte == separator))
+        .map_or(0, |last| last + 1)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn folder(name: &str) -> PathBuf {
-        let folder = std::env::temp_dir().join(format!("taskq-unsent-{name}-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        folder
-    }
-
-    const LINES: UnsentForm<'_> = UnsentForm { separator: Some(b'\n'), input: None };
-
-    #[test]
-    fn what_an_earlier_run_left_is_kept() {
-        let folder = folder("kept");
-        let path = folder.join("unsent");
-        for round in ["one", "two"] {
-            let mut file = UnsentFile::create(&path, &LINES).unwrap();
-            file.add(round.as_bytes()).unwrap();
-            file.finish(true).unwrap();
-        }
-        UnsentFile::create(&path, &LINES).unwrap().finish(true).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"one\ntwo\n");
-        let single = UnsentForm { separator: None, input: None };
-        assert!(UnsentFile::create(&path, &single).is_err(), "a body would be put after others");
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "a temporary file was left");
-        fs::remove_dir_all(folder).unwrap();
-    }
-
-    #[test]
-    fn an_input_is_replaced_by_what_remains_of_it() {
-        let folder = folder("input");
-        let path = folder.join("tasks");
-        fs::write(&path, "one\ntwo\n").unwrap();
-        let form = UnsentForm { input: Some(&path), ..LINES };
-        let mut file = UnsentFile::create(&path, &form).unwrap();
-        file.add(b"two").unwrap();
-        file.finish(true).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"two\n");
-        let nothing = UnsentFile::create(&path, &form).unwrap();
-        assert_eq!(nothing.finish(false).unwrap(), Saved::InputLeft);
-        assert_eq!(fs::read(&path).unwrap(), b"two\n", "it was replaced by less than what remains");
-        UnsentFile::create(&path, &form).unwrap().finish(true).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"");
-        fs::remove_dir_all(folder).unwrap();
-    }
-
-    /// Somebody else.
-    fn stranger() -> Uid {
-        Uid::from_raw(geteuid().as_raw() + 1)
-    }
-
-    #[test]
-    fn links_lead_only_where_their_owner_may_send_us() {
-        let folder = folder("links");
-        let (target, link) = (folder.join("target"), folder.join("link"));
-        std::os::unix::fs::symlink("target", &link).unwrap();
-        assert!(place(&link, geteuid()).is_err(), "it leads nowhere");
-        fs::write(&target, "one\n").unwrap();
-        let mut file = UnsentFile::create(&link, &LINES).unwrap();
-        file.add(b"two").unwrap();
-        file.finish(true).unwrap();
-        assert_eq!(fs::read(&target).unwrap(), b"one\ntwo\n");
-        assert!(fs::symlink_metadata(&link).unwrap().is_symlink(), "the link was replaced");
-        let trusted = geteuid().is_root();
-        assert_eq!(place(&link, stranger()).is_ok(), trusted, "only the superuser's links are everybody's");
-        assert!(read_earlier(&link, geteuid()).is_err(), "a link that appeared meanwhile");
-        fs::remove_dir_all(folder).unwrap();
-    }
-
-    #[test]
-    fn files_of_others_in_shared_directories_are_refused() {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = folder("shared");
-        let path = folder.join("unsent");
-        fs::write(&path, "planted\n").unwrap();
-        for (mode, refused) in [(0o755, false), (0o775, false), (0o777, true), (0o1777, true), (0o1775, true)]
-        {
-            fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
-            assert_eq!(read_earlier(&path, stranger()).is_err(), refused, "{mode:o}");
-            assert_eq!(read_earlier(&path, geteuid()).unwrap(), b"planted\n", "{mode:o}");
-        }
-        fs::remove_dir_all(folder).unwrap();
-    }
-
-    #[test]
-    fn the_file_is_for_its_owner_only() {
-        let folder = folder("mode");
-        let path = folder.join("unsent");
-        fs::write(&path, "open to all\n").unwrap();
-        let mut file = UnsentFile::create(&path, &LINES).unwrap();
-        let hidden = fs::read_dir(&folder).unwrap().map(Result::unwrap).find(|entry| entry.path() != path);
-        assert_eq!(hidden.unwrap().metadata().unwrap().mode() & 0o777, 0o600);
-        file.add(b"secret").unwrap();
-        file.finish(true).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        fs::remove_dir_all(folder).unwrap();
-    }
-
-    #[test]
-    fn what_is_no_file_is_refused_and_not_waited_for() {
-        let folder = folder("pipe");
-        let pipe = folder.join("pipe");
-        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(UnsentFile::create(&pipe, &LINES).is_err());
-        assert!(UnsentFile::create(Path::new("/dev/null"), &LINES).is_err());
-        fs::remove_dir_all(folder).unwrap();
-    }
-
-    #[test]
-    fn nothing_is_left_where_nothing_was_added() {
-        let folder = folder("nothing");
-        UnsentFile::create(&folder.join("unsent"), &LINES).unwrap().finish(true).unwrap();
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
-        fs::remove_dir_all(folder).unwrap();
-    }
-}
+#[allow(clippy::unwrap_used)]
+mod tests;

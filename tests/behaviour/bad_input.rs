@@ -70,6 +70,17 @@ fn flags_that_contradict_each_other_are_usage_errors() {
     assert!(sandbox.broker().counts(&sandbox.queue).is_none(), "something was sent");
 }
 
+/// As `-- $HANDLER` is where HANDLER is not set.
+#[test]
+fn a_separator_without_a_command_does_nothing_to_the_queue() {
+    let sandbox = Sandbox::new();
+    sandbox.taskq(["send", "hello"]).run().exits(0);
+    for options in [&["work", "--until-empty", "--"][..], &["work", "-v", "--max-tasks", "1", "--"]] {
+        usage_error(sandbox.taskq(options).run(), "COMMAND");
+    }
+    assert_eq!(sandbox.broker().bodies(&sandbox.queue), ["hello"]);
+}
+
 #[test]
 fn names_over_255_bytes_are_bad_data() {
     let sandbox = Sandbox::new();

@@ -183,6 +183,31 @@ fn purge_asks_and_does_nothing_where_nobody_can_answer() {
 }
 
 #[test]
+fn purge_deletes_what_was_shown_and_not_what_came_after_the_question() {
+    for kind in ["classic", "quorum"] {
+        let sandbox = Sandbox::new();
+        let dead = sandbox.dead_queue();
+        let send = ["send", "--lines", "--queue-type", kind, "--queue", &dead];
+        sandbox.taskq(send).feed("shown 1\nshown 2\nshown 3\n").exits(0);
+        sandbox.broker().wait_ready(&dead, 3);
+        // It asks a terminal only, which `script` makes.
+        let asking = format!("{} dead purge", env!("CARGO_BIN_EXE_taskq"));
+        let mut purge = sandbox.program("script", ["-q", "-e", "-c", &asking, "/dev/null"]).start();
+        until("the question", || purge.stdout().contains("Delete 3 dead tasks").then_some(()));
+        sandbox.taskq(send).feed("later 1\nlater 2\n").exits(0);
+        purge.write("y\n");
+        until("the end", || purge.stdout().contains(" deleted").then_some(()));
+        purge.close_stdin();
+        purge.end().exits(0);
+        sandbox.broker().wait_ready(&dead, 2);
+        let left = sandbox.broker().drain(&dead);
+        assert_eq!(left.iter().map(body).collect::<Vec<_>>(), ["later 1", "later 2"], "{kind}");
+        // They were not even handed out.
+        assert!(left.iter().all(|task| !task.redelivered), "{kind}");
+    }
+}
+
+#[test]
 fn where_no_task_ever_died_there_is_nothing_to_see_and_nothing_wrong() {
     let sandbox = Sandbox::new();
     for args in [&["list"][..], &["list", "--json"], &["requeue", "--all"], &["purge", "--yes"], &["purge"]] {

@@ -19,6 +19,7 @@ mod bad_input;
 mod broker_version;
 mod bulk;
 mod bulk_outage;
+mod chatter;
 mod pace;
 mod properties;
 mod redeclare;
@@ -27,6 +28,7 @@ mod send;
 mod send_let_in_before;
 mod send_refused;
 mod unsent;
+mod unsent_shared;
 
 mod acknowledgement_timeout;
 mod cluster;

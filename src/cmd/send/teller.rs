@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::error::{Error, Exit};
 use crate::output;
-use crate::sender::{self, Input, Item, Report, Saved, Summary, UnsentFile};
+use crate::sender::{self, Input, Item, Report, Saved, Summary, Unsaved, UnsentFile};
 
 /// How often the progress line is redrawn, in tasks: redrawing costs more than publishing.
 const PROGRESS_STEP: u64 = 100;
@@ -94,11 +94,16 @@ impl Teller {
         }
     }
 
-    pub(super) fn finish_saving(&mut self, all_was_read: bool) -> std::io::Result<Saved> {
-        match (self.save_error.take(), self.unsent.take()) {
-            (Some(error), _) => Err(error),
-            (None, Some(unsent)) => unsent.finish(all_was_read && !self.skipped),
-            (None, None) => Ok(Saved::InPlace),
+    /// Puts what was not confirmed in its place, where that is asked for.
+    pub(super) fn finish_saving(
+        &mut self,
+        input: &Input,
+        signals: &Receiver<i32>,
+    ) -> std::result::Result<Saved, Unsaved> {
+        match (self.unsent.take(), self.save_error.take()) {
+            (None, _) => Ok(Saved::InPlace),
+            (Some(unsent), Some(error)) => Err(unsent.give_up(&error)),
+            (Some(unsent), None) => unsent.finish(input.all_of_it().filter(|_| !self.skipped), signals),
         }
     }
 
