@@ -3,19 +3,23 @@
 #[cfg(test)]
 mod tests;
 
+use std::ffi::{CStr, CString};
 use std::io;
 
 use crossbeam_channel::{Receiver, TryRecvError};
 use nix::errno::Errno;
 
+use super::environment::of_task;
 use super::process::{ABORT_GRACE, Ends, Limits, Process, Slot, from_now};
 use super::relay::Relay;
+use super::spawn::Launch;
 use super::spec::Spec;
 use super::{Failure, Handler, Never, Outcome, Task};
 
 /// Starts the command for every task: the body on its stdin, the rest in its environment.
 pub struct Command {
     spec: Spec,
+    arguments: Vec<CString>,
     slot: Slot,
 }
 
@@ -28,15 +32,17 @@ enum Cut {
 
 impl Command {
     pub(super) fn new(spec: Spec) -> io::Result<Self> {
-        Ok(Self { slot: Slot::new(spec.groups())?, spec })
+        Ok(Self { slot: spec.slot()?, arguments: spec.arguments()?, spec })
     }
 
     fn start(&self, task: &Task<'_>) -> io::Result<Process<Relay>> {
-        let mut command = self.spec.argv();
-        self.spec.environment().describe(&mut command, task);
+        let (path, own) = (self.spec.path()?, of_task(task));
+        let environment: Vec<&CStr> =
+            self.spec.environment().entries().chain(own.iter().map(CString::as_c_str)).collect();
+        let launch = Launch { path: &path, arguments: &self.arguments, environment: &environment };
         let output = self.spec.output();
         let (out, err) = (output.stdout(self.slot.ringer()), output.stderr(self.slot.ringer()));
-        Process::start(&self.slot, command, Ends::AreNoNews, out, err)
+        Process::start(&self.slot, &launch, Ends::AreNoNews, out, err)
     }
 
     fn follow(

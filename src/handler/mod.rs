@@ -7,12 +7,14 @@ mod command;
 mod dots;
 mod environment;
 mod exit;
-mod group;
+mod leftover;
 mod persistent;
 mod poll;
 mod process;
 mod protocol;
 mod relay;
+mod session;
+mod spawn;
 mod spec;
 mod tender;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::ffi::CStr;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use super::command::{cannot_start, lost_track, told_to_stop};
 use super::exit::describe;
 use super::process::{ABORT_GRACE, Ends, LINGER, Limits, Process, Slot, from_now};
 use super::protocol::{Replies, Reply, request};
+use super::spawn::Launch;
 use super::spec::Spec;
 use super::tender::{Seat, Tender};
 use super::{Failure, Handler, Never, Outcome, Task};
@@ -73,7 +75,7 @@ enum Answer {
 
 impl Persistent {
     pub(super) fn new(spec: Spec) -> io::Result<Self> {
-        let tender = Tender::start(Seat::new(Slot::new(spec.groups())?))?;
+        let tender = Tender::start(Seat::new(spec.slot()?))?;
         Ok(Self { spec, tender, restarts: Restarts::new() })
     }
 
@@ -81,7 +83,7 @@ impl Persistent {
     fn take_seat(&mut self) -> io::Result<Seat> {
         match self.tender.fetch() {
             Some(seat) => Ok(seat),
-            None => Ok(Seat::new(Slot::new(self.spec.groups())?)),
+            None => Ok(Seat::new(self.spec.slot()?)),
         }
     }
 
@@ -153,10 +155,11 @@ impl Persistent {
 
     fn start(&mut self, slot: &Slot) -> io::Result<Process<Replies>> {
         self.restarts.started();
-        let mut command = self.spec.argv();
-        self.spec.environment().clean(&mut command);
+        let (path, arguments) = (self.spec.path()?, self.spec.arguments()?);
+        let environment: Vec<&CStr> = self.spec.environment().entries().collect();
+        let launch = Launch { path: &path, arguments: &arguments, environment: &environment };
         let err = self.spec.output().stderr(slot.ringer());
-        Process::start(slot, command, Ends::Tell, Replies::default(), err)
+        Process::start(slot, &launch, Ends::Tell, Replies::default(), err)
     }
 
     /// Ends a process that has ended or has said something since the last task: a reply that nobody asked for would

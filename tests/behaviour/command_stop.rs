@@ -13,15 +13,21 @@ const LATER_MS: u64 = 3_600_000;
 #[test]
 fn a_time_out_ends_the_command_and_its_children() {
     let sandbox = Sandbox::new();
-    let script = r#"sh -c 'echo $$ >>"$1/pids"; exec sleep 1000' sh "$1" & sleep 1000 | sh -c 'echo $$ >>"$1/pids"; exec sleep 1000' sh "$1" & echo $$ >>"$1/pids"; wait"#;
+    // One in its group, one in a pipeline, and one in a group of its own: `timeout` makes that.
+    let script = r#"
+        started='echo $$ >>"$1/pids"; exec sleep 1000'
+        sh -c "$started" sh "$1" &
+        sleep 1000 | sh -c "$started" sh "$1" &
+        timeout 1000 sh -c "$started" sh "$1" &
+        echo $$ >>"$1/pids"; wait"#;
     let worker = sandbox.handling(&[&LATER[..], &["--timeout", "2s"]].concat(), script);
     sandbox.taskq(["send", "slow"]).run().exits(0);
-    let strays: Vec<Stray> = sandbox.pids("pids", 3).into_iter().map(Stray).collect();
+    let strays: Vec<Stray> = sandbox.pids("pids", 4).into_iter().map(Stray).collect();
     let failed = sandbox.broker().take(&sandbox.delay_queue(LATER_MS));
     assert!(header(&failed, "x-taskq-exit").contains("timed out"), "{failed:?}");
     assert_eq!(attempt(&failed), Some(2));
     for stray in &strays {
-        wait_dead(stray.0);
+        assert!(!is_alive(stray.0), "{} is there beside the retry", stray.0);
     }
     worker.signal(SIGTERM);
     worker.end().exits(0).never_says("Done");

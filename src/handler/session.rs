@@ -1,0 +1,279 @@
+//! The sessions of running handlers, and how they are signalled.
+//!
+//! A handler leads a session of its own. So Ctrl-C at the terminal does not reach it (the worker drains instead), it has
+//! no terminal to wait for, and whatever it started can be ended with it, in whatever process group that is. A session
+//! is signalled only while its leader is unreaped, and as long as anybody is left in it the kernel gives its number to
+//! nobody else: what finished tasks left in the background cannot be taken for a part of it.
+//!
+//! Only Linux tells who is in a session. Elsewhere the leader's process group stands for it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::process::ExitStatus;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use super::spawn;
+use crate::lock::lock;
+
+/// How long the end of the process waits for all that was killed: the kernel needs some milliseconds, unless a disk is
+/// dead.
+const KILL_ALL_WAIT: Duration = Duration::from_secs(1);
+
+/// The pause between two looks meanwhile.
+const KILL_ALL_PAUSE: Duration = Duration::from_millis(10);
+
+/// The sessions of all handlers.
+#[derive(Default)]
+pub(super) struct Sessions {
+    live: Mutex<Live>,
+    census: Mutex<Option<Census>>,
+    /// Read while a leader is started or reaped: whoever has it for writing sees no child of ours that is not known.
+    changes: RwLock<()>,
+}
+
+/// The leaders that are not reaped yet.
+#[derive(Default)]
+struct Live {
+    running: BTreeSet<Pid>,
+    /// Those that ended by themselves: nobody signals what they left.
+    over: BTreeSet<Pid>,
+    /// Set for good by [`Sessions::kill_all`]: a session that starts later is killed at once.
+    closed: bool,
+}
+
+impl Sessions {
+    /// Starts a leader.
+    pub(super) fn start(&self, spawn: impl FnOnce() -> io::Result<Pid>) -> io::Result<Pid> {
+        let _unchanged = self.change();
+        let leader = spawn()?;
+        let mut live = self.live();
+        live.running.insert(leader);
+        if live.closed {
+            self.try_signal(leader, Signal::SIGKILL);
+        }
+        Ok(leader)
+    }
+
+    /// The leader has ended by itself, and what it left in the background stays.
+    pub(super) fn spare(&self, leader: Pid) {
+        let mut live = self.live();
+        if live.running.remove(&leader) {
+            live.over.insert(leader);
+        }
+    }
+
+    /// Of a leader that has exited; waits for it otherwise.
+    pub(super) fn reap(&self, leader: Pid) -> io::Result<ExitStatus> {
+        let _unchanged = self.change();
+        let mut live = self.live();
+        // Before its number can pass to another one.
+        live.running.remove(&leader);
+        live.over.remove(&leader);
+        drop(live);
+        spawn::reap(leader)
+    }
+
+    /// Kills every session, and every one that starts from now on. Waits a moment until nobody is left.
+    pub(super) fn kill_all(&self) {
+        self.live().closed = true;
+        let patience = Instant::now() + KILL_ALL_WAIT;
+        loop {
+            let live = self.live();
+            for leader in &live.running {
+                self.try_signal(*leader, Signal::SIGKILL);
+            }
+            // They start others until they are gone.
+            let left = live.running.iter().any(|leader| !self.members(*leader).is_empty());
+            drop(live);
+            if !left || Instant::now() >= patience {
+                return;
+            }
+            thread::sleep(KILL_ALL_PAUSE);
+        }
+    }
+
+    /// Signals every process of the session of an unreaped `leader`.
+    pub(super) fn signal(&self, leader: Pid, signal: Signal) {
+        if let Some(errno) = self.try_signal(leader, signal) {
+            log::warn!("cannot send {signal} to all processes of a handler (session {leader}): {errno}");
+        }
+        if signal == Signal::SIGTERM {
+            // A stopped process would sleep through its grace period.
+            self.try_signal(leader, Signal::SIGCONT);
+        }
+    }
+
+    /// The same, and one of the errors.
+    pub(super) fn try_signal(&self, leader: Pid, signal: Signal) -> Option<Errno> {
+        // The group first, as a whole: those that it is just starting get the signal as well.
+        let mut failed = killpg(leader, signal).err();
+        for member in self.members(leader).into_iter().filter(|member| member.group != leader) {
+            failed = failed.or(send(member.process, leader, signal).err());
+        }
+        // Only a zombie was left.
+        failed.filter(|errno| *errno != Errno::ESRCH)
+    }
+
+    /// Whether any process but zombies is left. Only its leader's end is an event for us: the others are not our
+    /// children.
+    pub(super) fn has_members(&self, leader: Pid) -> bool {
+        !self.members(leader).is_empty()
+    }
+
+    /// Nobody starts or reaps a leader while this runs; it gets those that are not reaped.
+    #[cfg(target_os = "linux")]
+    pub(super) fn unchanged<T>(&self, look: impl FnOnce(&BTreeSet<Pid>) -> T) -> T {
+        let _alone = self.changes.write().unwrap_or_else(PoisonError::into_inner);
+        let live = self.live();
+        look(&live.running.union(&live.over).copied().collect())
+    }
+
+    /// As it was at some moment after this call began. Threads that ask at the same time share a look.
+    fn members(&self, leader: Pid) -> Vec<Member> {
+        let asked = Instant::now();
+        let mut census = lock(&self.census);
+        let census = match &mut *census {
+            Some(census) if census.begun >= asked => census,
+            old => old.insert(Census::take()),
+        };
+        census.sessions.get(&leader.as_raw()).cloned().unwrap_or_default()
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        lock(&self.live)
+    }
+
+    fn change(&self) -> RwLockReadGuard<'_, ()> {
+        self.changes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who was in which session.
+struct Census {
+    begun: Instant,
+    sessions: HashMap<i32, Vec<Member>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Member {
+    process: Pid,
+    group: Pid,
+}
+
+impl Census {
+    fn take() -> Self {
+        let mut census = Self { begun: Instant::now(), sessions: HashMap::new() };
+        if !tells_sessions() {
+            return census;
+        }
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        for process in processes {
+            let Some(number) = process.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let Ok(stat) = fs::read(process.path().join("stat")) else { continue };
+            if let Some(Stat { group, session, .. }) = Stat::read(&stat).filter(|stat| !stat.is_zombie) {
+                let member = Member { process: Pid::from_raw(number), group: Pid::from_raw(group) };
+                census.sessions.entry(session).or_default().push(member);
+            }
+        }
+        census
+    }
+}
+
+/// Whether there is a `/proc` of Linux, with the numbers that hold here (a container may have its host's).
+fn tells_sessions() -> bool {
+    cfg!(target_os = "linux")
+        && fs::read_link("/proc/self").is_ok_and(|own| own.to_str() == Some(&std::process::id().to_string()))
+}
+
+/// What `/proc/PID/stat` says: `pid (name) state ppid pgrp session ...`, where the name may contain anything.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stat {
+    pub(super) is_zombie: bool,
+    pub(super) parent: i32,
+    pub(super) group: i32,
+    pub(super) session: i32,
+}
+
+impl Stat {
+    pub(super) fn read(stat: &[u8]) -> Option<Self> {
+        let stat = String::from_utf8_lossy(stat);
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let mut fields = fields.split(' ');
+        let is_zombie = matches!(fields.next()?, "Z" | "X");
+        let mut number = || fields.next()?.parse().ok();
+        Some(Self { is_zombie, parent: number()?, group: number()?, session: number()? })
+    }
+}
+
+/// To one process, if it still is what the census has seen. Its descriptor keeps the number from being another's.
+#[cfg(target_os = "linux")]
+fn send(process: Pid, session: Pid, signal: Signal) -> Result<(), Errno> {
+    use rustix::process::{PidfdFlags, Signal as RawSignal, pidfd_open, pidfd_send_signal};
+    let (Some(number), Some(raw)) =
+        (rustix::process::Pid::from_raw(process.as_raw()), RawSignal::from_named_raw(signal as i32))
+    else {
+        return Err(Errno::EINVAL);
+    };
+    let descriptor = pidfd_open(number, PidfdFlags::empty());
+    let stat = fs::read(format!("/proc/{process}/stat")).unwrap_or_default();
+    if Stat::read(&stat).is_none_or(|stat| stat.session != session.as_raw()) {
+        return Ok(());
+    }
+    match descriptor {
+        Ok(descriptor) => {
+            pidfd_send_signal(descriptor, raw).map_err(|errno| Errno::from_raw(errno.raw_os_error()))
+        }
+        // A sandbox without such descriptors.
+        Err(_) => nix::sys::signal::kill(process, signal),
+    }
+    .or_else(|errno| if errno == Errno::ESRCH { Ok(()) } else { Err(errno) })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn send(_: Pid, _: Pid, _: Signal) -> Result<(), Errno> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_lines_are_read() {
+        let (parent, group, session) = (1, 42, 7);
+        let stat = |is_zombie| Some(Stat { is_zombie, parent, group, session });
+        assert_eq!(Stat::read(b"43 (sleep) S 1 42 7 0 -1"), stat(false));
+        assert_eq!(Stat::read(b"43 (a) Z 9 9) S 1 42 7 0 -1"), stat(false));
+        assert_eq!(Stat::read(b"42 (sh) Z 1 42 7 0 -1"), stat(true));
+        assert_eq!(Stat::read(b"42 (sh) S 1 42"), None);
+        assert_eq!(Stat::read(b""), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn this_process_is_in_its_session() {
+        let sessions = Sessions::default();
+        assert!(sessions.has_members(nix::unistd::getsid(None).unwrap()));
+        assert!(!sessions.has_members(Pid::from_raw(i32::MAX)));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_look_that_began_before_the_question_does_not_answer_it() {
+        let sessions = Sessions::default();
+        let session = nix::unistd::getsid(None).unwrap();
+        let empty = |begun| Some(Census { begun, sessions: HashMap::new() });
+        *lock(&sessions.census) = empty(Instant::now());
+        assert!(sessions.has_members(session));
+        *lock(&sessions.census) = empty(Instant::now() + Duration::from_mins(1));
+        assert!(!sessions.has_members(session));
+    }
+}
