@@ -5,6 +5,7 @@ mod tests;
 
 use std::ffi::CStr;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, select};
@@ -68,7 +69,11 @@ enum Answer {
     Reply(Reply),
     /// It broke the rules: in these words.
     Wrong(String),
-    Exited,
+    /// It ended.
+    Exited {
+        /// Nothing of the task.
+        read_nothing: bool,
+    },
     TimedOut,
     Aborted,
 }
@@ -88,25 +93,42 @@ impl Persistent {
     }
 
     fn run_on(&mut self, seat: &mut Seat, task: &Task<'_>, abort: &Receiver<Never>) -> io::Result<Outcome> {
-        let deadline = |timeout: Option<Duration>| timeout.map(from_now);
         let stop = self.spec.aborts().of(abort)?;
+        let line = request(task)?;
         self.drop_what_is_out_of_step(seat)?;
-        if seat.process.is_none() {
-            if !self.restarts.wait(abort) {
-                return Ok(Outcome::GivenUp);
+        loop {
+            if seat.process.is_none() {
+                if !self.restarts.wait(abort) {
+                    return Ok(Outcome::GivenUp);
+                }
+                match self.start(&seat.slot) {
+                    Ok(process) => seat.process = Some(process),
+                    Err(error) => return Ok(cannot_start(&self.spec, &error, false)),
+                }
+                seat.proven = false;
             }
-            match self.start(&seat.slot) {
-                Ok(process) => seat.process = Some(process),
-                Err(error) => return Ok(cannot_start(&self.spec, &error, false)),
+            let Some(mut process) = seat.process.take() else { return Ok(Outcome::GivenUp) };
+            let deadline = self.spec.options().timeout.map(from_now);
+            let limits = Limits { deadline, abort: Some(Arc::clone(&stop)) };
+            let answer = ask(&mut process, &mut seat.slot, &line, &limits)?;
+            process.catch_up(&mut seat.slot)?;
+            if let Some(outcome) = self.conclude(seat, process, answer, limits)? {
+                return Ok(outcome);
             }
-            seat.proven = false;
         }
-        let Some(mut process) = seat.process.take() else { return Ok(Outcome::GivenUp) };
-        let limits = Limits { deadline: deadline(self.spec.options().timeout), abort: Some(stop) };
-        let answer = ask(&mut process, &mut seat.slot, &request(task)?, &limits)?;
-        process.catch_up(&mut seat.slot)?;
+    }
+
+    /// What the answer makes of the task. None if it was not for this task that the process ended: another one is to be
+    /// asked.
+    fn conclude(
+        &mut self,
+        seat: &mut Seat,
+        mut process: Process<Replies>,
+        answer: Answer,
+        limits: Limits,
+    ) -> io::Result<Option<Outcome>> {
         let failure = |exit, process: &Process<_>| Failure { exit, stderr: process.err.tail() };
-        let outcome = match answer {
+        Ok(Some(match answer {
             Answer::Reply(reply) => {
                 self.restarts.succeeded();
                 seat.proven = true;
@@ -118,10 +140,18 @@ impl Persistent {
                 seat.process = Some(process);
                 outcome
             }
-            Answer::Exited => {
+            Answer::Exited { read_nothing } => {
                 let status = process.finish(&mut seat.slot, limits)?;
+                // One that has answered before did not fail to start: it ended between two tasks, as those do that
+                // recycle themselves. The next one is not proven, so this does not repeat.
+                if seat.proven && read_nothing && status.success() {
+                    log::debug!(
+                        "the handler {} ended between two tasks: starting a new one",
+                        self.spec.name()
+                    );
+                    return Ok(None);
+                }
                 match self.spec.options().on_exit.outcome(status, process.err.tail()) {
-                    // One that has answered before did not fail to start.
                     Outcome::CannotRun(why) if !seat.proven => {
                         Outcome::CannotRun(format!("{}: {why}", self.spec.name()))
                     }
@@ -149,8 +179,7 @@ impl Persistent {
                     None => Outcome::GivenUp,
                 }
             }
-        };
-        Ok(outcome)
+        }))
     }
 
     fn start(&mut self, slot: &Slot) -> io::Result<Process<Replies>> {
@@ -202,7 +231,10 @@ fn ask(process: &mut Process<Replies>, slot: &mut Slot, line: &[u8], limits: &Li
             Some(Err(line)) => {
                 return Ok(Answer::Wrong(format!("answered {line:?} instead of OK, RETRY or DEAD")));
             }
-            None if seen.exited => return Ok(Answer::Exited),
+            None if seen.exited => {
+                let left = process.left_in_stdin().map(|left| left + input.len() as u64);
+                return Ok(Answer::Exited { read_nothing: left == Some(line.len() as u64) });
+            }
             None if seen.aborted => return Ok(Answer::Aborted),
             None if limits.passed() => return Ok(Answer::TimedOut),
             None if step.passed() => return Ok(Answer::Wrong("closed its stdout without a reply".into())),
