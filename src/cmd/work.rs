@@ -10,7 +10,7 @@ use super::queue::{QueueArgs, check_name, delay};
 use crate::broker::QueueSpec;
 use crate::duration;
 use crate::error::{Error, Exit, Result};
-use crate::handler::{self, Dots, ExitRule, Output, Spec};
+use crate::handler::{self, Dots, ExitRule, Output, Spec, reap_orphans};
 use crate::retry::Policy;
 use crate::shutdown;
 use crate::worker_pool::{self, HandlerFactory, Options};
@@ -114,6 +114,9 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         Some(spec) => Arc::new(move || Ok(Box::new(spec.command()?))),
     };
     let signals = shutdown::listen()?;
+    shutdown::keep_exit_statuses()?;
+    reap_orphans(spec.as_ref())
+        .map_err(|error| Error::internal(format!("cannot wait for orphaned processes: {error}")))?;
     let result = worker_pool::run(options, &handlers, &signals);
     if let Some(spec) = spec {
         // Whatever was left behind with a thread that did not end in time.

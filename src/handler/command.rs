@@ -107,7 +107,7 @@ impl Handler for Command {
         });
         match started {
             Ok((process, limits)) => {
-                self.follow(process, task, limits).unwrap_or_else(|error| lost_track(&error))
+                self.follow(process, task, limits).unwrap_or_else(|error| lost_track(&self.spec, &error))
             }
             Err(error) => cannot_start(&self.spec, &error, !task.headers.is_empty()),
         }
@@ -122,7 +122,14 @@ pub(super) fn told_to_stop(abort: &Receiver<Never>) -> bool {
 }
 
 /// The process is gone by now: dropping it killed it.
-pub(super) fn lost_track(error: &io::Error) -> Outcome {
+pub(super) fn lost_track(spec: &Spec, error: &io::Error) -> Outcome {
+    if error.raw_os_error().map(Errno::from_raw) == Some(Errno::ECHILD) {
+        // Its task may well be done. The next one would fare no better.
+        return Outcome::CannotRun(format!(
+            "how {} ended cannot be known: something takes the exit statuses of this process's children",
+            spec.name()
+        ));
+    }
     Outcome::Failed(Failure { exit: format!("could not be watched: {error}"), stderr: Vec::new() })
 }
 

@@ -251,9 +251,9 @@ impl Handler for Persistent {
         }
         let mut seat = match self.take_seat() {
             Ok(seat) => seat,
-            Err(error) => return lost_track(&error),
+            Err(error) => return lost_track(&self.spec, &error),
         };
-        let outcome = self.run_on(&mut seat, task, abort).unwrap_or_else(|error| lost_track(&error));
+        let outcome = self.run_on(&mut seat, task, abort).unwrap_or_else(|error| lost_track(&self.spec, &error));
         let ended = seat.process.is_none();
         self.tender.park(seat);
         if ended && matches!(outcome, Outcome::Failed(_)) {

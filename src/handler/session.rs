@@ -8,16 +8,17 @@
 //! Only Linux tells who is in a session. Elsewhere the leader's process group stands for it.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::process::ExitStatus;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use super::proc::{Stat, processes};
 use super::spawn;
 use crate::lock::lock;
 
@@ -127,7 +128,6 @@ impl Sessions {
     }
 
     /// Nobody starts or reaps a leader while this runs; it gets those that are not reaped.
-    #[cfg(target_os = "linux")]
     pub(super) fn unchanged<T>(&self, look: impl FnOnce(&BTreeSet<Pid>) -> T) -> T {
         let _alone = self.changes.write().unwrap_or_else(PoisonError::into_inner);
         let live = self.live();
@@ -142,7 +142,7 @@ impl Sessions {
             Some(census) if census.begun >= asked => census,
             old => old.insert(Census::take()),
         };
-        census.sessions.get(&leader.as_raw()).cloned().unwrap_or_default()
+        census.sessions.get(&leader).cloned().unwrap_or_default()
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
@@ -157,7 +157,7 @@ impl Sessions {
 /// Who was in which session.
 struct Census {
     begun: Instant,
-    sessions: HashMap<i32, Vec<Member>>,
+    sessions: HashMap<Pid, Vec<Member>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -169,47 +169,10 @@ struct Member {
 impl Census {
     fn take() -> Self {
         let mut census = Self { begun: Instant::now(), sessions: HashMap::new() };
-        if !tells_sessions() {
-            return census;
-        }
-        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-        for process in processes {
-            let Some(number) = process.file_name().to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            let Ok(stat) = fs::read(process.path().join("stat")) else { continue };
-            if let Some(Stat { group, session, .. }) = Stat::read(&stat).filter(|stat| !stat.is_zombie) {
-                let member = Member { process: Pid::from_raw(number), group: Pid::from_raw(group) };
-                census.sessions.entry(session).or_default().push(member);
-            }
+        for (process, Stat { group, session, .. }) in processes().filter(|(_, stat)| !stat.is_zombie) {
+            census.sessions.entry(session).or_default().push(Member { process, group });
         }
         census
-    }
-}
-
-/// Whether there is a `/proc` of Linux, with the numbers that hold here (a container may have its host's).
-fn tells_sessions() -> bool {
-    cfg!(target_os = "linux")
-        && fs::read_link("/proc/self").is_ok_and(|own| own.to_str() == Some(&std::process::id().to_string()))
-}
-
-/// What `/proc/PID/stat` says: `pid (name) state ppid pgrp session ...`, where the name may contain anything.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Stat {
-    pub(super) is_zombie: bool,
-    pub(super) parent: i32,
-    pub(super) group: i32,
-    pub(super) session: i32,
-}
-
-impl Stat {
-    pub(super) fn read(stat: &[u8]) -> Option<Self> {
-        let stat = String::from_utf8_lossy(stat);
-        let (_, fields) = stat.rsplit_once(") ")?;
-        let mut fields = fields.split(' ');
-        let is_zombie = matches!(fields.next()?, "Z" | "X");
-        let mut number = || fields.next()?.parse().ok();
-        Some(Self { is_zombie, parent: number()?, group: number()?, session: number()? })
     }
 }
 
@@ -223,8 +186,7 @@ fn send(process: Pid, session: Pid, signal: Signal) -> Result<(), Errno> {
         return Err(Errno::EINVAL);
     };
     let descriptor = pidfd_open(number, PidfdFlags::empty());
-    let stat = fs::read(format!("/proc/{process}/stat")).unwrap_or_default();
-    if Stat::read(&stat).is_none_or(|stat| stat.session != session.as_raw()) {
+    if Stat::of(process).is_none_or(|stat| stat.session != session) {
         return Ok(());
     }
     match descriptor {
@@ -245,17 +207,6 @@ fn send(_: Pid, _: Pid, _: Signal) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn stat_lines_are_read() {
-        let (parent, group, session) = (1, 42, 7);
-        let stat = |is_zombie| Some(Stat { is_zombie, parent, group, session });
-        assert_eq!(Stat::read(b"43 (sleep) S 1 42 7 0 -1"), stat(false));
-        assert_eq!(Stat::read(b"43 (a) Z 9 9) S 1 42 7 0 -1"), stat(false));
-        assert_eq!(Stat::read(b"42 (sh) Z 1 42 7 0 -1"), stat(true));
-        assert_eq!(Stat::read(b"42 (sh) S 1 42"), None);
-        assert_eq!(Stat::read(b""), None);
-    }
 
     #[cfg(target_os = "linux")]
     #[test]

@@ -122,6 +122,10 @@ impl Spec {
         &self.0.aborts
     }
 
+    pub(super) fn sessions(&self) -> Arc<Sessions> {
+        Arc::clone(&self.0.sessions)
+    }
+
     /// For one worker thread.
     pub(super) fn slot(&self) -> io::Result<Slot> {
         Slot::new(Arc::clone(&self.0.sessions), Arc::clone(&self.0.leftovers))
