@@ -26,8 +26,9 @@ const ACK_TIMEOUT: Duration = Duration::from_mins(30);
 /// task, with the body on stdin; without it the built-in handler sleeps one second for each dot in the body. CTRL+C (or
 /// SIGTERM) finishes what is running and exits.
 ///
-/// Exit status of COMMAND: 0 done; 65 dead at once; 126 and 127 stop the worker; anything else, a signal or a time-out
-/// is a failed attempt, which is retried later and, after the last attempt, kept in QUEUE.dead.
+/// Exit status of COMMAND: 0 done; 65 dead at once; anything else, a signal or a time-out is a failed attempt, which is
+/// retried later and, after the last attempt, kept in QUEUE.dead. Where the first two tasks both end with 126 or 127,
+/// the worker stops.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Tasks to run at the same time

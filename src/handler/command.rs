@@ -69,10 +69,11 @@ impl Command {
             let status = process.finish(slot, limits)?;
             let outcome = self.spec.options().on_exit.outcome(status, process.err.tail());
             return Ok(match (outcome, status.code()) {
-                (Outcome::CannotRun(why), Some(code)) => Outcome::CannotRun(format!(
-                    "{}: {why} (--on-exit {code}=retry makes it a failed attempt)",
-                    self.spec.name()
-                )),
+                (Outcome::CommandMissing { failure, why }, Some(code)) => {
+                    let name = self.spec.name();
+                    let why = format!("{name}: {why} (--on-exit {code}=retry makes it a failed attempt)");
+                    Outcome::CommandMissing { failure, why }
+                }
                 (outcome, _) => outcome,
             });
         };

@@ -66,6 +66,16 @@ pub enum Outcome {
     Failed(Failure),
     /// The handler said that no further attempt can succeed.
     Dead(Failure),
+    /// Ended by a signal that stops whole services: failed, unless the worker was sent one as well.
+    Terminated(Failure),
+    /// The command says that a command is not executable or not found (126, 127): failed, unless that holds for all
+    /// tasks. The text says what is wrong then.
+    CommandMissing {
+        /// Where it is this task's.
+        failure: Failure,
+        /// For the person who reads it.
+        why: String,
+    },
     /// The worker gave the task up, because it was told to stop or is not sure that it can run tasks: this is no
     /// attempt, the task goes back.
     GivenUp,

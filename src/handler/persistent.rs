@@ -151,11 +151,14 @@ impl Persistent {
                     );
                     return Ok(None);
                 }
+                let failure = failure(format!("{} without a reply", describe(status)), &process);
                 match self.spec.options().on_exit.outcome(status, process.err.tail()) {
-                    Outcome::CannotRun(why) if !seat.proven => {
-                        Outcome::CannotRun(format!("{}: {why}", self.spec.name()))
+                    Outcome::CommandMissing { why, .. } if !seat.proven => {
+                        let why = format!("{}: {why}", self.spec.name());
+                        Outcome::CommandMissing { failure, why }
                     }
-                    _ => Outcome::Failed(failure(format!("{} without a reply", describe(status)), &process)),
+                    Outcome::Terminated(_) => Outcome::Terminated(failure),
+                    _ => Outcome::Failed(failure),
                 }
             }
             Answer::Aborted => {
@@ -253,7 +256,8 @@ impl Handler for Persistent {
             Ok(seat) => seat,
             Err(error) => return lost_track(&self.spec, &error),
         };
-        let outcome = self.run_on(&mut seat, task, abort).unwrap_or_else(|error| lost_track(&self.spec, &error));
+        let outcome =
+            self.run_on(&mut seat, task, abort).unwrap_or_else(|error| lost_track(&self.spec, &error));
         let ended = seat.process.is_none();
         self.tender.park(seat);
         if ended && matches!(outcome, Outcome::Failed(_)) {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::Options;
 use super::ledger::Ledger;
+use super::surroundings::Surroundings;
 use crate::error::Exit;
 use crate::lock::lock;
 
@@ -13,6 +14,7 @@ use crate::lock::lock;
 pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) ledger: Ledger,
+    pub(super) surroundings: Surroundings,
     pub(super) permits: Permits,
     busy: AtomicUsize,
     /// Deliveries that were acknowledged, whatever for: the sign that things move.
@@ -46,6 +48,7 @@ impl Shared {
             permits: Permits::new(options.max_tasks),
             options,
             ledger: Ledger::new(),
+            surroundings: Surroundings::default(),
             busy: AtomicUsize::new(0),
             settled: AtomicU64::new(0),
             finished: AtomicU64::new(0),

@@ -185,3 +185,31 @@ fn a_command_that_fails_during_a_drain_is_retried_as_always() {
     assert_eq!(attempt(&sandbox.broker().take(&sandbox.delay_queue(LATER_MS))), Some(2));
     assert!(sandbox.broker().get(&sandbox.queue).is_none());
 }
+
+#[test]
+fn a_command_that_is_ended_together_with_its_worker_has_not_failed() {
+    // Whoever stops a whole service signals all its processes, in any order, and some exit as shells put it.
+    for (options, end) in [
+        (&[][..], "(sleep 0.2; kill -TERM $PPID) >/dev/null 2>&1 & kill -TERM $$"),
+        (&[], "(sleep 0.2; kill -TERM $PPID) >/dev/null 2>&1 & exit 143"),
+        (&[], "kill -TERM $PPID; sleep 0.2; kill -TERM $$"),
+        (&["--persistent"], "(sleep 0.2; kill -TERM $PPID) >/dev/null 2>&1 & kill -TERM $$"),
+    ] {
+        let sandbox = Sandbox::new();
+        let worker = sandbox.handling(&[options, &["--attempts", "1"]].concat(), end);
+        sandbox.taskq(["send", "task"]).run().exits(0);
+        worker.end().exits(0).never_says("dead");
+        is_back(&sandbox);
+    }
+}
+
+#[test]
+fn a_command_that_is_ended_alone_has_failed() {
+    let sandbox = Sandbox::new();
+    let worker = sandbox.handling(&LATER, "kill -TERM $$");
+    sandbox.taskq(["send", "task"]).run().exits(0);
+    let failed = sandbox.broker().take(&sandbox.delay_queue(LATER_MS));
+    assert_eq!((attempt(&failed), header(&failed, "x-taskq-exit")), (Some(2), "killed by signal 15".into()));
+    worker.signal(SIGTERM);
+    worker.end().exits(0);
+}

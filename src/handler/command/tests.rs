@@ -131,7 +131,7 @@ fn what_cannot_be_executed_is_nobodys_attempt() {
     for script in ["no-such-command", "exit 126", "exec /"] {
         let outcome = outcome_of(sh(script));
         assert!(
-            matches!(&outcome, Outcome::CannotRun(why) if why.contains("/bin/sh: exit status 12")),
+            matches!(&outcome, Outcome::CommandMissing { why, .. } if why.contains("/bin/sh: exit status 12")),
             "{outcome:?}"
         );
     }
