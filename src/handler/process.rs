@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::leftover::Leftovers;
@@ -124,6 +123,8 @@ pub(super) struct Process<O: Consumer> {
     leader: Pid,
     watched: Watched,
     sessions: Arc<Sessions>,
+    /// Neither the process nor what it left is to be ended any more.
+    over: bool,
     reaped: bool,
     /// A wait has told of the exit, and does not end for it again.
     exit_seen: bool,
@@ -161,7 +162,7 @@ impl<O: Consumer> Process<O> {
         let watched = match slot.means.watch(leader, slot.ringer(), Arc::clone(&slot.sessions)) {
             Ok(watched) => watched,
             Err(error) => {
-                slot.sessions.signal(leader, Signal::SIGKILL);
+                slot.sessions.kill(leader);
                 slot.sessions.reap(leader)?;
                 return Err(error);
             }
@@ -174,6 +175,7 @@ impl<O: Consumer> Process<O> {
             leader,
             watched,
             sessions: Arc::clone(&slot.sessions),
+            over: false,
             reaped: false,
             exit_seen: false,
             read: 0,
@@ -269,7 +271,7 @@ impl<O: Consumer> Process<O> {
     /// TERM to the whole session, KILL at the deadline, until nobody is left. False if the process still runs (it hangs
     /// in the kernel).
     fn end(&mut self, slot: &mut Slot, limits: &mut Limits) -> io::Result<bool> {
-        self.sessions.signal(self.leader, Signal::SIGTERM);
+        self.sessions.terminate(self.leader);
         loop {
             // Its leader may be gone before the rest of the session: that has the same grace.
             let leaderless = self.exited();
@@ -281,7 +283,7 @@ impl<O: Consumer> Process<O> {
                 limits.shorten(ABORT_GRACE);
             }
         }
-        self.sessions.signal(self.leader, Signal::SIGKILL);
+        self.sessions.kill(self.leader);
         let patience = Limits { deadline: Some(Instant::now() + KILL_WAIT), abort: None };
         while !self.exited() || self.sessions.has_members(self.leader) {
             if patience.passed() {
@@ -290,7 +292,7 @@ impl<O: Consumer> Process<O> {
             }
             self.wait(slot, &mut &[][..], &patience.by(Instant::now() + SESSION_CHECK))?;
             // Some were just being started.
-            self.sessions.try_signal(self.leader, Signal::SIGKILL);
+            self.sessions.kill_again(self.leader);
         }
         Ok(self.exited())
     }
@@ -308,6 +310,7 @@ impl<O: Consumer> Process<O> {
     /// reaps the process. Without a deadline a reader that does not read is waited for, as it would be without us.
     pub(super) fn finish(&mut self, slot: &mut Slot, mut limits: Limits) -> io::Result<ExitStatus> {
         // What it left in the background is not ours to end.
+        self.over = true;
         self.sessions.spare(self.leader);
         self.stdin = None;
         self.far_ends = None;
@@ -377,8 +380,8 @@ impl<O: Consumer> Drop for Process<O> {
         if self.reaped {
             return;
         }
-        if !self.exited() {
-            self.sessions.signal(self.leader, Signal::SIGKILL);
+        if !self.over {
+            self.sessions.kill(self.leader);
         }
         if !self.watched.give_up(self.leader, &self.sessions) {
             let _ = self.sessions.reap(self.leader);

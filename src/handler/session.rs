@@ -10,7 +10,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::process::ExitStatus;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ const KILL_ALL_PAUSE: Duration = Duration::from_millis(10);
 #[derive(Default)]
 pub(super) struct Sessions {
     live: Mutex<Live>,
-    census: Mutex<Option<Census>>,
+    census: Mutex<Option<Arc<Census>>>,
     /// Read while a leader is started or reaped: whoever has it for writing sees no child of ours that is not known.
     changes: RwLock<()>,
 }
@@ -56,7 +56,7 @@ impl Sessions {
         let mut live = self.live();
         live.running.insert(leader);
         if live.closed {
-            self.try_signal(leader, Signal::SIGKILL);
+            self.kill_again(leader);
         }
         Ok(leader)
     }
@@ -87,10 +87,15 @@ impl Sessions {
         loop {
             let live = self.live();
             for leader in &live.running {
-                self.try_signal(*leader, Signal::SIGKILL);
+                let _ = killpg(*leader, Signal::SIGKILL);
+            }
+            // One look for all of them: there may be hundreds.
+            let census = self.look();
+            for leader in &live.running {
+                census.send(*leader, &[Signal::SIGKILL]);
             }
             // They start others until they are gone.
-            let left = live.running.iter().any(|leader| !self.members(*leader).is_empty());
+            let left = live.running.iter().any(|leader| !census.members(*leader).is_empty());
             drop(live);
             if !left || Instant::now() >= patience {
                 return;
@@ -99,32 +104,41 @@ impl Sessions {
         }
     }
 
-    /// Signals every process of the session of an unreaped `leader`.
-    pub(super) fn signal(&self, leader: Pid, signal: Signal) {
-        if let Some(errno) = self.try_signal(leader, signal) {
-            log::warn!("cannot send {signal} to all processes of a handler (session {leader}): {errno}");
-        }
-        if signal == Signal::SIGTERM {
-            // A stopped process would sleep through its grace period.
-            self.try_signal(leader, Signal::SIGCONT);
+    /// Asks every process of the session of an unreaped `leader` to end. A stopped one would sleep through its grace
+    /// period.
+    pub(super) fn terminate(&self, leader: Pid) {
+        self.tell(leader, &[Signal::SIGTERM, Signal::SIGCONT]);
+    }
+
+    /// Kills every process of the session of an unreaped `leader`.
+    pub(super) fn kill(&self, leader: Pid) {
+        self.tell(leader, &[Signal::SIGKILL]);
+    }
+
+    fn tell(&self, leader: Pid, signals: &[Signal]) {
+        if let Some(errno) = self.signal(leader, signals) {
+            log::warn!("not all processes of a handler (session {leader}) can be signalled: {errno}");
         }
     }
 
-    /// The same, and one of the errors.
-    pub(super) fn try_signal(&self, leader: Pid, signal: Signal) -> Option<Errno> {
-        // The group first, as a whole: those that it is just starting get the signal as well.
-        let mut failed = killpg(leader, signal).err();
-        for member in self.members(leader).into_iter().filter(|member| member.group != leader) {
-            failed = failed.or(send(member.process, leader, signal).err());
-        }
-        // Only a zombie was left.
-        failed.filter(|errno| *errno != Errno::ESRCH)
+    /// Kills those that were started meanwhile. To say once who cannot be signalled is enough.
+    pub(super) fn kill_again(&self, leader: Pid) {
+        self.signal(leader, &[Signal::SIGKILL]);
+    }
+
+    /// One of the errors.
+    fn signal(&self, leader: Pid, signals: &[Signal]) -> Option<Errno> {
+        // The group first, as a whole: those that it is just starting get the signals as well.
+        let failed = signals.iter().find_map(|signal| killpg(leader, *signal).err());
+        // Only a zombie was left of it.
+        let failed = failed.filter(|errno| *errno != Errno::ESRCH);
+        failed.or(self.look().send(leader, signals))
     }
 
     /// Whether any process but zombies is left. Only its leader's end is an event for us: the others are not our
     /// children.
     pub(super) fn has_members(&self, leader: Pid) -> bool {
-        !self.members(leader).is_empty()
+        !self.look().members(leader).is_empty()
     }
 
     /// Nobody starts or reaps a leader while this runs; it gets those that are not reaped.
@@ -134,15 +148,14 @@ impl Sessions {
         look(&live.running.union(&live.over).copied().collect())
     }
 
-    /// As it was at some moment after this call began. Threads that ask at the same time share a look.
-    fn members(&self, leader: Pid) -> Vec<Member> {
+    /// Everybody, as it was at some moment after this call began. Threads that ask at the same time share a look.
+    fn look(&self) -> Arc<Census> {
         let asked = Instant::now();
-        let mut census = lock(&self.census);
-        let census = match &mut *census {
-            Some(census) if census.begun >= asked => census,
-            old => old.insert(Census::take()),
-        };
-        census.sessions.get(&leader).cloned().unwrap_or_default()
+        let mut last = lock(&self.census);
+        match &*last {
+            Some(census) if census.begun >= asked => Arc::clone(census),
+            _ => Arc::clone(last.insert(Arc::new(Census::take()))),
+        }
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
@@ -173,6 +186,20 @@ impl Census {
             census.sessions.entry(session).or_default().push(Member { process, group });
         }
         census
+    }
+
+    fn members(&self, leader: Pid) -> &[Member] {
+        self.sessions.get(&leader).map_or(&[], Vec::as_slice)
+    }
+
+    /// To all outside the leader's group, which is signalled as a whole. One of the errors.
+    fn send(&self, leader: Pid, signals: &[Signal]) -> Option<Errno> {
+        let others = self.members(leader).iter().filter(|member| member.group != leader);
+        let mut failed = None;
+        for (member, signal) in others.flat_map(|member| signals.iter().map(move |signal| (member, signal))) {
+            failed = failed.or(send(member.process, leader, *signal).err());
+        }
+        failed
     }
 }
 
@@ -221,7 +248,7 @@ mod tests {
     fn a_look_that_began_before_the_question_does_not_answer_it() {
         let sessions = Sessions::default();
         let session = nix::unistd::getsid(None).unwrap();
-        let empty = |begun| Some(Census { begun, sessions: HashMap::new() });
+        let empty = |begun| Some(Arc::new(Census { begun, sessions: HashMap::new() }));
         *lock(&sessions.census) = empty(Instant::now());
         assert!(sessions.has_members(session));
         *lock(&sessions.census) = empty(Instant::now() + Duration::from_mins(1));

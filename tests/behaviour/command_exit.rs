@@ -87,7 +87,7 @@ fn stopped_for_configuration(
         assert_eq!(worked.stderr.matches(&received).count(), 1, "{}", worked.stderr);
     }
     let broker = sandbox.broker();
-    broker.wait_ready(&sandbox.queue, tasks.len() as _);
+    broker.wait_ready(&sandbox.queue, u32::try_from(tasks.len()).unwrap());
     let mut left: Vec<_> =
         broker.drain(&sandbox.queue).iter().map(|task| (body(task), attempt(task))).collect();
     left.sort();
@@ -111,15 +111,17 @@ fn a_command_that_reports_a_missing_one_for_two_tasks_stops_the_worker() {
 
 #[test]
 fn a_command_that_is_missing_for_one_task_only_has_failed_that_one() {
-    for (bodies, done) in [
-        (&["no-such-command", "exit 0", "exit 0"][..], 2),
-        (&["exit 0", "no-such-command", "no-such-command-either"], 1),
-        (&["no-such-command"], 0),
+    for (bodies, done, option) in [
+        (&["no-such-command", "exit 0", "exit 0"][..], 2, "--until-empty"),
+        (&["exit 0", "no-such-command", "no-such-command-either"], 1, "--until-empty"),
+        (&["no-such-command"], 0, "--until-empty"),
+        // It goes back once, which is no task of those that were asked for.
+        (&["no-such-command"], 0, "--max-tasks=1"),
     ] {
         let sandbox = Sandbox::new();
         send(&sandbox, bodies);
         // Each body is a script.
-        let command = [&["work"], &LATER[..], &["--", "sh"]].concat();
+        let command = ["work", option, "--backoff", "1h", "--", "sh"];
         let worked = sandbox.taskq(command).run().exits(0);
         assert_eq!(worked.stderr.matches("Done\n").count(), done, "{}", worked.stderr);
         let broker = sandbox.broker();
