@@ -48,13 +48,17 @@ impl Policy {
             Outcome::GivenUp => Decision::Requeue,
             Outcome::CannotRun(why) => Decision::StopWorker(why.clone()),
             Outcome::Dead(Failure { exit, .. }) => Decision::Dead(exit.clone()),
-            Outcome::Failed(Failure { exit, .. }) if attempt >= self.attempts => {
-                Decision::Dead(format!("attempt {attempt} of {}: {exit}", self.attempts))
-            }
-            Outcome::Failed(_) => {
-                Decision::RetryAfter { delay: self.pause_after(attempt), attempt: attempt.saturating_add(1) }
-            }
+            Outcome::Failed(failure)
+            | Outcome::Terminated(failure)
+            | Outcome::CommandMissing { failure, .. } => self.after_failure(attempt, failure),
         }
+    }
+
+    fn after_failure(&self, attempt: u32, failure: &Failure) -> Decision {
+        if attempt >= self.attempts {
+            return Decision::Dead(format!("attempt {attempt} of {}: {}", self.attempts, failure.exit));
+        }
+        Decision::RetryAfter { delay: self.pause_after(attempt), attempt: attempt.saturating_add(1) }
     }
 
     /// Before a task runs that was delivered `unanswered` times without an answer: why it must not, if so.

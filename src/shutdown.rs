@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use nix::sys::signal::{SigSet, Signal};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::error::{Error, Result};
@@ -12,7 +13,8 @@ use crate::error::{Error, Result};
 /// More than anyone sends before the process ends; further ones say nothing new.
 const PENDING_SIGNALS: usize = 16;
 
-/// Catches SIGINT, SIGTERM and SIGHUP from now on and returns where their numbers arrive.
+/// Catches SIGINT, SIGTERM and SIGHUP from now on and returns where their numbers arrive. To be called on the
+/// main thread: whoever started taskq may have blocked them, and one thread that has not is enough.
 ///
 /// A SIGHUP that was ignored when taskq was started (`nohup`) stays ignored. `ctrlc` is asked for SIGINT only: with
 /// its `termination` feature it catches all three, but neither tells which it was, which the exit code needs, nor
@@ -22,11 +24,13 @@ const PENDING_SIGNALS: usize = 16;
 /// Internal, when the system refuses.
 pub fn listen() -> Result<Receiver<i32>> {
     let failed = |error: &dyn std::fmt::Display| Error::internal(format!("cannot catch signals: {error}"));
+    let wanted = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    wanted.thread_unblock().map_err(|errno| failed(&errno))?;
     let (sender, receiver) = crossbeam_channel::bounded(PENDING_SIGNALS);
     let interrupts = sender.clone();
     ctrlc::set_handler(move || report(&interrupts, SIGINT)).map_err(|error| failed(&error))?;
     let mut caught = vec![SIGTERM];
-    if !hangup_is_ignored() {
+    if !is_ignored(SIGHUP) {
         caught.push(SIGHUP);
     }
     let mut signals = Signals::new(caught).map_err(|error| failed(&error))?;
@@ -52,6 +56,20 @@ pub fn survive_file_limits() -> Result<()> {
         .map_err(|error| Error::internal(format!("cannot catch signals: {error}")))
 }
 
+/// Makes sure that the exit statuses of children can be learned: where whoever started taskq ignores SIGCHLD, the kernel
+/// throws them away. Children do not inherit this.
+///
+/// # Errors
+/// Internal, when the system refuses.
+pub fn keep_exit_statuses() -> Result<()> {
+    if is_ignored(SIGCHLD) {
+        // To catch it is not to ignore it; nobody looks at the flag.
+        signal_hook::flag::register(SIGCHLD, Arc::default())
+            .map_err(|error| Error::internal(format!("cannot catch signals: {error}")))?;
+    }
+    Ok(())
+}
+
 fn report(sender: &Sender<i32>, signal: i32) {
     // Full: the process has been told often enough.
     let _ = sender.try_send(signal);
@@ -69,9 +87,9 @@ pub fn name(signal: i32) -> &'static str {
 }
 
 /// Asked of the kernel through `/proc`: the system call would need unsafe code. Where there is no `/proc`, SIGHUP
-/// is left as it is, which keeps `nohup` working.
-fn hangup_is_ignored() -> bool {
-    std::fs::read_to_string("/proc/self/status").map_or(true, |status| ignores(&status, SIGHUP))
+/// is left as it is, which keeps `nohup` working, and SIGCHLD is caught, which does no harm.
+fn is_ignored(signal: i32) -> bool {
+    std::fs::read_to_string("/proc/self/status").map_or(true, |status| ignores(&status, signal))
 }
 
 /// Reads the `SigIgn` mask of `/proc/PID/status`.

@@ -15,6 +15,7 @@ mod redelivery;
 mod shared;
 mod slot;
 mod supervisor;
+mod surroundings;
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -267,7 +268,10 @@ impl Pool {
             }
         }
         self.why = Some(why);
-        self.drain.begin();
+        match why {
+            Why::Signal(_) => self.drain.begin_by_signal(),
+            Why::Empty | Why::Idle | Why::Fatal => self.drain.begin(),
+        }
     }
 
     /// Gives up what runs and ends, whatever the threads do: the broker will deliver it again.

@@ -10,7 +10,7 @@ use super::queue::{QueueArgs, check_name, delay};
 use crate::broker::QueueSpec;
 use crate::duration;
 use crate::error::{Error, Exit, Result};
-use crate::handler::{self, Dots, ExitRule, Output, Spec};
+use crate::handler::{self, Dots, ExitRule, Output, Spec, reap_orphans};
 use crate::retry::Policy;
 use crate::shutdown;
 use crate::worker_pool::{self, HandlerFactory, Options};
@@ -24,8 +24,9 @@ const MAX_THREADS: i64 = 2000;
 /// task, with the body on stdin; without it the built-in handler sleeps one second for each dot in the body. CTRL+C (or
 /// SIGTERM) finishes what is running and exits.
 ///
-/// Exit status of COMMAND: 0 done; 65 dead at once; 126 and 127 stop the worker; anything else, a signal or a time-out
-/// is a failed attempt, which is retried later and, after the last attempt, kept in QUEUE.dead.
+/// Exit status of COMMAND: 0 done; 65 dead at once; anything else, a signal or a time-out is a failed attempt, which is
+/// retried later and, after the last attempt, kept in QUEUE.dead. Where the first two tasks both end with 126 or 127,
+/// the worker stops.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Tasks to run at the same time
@@ -114,6 +115,9 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         Some(spec) => Arc::new(move || Ok(Box::new(spec.command()?))),
     };
     let signals = shutdown::listen()?;
+    shutdown::keep_exit_statuses()?;
+    reap_orphans(spec.as_ref())
+        .map_err(|error| Error::internal(format!("cannot wait for orphaned processes: {error}")))?;
     let result = worker_pool::run(options, &handlers, &signals);
     if let Some(spec) = spec {
         // Whatever was left behind with a thread that did not end in time.

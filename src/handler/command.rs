@@ -3,19 +3,23 @@
 #[cfg(test)]
 mod tests;
 
+use std::ffi::{CStr, CString};
 use std::io;
 
 use crossbeam_channel::{Receiver, TryRecvError};
 use nix::errno::Errno;
 
+use super::environment::of_task;
 use super::process::{ABORT_GRACE, Ends, Limits, Process, Slot, from_now};
 use super::relay::Relay;
+use super::spawn::Launch;
 use super::spec::Spec;
 use super::{Failure, Handler, Never, Outcome, Task};
 
 /// Starts the command for every task: the body on its stdin, the rest in its environment.
 pub struct Command {
     spec: Spec,
+    arguments: Vec<CString>,
     slot: Slot,
 }
 
@@ -28,15 +32,17 @@ enum Cut {
 
 impl Command {
     pub(super) fn new(spec: Spec) -> io::Result<Self> {
-        Ok(Self { slot: Slot::new(spec.groups())?, spec })
+        Ok(Self { slot: spec.slot()?, arguments: spec.arguments()?, spec })
     }
 
     fn start(&self, task: &Task<'_>) -> io::Result<Process<Relay>> {
-        let mut command = self.spec.argv();
-        self.spec.environment().describe(&mut command, task);
+        let (path, own) = (self.spec.path()?, of_task(task));
+        let environment: Vec<&CStr> =
+            self.spec.environment().entries().chain(own.iter().map(CString::as_c_str)).collect();
+        let launch = Launch { path: &path, arguments: &self.arguments, environment: &environment };
         let output = self.spec.output();
         let (out, err) = (output.stdout(self.slot.ringer()), output.stderr(self.slot.ringer()));
-        Process::start(&self.slot, command, Ends::AreNoNews, out, err)
+        Process::start(&self.slot, &launch, Ends::AreNoNews, out, err)
     }
 
     fn follow(
@@ -63,10 +69,11 @@ impl Command {
             let status = process.finish(slot, limits)?;
             let outcome = self.spec.options().on_exit.outcome(status, process.err.tail());
             return Ok(match (outcome, status.code()) {
-                (Outcome::CannotRun(why), Some(code)) => Outcome::CannotRun(format!(
-                    "{}: {why} (--on-exit {code}=retry makes it a failed attempt)",
-                    self.spec.name()
-                )),
+                (Outcome::CommandMissing { failure, why }, Some(code)) => {
+                    let name = self.spec.name();
+                    let why = format!("{name}: {why} (--on-exit {code}=retry makes it a failed attempt)");
+                    Outcome::CommandMissing { failure, why }
+                }
                 (outcome, _) => outcome,
             });
         };
@@ -101,7 +108,7 @@ impl Handler for Command {
         });
         match started {
             Ok((process, limits)) => {
-                self.follow(process, task, limits).unwrap_or_else(|error| lost_track(&error))
+                self.follow(process, task, limits).unwrap_or_else(|error| lost_track(&self.spec, &error))
             }
             Err(error) => cannot_start(&self.spec, &error, !task.headers.is_empty()),
         }
@@ -116,7 +123,14 @@ pub(super) fn told_to_stop(abort: &Receiver<Never>) -> bool {
 }
 
 /// The process is gone by now: dropping it killed it.
-pub(super) fn lost_track(error: &io::Error) -> Outcome {
+pub(super) fn lost_track(spec: &Spec, error: &io::Error) -> Outcome {
+    if error.raw_os_error().map(Errno::from_raw) == Some(Errno::ECHILD) {
+        // Its task may well be done. The next one would fare no better.
+        return Outcome::CannotRun(format!(
+            "how {} ended cannot be known: something takes the exit statuses of this process's children",
+            spec.name()
+        ));
+    }
     Outcome::Failed(Failure { exit: format!("could not be watched: {error}"), stderr: Vec::new() })
 }
 

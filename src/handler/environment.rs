@@ -1,7 +1,8 @@
 //! What a handler finds in its environment: what the worker has, without taskq's own, and the task.
 
-use std::ffi::{OsStr, OsString};
-use std::process::Command;
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
 use super::Task;
 
@@ -10,42 +11,50 @@ const HEADER: &str = "TASKQ_HEADER_";
 
 /// The worker's own environment as handlers may see it: computed once, as it does not change.
 #[derive(Clone)]
-pub(super) struct Environment {
-    /// Names to take out of what every child inherits.
-    private: Vec<OsString>,
-}
+pub(super) struct Environment(Vec<CString>);
 
 impl Environment {
     /// Of this process.
     pub(super) fn of_this_process() -> Self {
-        Self { private: std::env::vars_os().map(|(name, _)| name).filter(|name| is_private(name)).collect() }
+        Self::from_variables(std::env::vars_os())
     }
 
-    /// For a process that outlives a task.
-    pub(super) fn clean(&self, command: &mut Command) {
-        for name in &self.private {
-            command.env_remove(name);
-        }
+    fn from_variables(variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
+        let visible = variables.filter(|(name, _)| !is_private(name));
+        Self(visible.filter_map(|(name, value)| entry(name.as_bytes(), value.as_bytes())).collect())
     }
 
-    /// For a process that runs `task`. Values with a NUL byte have no place in an environment: they are left out.
-    pub(super) fn describe(&self, command: &mut Command, task: &Task<'_>) {
-        self.clean(command);
-        let attempt = task.attempt.to_string();
-        let own = [
-            ("TASKQ_ID", task.id),
-            ("TASKQ_ATTEMPT", &attempt),
-            ("TASKQ_QUEUE", task.queue),
-            ("TASKQ_REDELIVERED", if task.redelivered { "1" } else { "0" }),
-            ("TASKQ_CONTENT_TYPE", task.content_type),
-        ];
-        for (name, value) in own.into_iter().filter(|(_, value)| !value.contains('\0')) {
-            command.env(name, value);
-        }
-        for (name, value) in task.headers.iter().filter(|(_, value)| !value.contains('\0')) {
-            command.env(variable(name), value);
-        }
+    /// For a process that outlives a task; for another one beside [`of_task`], whose names are all private.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &CStr> {
+        self.0.iter().map(CString::as_c_str)
     }
+}
+
+/// What describes `task`. Values with a NUL byte have no place in an environment: they are left out.
+pub(super) fn of_task(task: &Task<'_>) -> Vec<CString> {
+    let attempt = task.attempt.to_string();
+    let own = [
+        ("TASKQ_ID", task.id),
+        ("TASKQ_ATTEMPT", &attempt),
+        ("TASKQ_QUEUE", task.queue),
+        ("TASKQ_REDELIVERED", if task.redelivered { "1" } else { "0" }),
+        ("TASKQ_CONTENT_TYPE", task.content_type),
+    ];
+    let own = own.into_iter().filter_map(|(name, value)| entry(name.as_bytes(), value.as_bytes()));
+    // Of headers whose names become the same the last one holds.
+    let headers: BTreeMap<String, CString> = task
+        .headers
+        .iter()
+        .filter_map(|(name, value)| {
+            let variable = variable(name);
+            entry(variable.as_bytes(), value.as_bytes()).map(|entry| (variable, entry))
+        })
+        .collect();
+    own.chain(headers.into_values()).collect()
+}
+
+fn entry(name: &[u8], value: &[u8]) -> Option<CString> {
+    CString::new([name, b"=", value].concat()).ok()
 }
 
 /// Secrets of taskq's own, what systemd meant for the worker alone, and what describes a task: a worker that was
@@ -78,9 +87,8 @@ fn variable(header: &str) -> String {
 mod tests {
     use super::*;
 
-    fn set(command: &Command) -> Vec<(String, Option<String>)> {
-        let text = |os: &OsStr| os.to_string_lossy().into_owned();
-        command.get_envs().map(|(name, value)| (text(name), value.map(text))).collect()
+    fn text<S: AsRef<CStr>>(entries: impl IntoIterator<Item = S>) -> Vec<String> {
+        entries.into_iter().map(|entry| entry.as_ref().to_str().unwrap().to_owned()).collect()
     }
 
     #[test]
@@ -104,11 +112,16 @@ mod tests {
     }
 
     #[test]
-    fn the_task_replaces_what_was_inherited() {
-        let environment = Environment {
-            private: ["TASKQ_ID", "TASKQ_URL", "TASKQ_HEADER_OLD"].map(OsString::from).to_vec(),
-        };
-        let headers = [("new".into(), "1".into()), ("nul".into(), "a\0b".into())];
+    fn what_is_private_is_not_passed_on() {
+        let variables = ["TASKQ_ID", "TASKQ_URL", "TASKQ_HEADER_OLD", "PATH"];
+        let variables = variables.iter().map(|name| (OsString::from(name), OsString::from("v=1")));
+        assert_eq!(text(Environment::from_variables(variables).entries()), ["PATH=v=1"]);
+    }
+
+    #[test]
+    fn a_task_is_described() {
+        let headers = [("new", "1"), ("nul", "a\0b"), ("x y", "first"), ("x-y", "last")];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let task = Task {
             id: "with\0nul",
             attempt: 2,
@@ -118,20 +131,14 @@ mod tests {
             headers: &headers,
             body: b"",
         };
-        let mut command = Command::new("true");
-        environment.describe(&mut command, &task);
-        let some = |name: &str, value: &str| (name.to_owned(), Some(value.to_owned()));
-        let none = |name: &str| (name.to_owned(), None);
         let expected = [
-            some("TASKQ_ATTEMPT", "2"),
-            some("TASKQ_CONTENT_TYPE", ""),
-            some("TASKQ_HEADER_NEW", "1"),
-            none("TASKQ_HEADER_OLD"),
-            none("TASKQ_ID"),
-            some("TASKQ_QUEUE", "q"),
-            some("TASKQ_REDELIVERED", "1"),
-            none("TASKQ_URL"),
+            "TASKQ_ATTEMPT=2",
+            "TASKQ_QUEUE=q",
+            "TASKQ_REDELIVERED=1",
+            "TASKQ_CONTENT_TYPE=",
+            "TASKQ_HEADER_NEW=1",
+            "TASKQ_HEADER_X_Y=last",
         ];
-        assert_eq!(set(&command), expected);
+        assert_eq!(text(of_task(&task)), expected);
     }
 }

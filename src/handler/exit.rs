@@ -13,6 +13,11 @@ const DATA_ERROR: i32 = 65;
 const NOT_EXECUTABLE: i32 = 126;
 const NOT_FOUND: i32 = 127;
 
+/// What ends all processes of a service, or of a terminal: SIGHUP, SIGINT, SIGTERM.
+const STOPPED_BY: [i32; 3] = [1, 2, 15];
+/// What shells make of a signal, and programs that stop in good order.
+const SIGNALLED: i32 = 128;
+
 /// What a person wants an exit status to mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -74,11 +79,18 @@ impl ExitMap {
             (Some(Verdict::Done), _) | (None, Some(0)) => Outcome::Done,
             (Some(Verdict::Dead), _) | (None, Some(DATA_ERROR)) => Outcome::Dead(failure),
             (None, Some(code @ (NOT_EXECUTABLE | NOT_FOUND))) => {
-                Outcome::CannotRun(cannot_run(code, &failure))
+                let why = cannot_run(code, &failure);
+                Outcome::CommandMissing { failure, why }
             }
+            (None, _) if was_stopped(status) => Outcome::Terminated(failure),
             (Some(Verdict::Retry) | None, _) => Outcome::Failed(failure),
         }
     }
+}
+
+fn was_stopped(status: ExitStatus) -> bool {
+    let signal = status.signal().or(status.code().map(|code| code - SIGNALLED));
+    signal.is_some_and(|signal| STOPPED_BY.contains(&signal))
 }
 
 /// One phrase: `exit status 3`, `killed by signal 9`.
@@ -118,11 +130,19 @@ mod tests {
         let of = |status| map.outcome(status, b"why".to_vec());
         assert_eq!(of(exit(0)), Outcome::Done);
         assert_eq!(of(exit(65)), Outcome::Dead(failure("exit status 65")));
-        for code in (1..=255).filter(|code| ![65, 126, 127].contains(code)) {
+        for code in (1..=255).filter(|code| ![65, 126, 127, 129, 130, 143].contains(code)) {
             assert_eq!(of(exit(code)), Outcome::Failed(failure(&format!("exit status {code}"))));
         }
         for code in [126, 127] {
-            assert!(matches!(of(exit(code)), Outcome::CannotRun(why) if why.ends_with(": why")));
+            let expected = failure(&format!("exit status {code}"));
+            assert!(matches!(of(exit(code)), Outcome::CommandMissing { failure, why }
+                    if failure == expected && why.ends_with(": why")));
+        }
+        for signal in [1, 2, 15] {
+            let ended = Outcome::Terminated(failure(&format!("killed by signal {signal}")));
+            assert_eq!(of(ExitStatus::from_raw(signal)), ended);
+            let code = 128 + signal;
+            assert_eq!(of(exit(code)), Outcome::Terminated(failure(&format!("exit status {code}"))));
         }
         assert_eq!(of(ExitStatus::from_raw(9)), Outcome::Failed(failure("killed by signal 9")));
         // Dumped core; a real-time signal.
@@ -132,17 +152,27 @@ mod tests {
 
     #[test]
     fn rules_go_first() {
-        let map: ExitMap =
-            ["0=retry", "3=dead", "65=retry", "75=done", "127=retry", "4=done", "4=dead", "9=done"]
-                .iter()
-                .map(|rule| rule.parse::<ExitRule>().unwrap())
-                .collect();
+        let map: ExitMap = [
+            "0=retry",
+            "143=retry",
+            "3=dead",
+            "65=retry",
+            "75=done",
+            "127=retry",
+            "4=done",
+            "4=dead",
+            "9=done",
+        ]
+        .iter()
+        .map(|rule| rule.parse::<ExitRule>().unwrap())
+        .collect();
         let of = |status| map.outcome(status, b"why".to_vec());
         assert_eq!(of(exit(0)), Outcome::Failed(failure("exit status 0")));
         assert_eq!(of(exit(3)), Outcome::Dead(failure("exit status 3")));
         assert_eq!(of(exit(65)), Outcome::Failed(failure("exit status 65")));
         assert_eq!(of(exit(75)), Outcome::Done);
         assert_eq!(of(exit(127)), Outcome::Failed(failure("exit status 127")));
+        assert_eq!(of(exit(143)), Outcome::Failed(failure("exit status 143")));
         assert_eq!(of(exit(4)), Outcome::Dead(failure("exit status 4")));
         // A signal is no exit status.
         assert_eq!(of(ExitStatus::from_raw(9)), Outcome::Failed(failure("killed by signal 9")));

@@ -7,18 +7,25 @@ mod command;
 mod dots;
 mod environment;
 mod exit;
-mod group;
+mod leftover;
+mod orphan;
 mod persistent;
 mod poll;
+mod proc;
 mod process;
 mod protocol;
 mod relay;
+mod session;
+mod spawn;
 mod spec;
 mod tender;
 #[cfg(test)]
 mod testing;
 mod wake;
 mod watch;
+
+use std::io;
+use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
 
@@ -59,7 +66,18 @@ pub enum Outcome {
     Failed(Failure),
     /// The handler said that no further attempt can succeed.
     Dead(Failure),
-    /// The worker gave the task up because it was told to stop: this is no attempt, the task goes back.
+    /// Ended by a signal that stops whole services: failed, unless the worker was sent one as well.
+    Terminated(Failure),
+    /// The command says that a command is not executable or not found (126, 127): failed, unless that holds for all
+    /// tasks. The text says what is wrong then.
+    CommandMissing {
+        /// Where it is this task's.
+        failure: Failure,
+        /// For the person who reads it.
+        why: String,
+    },
+    /// The worker gave the task up, because it was told to stop or is not sure that it can run tasks: this is no
+    /// attempt, the task goes back.
     GivenUp,
     /// No task can run here (the command is missing or not executable): the worker has to stop, the task goes
     /// back. The text says what is wrong, for the person who reads it.
@@ -73,6 +91,14 @@ pub struct Failure {
     pub exit: String,
     /// The end of what the handler wrote to stderr, at most 2 KiB, as it was (not escaped).
     pub stderr: Vec<u8>,
+}
+
+/// Reaps what is left to this process by others, where that is its duty; `spec` is what runs here.
+///
+/// # Errors
+/// When a thread cannot be started.
+pub fn reap_orphans(spec: Option<&Spec>) -> io::Result<()> {
+    orphan::reap_orphans(spec.map_or_else(Arc::default, Spec::sessions))
 }
 
 /// Runs tasks on one worker thread.

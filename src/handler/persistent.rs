@@ -3,7 +3,9 @@
 #[cfg(test)]
 mod tests;
 
+use std::ffi::CStr;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, select};
@@ -12,6 +14,7 @@ use super::command::{cannot_start, lost_track, told_to_stop};
 use super::exit::describe;
 use super::process::{ABORT_GRACE, Ends, LINGER, Limits, Process, Slot, from_now};
 use super::protocol::{Replies, Reply, request};
+use super::spawn::Launch;
 use super::spec::Spec;
 use super::tender::{Seat, Tender};
 use super::{Failure, Handler, Never, Outcome, Task};
@@ -66,14 +69,18 @@ enum Answer {
     Reply(Reply),
     /// It broke the rules: in these words.
     Wrong(String),
-    Exited,
+    /// It ended.
+    Exited {
+        /// Nothing of the task.
+        read_nothing: bool,
+    },
     TimedOut,
     Aborted,
 }
 
 impl Persistent {
     pub(super) fn new(spec: Spec) -> io::Result<Self> {
-        let tender = Tender::start(Seat::new(Slot::new(spec.groups())?))?;
+        let tender = Tender::start(Seat::new(spec.slot()?))?;
         Ok(Self { spec, tender, restarts: Restarts::new() })
     }
 
@@ -81,30 +88,47 @@ impl Persistent {
     fn take_seat(&mut self) -> io::Result<Seat> {
         match self.tender.fetch() {
             Some(seat) => Ok(seat),
-            None => Ok(Seat::new(Slot::new(self.spec.groups())?)),
+            None => Ok(Seat::new(self.spec.slot()?)),
         }
     }
 
     fn run_on(&mut self, seat: &mut Seat, task: &Task<'_>, abort: &Receiver<Never>) -> io::Result<Outcome> {
-        let deadline = |timeout: Option<Duration>| timeout.map(from_now);
         let stop = self.spec.aborts().of(abort)?;
+        let line = request(task)?;
         self.drop_what_is_out_of_step(seat)?;
-        if seat.process.is_none() {
-            if !self.restarts.wait(abort) {
-                return Ok(Outcome::GivenUp);
+        loop {
+            if seat.process.is_none() {
+                if !self.restarts.wait(abort) {
+                    return Ok(Outcome::GivenUp);
+                }
+                match self.start(&seat.slot) {
+                    Ok(process) => seat.process = Some(process),
+                    Err(error) => return Ok(cannot_start(&self.spec, &error, false)),
+                }
+                seat.proven = false;
             }
-            match self.start(&seat.slot) {
-                Ok(process) => seat.process = Some(process),
-                Err(error) => return Ok(cannot_start(&self.spec, &error, false)),
+            let Some(mut process) = seat.process.take() else { return Ok(Outcome::GivenUp) };
+            let deadline = self.spec.options().timeout.map(from_now);
+            let limits = Limits { deadline, abort: Some(Arc::clone(&stop)) };
+            let answer = ask(&mut process, &mut seat.slot, &line, &limits)?;
+            process.catch_up(&mut seat.slot)?;
+            if let Some(outcome) = self.conclude(seat, process, answer, limits)? {
+                return Ok(outcome);
             }
-            seat.proven = false;
         }
-        let Some(mut process) = seat.process.take() else { return Ok(Outcome::GivenUp) };
-        let limits = Limits { deadline: deadline(self.spec.options().timeout), abort: Some(stop) };
-        let answer = ask(&mut process, &mut seat.slot, &request(task)?, &limits)?;
-        process.catch_up(&mut seat.slot)?;
+    }
+
+    /// What the answer makes of the task. None if it was not for this task that the process ended: another one is to be
+    /// asked.
+    fn conclude(
+        &mut self,
+        seat: &mut Seat,
+        mut process: Process<Replies>,
+        answer: Answer,
+        limits: Limits,
+    ) -> io::Result<Option<Outcome>> {
         let failure = |exit, process: &Process<_>| Failure { exit, stderr: process.err.tail() };
-        let outcome = match answer {
+        Ok(Some(match answer {
             Answer::Reply(reply) => {
                 self.restarts.succeeded();
                 seat.proven = true;
@@ -116,14 +140,25 @@ impl Persistent {
                 seat.process = Some(process);
                 outcome
             }
-            Answer::Exited => {
+            Answer::Exited { read_nothing } => {
                 let status = process.finish(&mut seat.slot, limits)?;
+                // One that has answered before did not fail to start: it ended between two tasks, as those do that
+                // recycle themselves. The next one is not proven, so this does not repeat.
+                if seat.proven && read_nothing && status.success() {
+                    log::debug!(
+                        "the handler {} ended between two tasks: starting a new one",
+                        self.spec.name()
+                    );
+                    return Ok(None);
+                }
+                let failure = failure(format!("{} without a reply", describe(status)), &process);
                 match self.spec.options().on_exit.outcome(status, process.err.tail()) {
-                    // One that has answered before did not fail to start.
-                    Outcome::CannotRun(why) if !seat.proven => {
-                        Outcome::CannotRun(format!("{}: {why}", self.spec.name()))
+                    Outcome::CommandMissing { why, .. } if !seat.proven => {
+                        let why = format!("{}: {why}", self.spec.name());
+                        Outcome::CommandMissing { failure, why }
                     }
-                    _ => Outcome::Failed(failure(format!("{} without a reply", describe(status)), &process)),
+                    Outcome::Terminated(_) => Outcome::Terminated(failure),
+                    _ => Outcome::Failed(failure),
                 }
             }
             Answer::Aborted => {
@@ -147,16 +182,16 @@ impl Persistent {
                     None => Outcome::GivenUp,
                 }
             }
-        };
-        Ok(outcome)
+        }))
     }
 
     fn start(&mut self, slot: &Slot) -> io::Result<Process<Replies>> {
         self.restarts.started();
-        let mut command = self.spec.argv();
-        self.spec.environment().clean(&mut command);
+        let (path, arguments) = (self.spec.path()?, self.spec.arguments()?);
+        let environment: Vec<&CStr> = self.spec.environment().entries().collect();
+        let launch = Launch { path: &path, arguments: &arguments, environment: &environment };
         let err = self.spec.output().stderr(slot.ringer());
-        Process::start(slot, command, Ends::Tell, Replies::default(), err)
+        Process::start(slot, &launch, Ends::Tell, Replies::default(), err)
     }
 
     /// Ends a process that has ended or has said something since the last task: a reply that nobody asked for would
@@ -199,7 +234,10 @@ fn ask(process: &mut Process<Replies>, slot: &mut Slot, line: &[u8], limits: &Li
             Some(Err(line)) => {
                 return Ok(Answer::Wrong(format!("answered {line:?} instead of OK, RETRY or DEAD")));
             }
-            None if seen.exited => return Ok(Answer::Exited),
+            None if seen.exited => {
+                let left = process.left_in_stdin().map(|left| left + input.len() as u64);
+                return Ok(Answer::Exited { read_nothing: left == Some(line.len() as u64) });
+            }
             None if seen.aborted => return Ok(Answer::Aborted),
             None if limits.passed() => return Ok(Answer::TimedOut),
             None if step.passed() => return Ok(Answer::Wrong("closed its stdout without a reply".into())),
@@ -216,9 +254,10 @@ impl Handler for Persistent {
         }
         let mut seat = match self.take_seat() {
             Ok(seat) => seat,
-            Err(error) => return lost_track(&error),
+            Err(error) => return lost_track(&self.spec, &error),
         };
-        let outcome = self.run_on(&mut seat, task, abort).unwrap_or_else(|error| lost_track(&error));
+        let outcome =
+            self.run_on(&mut seat, task, abort).unwrap_or_else(|error| lost_track(&self.spec, &error));
         let ended = seat.process.is_none();
         self.tender.park(seat);
         if ended && matches!(outcome, Outcome::Failed(_)) {

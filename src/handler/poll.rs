@@ -13,12 +13,17 @@ pub(super) fn poll_some<const N: usize>(
     deadline: Option<Instant>,
 ) -> io::Result<[PollFlags; N]> {
     let mut fds: Vec<_> = sources.iter().flatten().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
-    match poll(&mut fds, timeout(deadline)) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(errno) => return Err(errno.into()),
-    }
+    poll_all(&mut fds, deadline)?;
     let mut seen = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
     Ok(sources.map(|source| source.and_then(|_| seen.next()).unwrap_or(PollFlags::empty())))
+}
+
+/// Waits for any of the descriptors, or for less.
+pub(super) fn poll_all(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
+    match poll(fds, timeout(deadline)) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Whether a read would not wait; not where there is nothing to read from.

@@ -1,28 +1,28 @@
-//! One running process: its group, its pipes, its end.
+//! One running process: its session, its pipes, its end.
 //!
 //! The worker thread itself moves the bytes, so a body is never copied, and waits in one `poll` for the pipes, the
 //! exit, the abort and the deadline.
 
-use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write, pipe};
+use std::io::{self, ErrorKind, PipeReader, PipeWriter, Write, pipe};
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::group::{self, Groups};
+use super::leftover::Leftovers;
 use super::poll::{poll_some, readable};
-use super::relay::{Consumer, LINE_MAX, Relay};
+use super::relay::{Consumer, Discard, LINE_MAX, Relay, pull};
+use super::session::Sessions;
+use super::spawn::{Launch, Streams, spawn};
 use super::wake::{Bell, Ringer, bell};
 use super::watch::{Means, Watched};
 
-/// After the exit of a process, how long its pipes may still be held open by something that it started: long enough
-/// for the last lines of a `| tee log &`, short enough for a daemon that never closes them.
+/// After the exit of a process, how long its task waits for pipes that something it started holds open: long enough
+/// for the last lines of a `| tee log &`, short enough for a daemon that never closes them. [`Leftovers`] reads on.
 pub(super) const LINGER: Duration = Duration::from_millis(250);
 
 /// How much is read from pipes after that: more than a process can have left in them (`pipe-max-size`, for each).
@@ -32,10 +32,10 @@ const LEFT_IN_PIPES: u64 = 2 * 1024 * 1024;
 /// something presses: a deadline that has passed, or an abort.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
-/// How often to look whether the rest of a group has ended: nothing tells us.
-const GROUP_CHECK: Duration = Duration::from_millis(50);
+/// How often to look whether the rest of a session has ended: nothing tells us.
+const SESSION_CHECK: Duration = Duration::from_millis(50);
 
-/// How long the kernel may take to end a process that was killed (one that waits for a dead disk may take for ever).
+/// How long the kernel may take to end what was killed (a process that waits for a dead disk may take for ever).
 const KILL_WAIT: Duration = Duration::from_secs(5);
 
 /// The most a worker that was told to stop at once leaves a handler between TERM and KILL.
@@ -46,18 +46,23 @@ pub(super) struct Slot {
     bell: Bell,
     ringer: Ringer,
     means: Means,
-    groups: Arc<Groups>,
+    sessions: Arc<Sessions>,
+    leftovers: Arc<Leftovers>,
     buffer: Vec<u8>,
 }
 
 impl Slot {
-    pub(super) fn new(groups: Arc<Groups>) -> io::Result<Self> {
-        Self::watching_by(Means::best(), groups)
+    pub(super) fn new(sessions: Arc<Sessions>, leftovers: Arc<Leftovers>) -> io::Result<Self> {
+        Self::watching_by(Means::best(), sessions, leftovers)
     }
 
-    pub(super) fn watching_by(means: Means, groups: Arc<Groups>) -> io::Result<Self> {
+    pub(super) fn watching_by(
+        means: Means,
+        sessions: Arc<Sessions>,
+        leftovers: Arc<Leftovers>,
+    ) -> io::Result<Self> {
         let (ringer, bell) = bell()?;
-        Ok(Self { bell, ringer, means, groups, buffer: vec![0; LINE_MAX] })
+        Ok(Self { bell, ringer, means, sessions, leftovers, buffer: vec![0; LINE_MAX] })
     }
 
     pub(super) fn ringer(&self) -> Ringer {
@@ -113,18 +118,21 @@ pub(super) enum Ends {
     AreNoNews,
 }
 
-/// A process that leads its own group. Dropping it kills the group.
+/// A process that leads its own session. Dropping it before its end kills the session.
 pub(super) struct Process<O: Consumer> {
-    child: Child,
     leader: Pid,
     watched: Watched,
-    groups: Arc<Groups>,
+    sessions: Arc<Sessions>,
+    /// Neither the process nor what it left is to be ended any more.
+    over: bool,
     reaped: bool,
     /// A wait has told of the exit, and does not end for it again.
     exit_seen: bool,
     /// Bytes from both pipes so far.
     read: u64,
-    stdin: Option<ChildStdin>,
+    stdin: Option<PipeWriter>,
+    /// What was left in its stdin when it closed that.
+    left_in_stdin: Option<u64>,
     stdout: Option<PipeReader>,
     stderr: Option<PipeReader>,
     /// Our own copies of the ends that the process writes to. As long as they are open its pipes do not end, which they
@@ -138,55 +146,47 @@ impl<O: Consumer> Process<O> {
     /// `ends` says what the end of its stdout would mean.
     ///
     /// # Errors
-    /// Those of `fork` and `exec`.
+    /// Those of [`spawn`], and a lack of descriptors.
     pub(super) fn start(
         slot: &Slot,
-        mut command: Command,
+        launch: &Launch<'_>,
         ends: Ends,
         out: O,
         err: Relay,
     ) -> io::Result<Self> {
-        let ((stdout, far_out), (stderr, far_err)) = (pipe()?, pipe()?);
-        let far_ends = match ends {
-            Ends::Tell => None,
-            Ends::AreNoNews => Some([far_out.try_clone()?, far_err.try_clone()?]),
-        };
-        // No pre_exec: with that the standard library could not use posix_spawn, which copies no page tables.
-        command.stdin(Stdio::piped()).stdout(far_out).stderr(far_err).process_group(0);
-        let mut child = command.spawn()?;
-        let leader = Pid::from_raw(child.id().cast_signed());
-        slot.groups.add(leader);
-        let watched = match slot.means.watch(&child, slot.ringer(), Arc::clone(&slot.groups)) {
+        let ((far_in, stdin), (stdout, far_out), (stderr, far_err)) = (pipe()?, pipe()?, pipe()?);
+        // Of our end only: the two ends of a pipe do not share their flags.
+        fcntl(&stdin, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let streams = Streams { stdin: &far_in, stdout: &far_out, stderr: &far_err };
+        let leader = slot.sessions.start(|| spawn(launch, &streams))?;
+        let watched = match slot.means.watch(leader, slot.ringer(), Arc::clone(&slot.sessions)) {
             Ok(watched) => watched,
             Err(error) => {
-                group::signal(leader, Signal::SIGKILL);
-                slot.groups.remove(leader);
-                child.wait()?;
+                slot.sessions.kill(leader);
+                slot.sessions.reap(leader)?;
                 return Err(error);
             }
         };
-        let stdin = child.stdin.take();
-        let groups = Arc::clone(&slot.groups);
-        let process = Self {
-            child,
+        let far_ends = match ends {
+            Ends::Tell => None,
+            Ends::AreNoNews => Some([far_out, far_err]),
+        };
+        Ok(Self {
             leader,
             watched,
-            groups,
+            sessions: Arc::clone(&slot.sessions),
+            over: false,
             reaped: false,
             exit_seen: false,
             read: 0,
-            stdin,
+            stdin: Some(stdin),
+            left_in_stdin: None,
             stdout: Some(stdout),
             stderr: Some(stderr),
             far_ends,
             out,
             err,
-        };
-        if let Some(stdin) = &process.stdin {
-            // Of our end only: the two ends of a pipe do not share their flags.
-            fcntl(stdin, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        }
-        Ok(process)
+        })
     }
 
     pub(super) fn exited(&self) -> bool {
@@ -211,9 +211,17 @@ impl<O: Consumer> Process<O> {
                 Ok(n) => *input = &input[n..],
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => self.stdin = None,
+                Err(_) => {
+                    self.left_in_stdin = self.left_in_stdin();
+                    self.stdin = None;
+                }
             }
         }
+    }
+
+    /// How much of what was written to its stdin nobody has read; where the system tells.
+    pub(super) fn left_in_stdin(&self) -> Option<u64> {
+        self.stdin.as_ref().map_or(self.left_in_stdin, bytes_inside)
     }
 
     /// Waits until something happens, and moves the bytes that can be moved.
@@ -260,32 +268,36 @@ impl<O: Consumer> Process<O> {
         Ok(())
     }
 
-    /// TERM to the whole group, KILL at the deadline. False if the process still runs (it hangs in the kernel).
+    /// TERM to the whole session, KILL at the deadline, until nobody is left. False if the process still runs (it hangs
+    /// in the kernel).
     fn end(&mut self, slot: &mut Slot, limits: &mut Limits) -> io::Result<bool> {
-        group::signal(self.leader, Signal::SIGTERM);
+        self.sessions.terminate(self.leader);
         loop {
-            // Its leader may be gone before the rest of the group: that has the same grace.
+            // Its leader may be gone before the rest of the session: that has the same grace.
             let leaderless = self.exited();
-            if limits.passed() || leaderless && !group::has_members(self.leader) {
+            if limits.passed() || leaderless && !self.sessions.has_members(self.leader) {
                 break;
             }
-            let step = if leaderless { limits.by(Instant::now() + GROUP_CHECK) } else { limits.clone() };
+            let step = if leaderless { limits.by(Instant::now() + SESSION_CHECK) } else { limits.clone() };
             if self.wait(slot, &mut &[][..], &step)?.aborted {
                 limits.shorten(ABORT_GRACE);
             }
         }
-        group::signal(self.leader, Signal::SIGKILL);
+        self.sessions.kill(self.leader);
         let patience = Limits { deadline: Some(Instant::now() + KILL_WAIT), abort: None };
-        while !self.exited() && !patience.passed() {
-            self.wait(slot, &mut &[][..], &patience)?;
-        }
-        if !self.exited() {
-            log::error!("a handler (process {}) cannot be killed: it is left behind", self.leader);
+        while !self.exited() || self.sessions.has_members(self.leader) {
+            if patience.passed() {
+                log::error!("a handler (session {}) cannot be killed: it is left behind", self.leader);
+                break;
+            }
+            self.wait(slot, &mut &[][..], &patience.by(Instant::now() + SESSION_CHECK))?;
+            // Some were just being started.
+            self.sessions.kill_again(self.leader);
         }
         Ok(self.exited())
     }
 
-    /// Ends the group and what there is to do after that.
+    /// Ends the session and what there is to do after that.
     pub(super) fn cut_short(&mut self, slot: &mut Slot, limits: &mut Limits) -> io::Result<()> {
         if self.end(slot, limits)? {
             // The rest of the grace period is not for its output.
@@ -297,16 +309,26 @@ impl<O: Consumer> Process<O> {
     /// After the exit: passes on what was left in the pipes, waits until the worker's own streams have taken it, and
     /// reaps the process. Without a deadline a reader that does not read is waited for, as it would be without us.
     pub(super) fn finish(&mut self, slot: &mut Slot, mut limits: Limits) -> io::Result<ExitStatus> {
+        // What it left in the background is not ours to end.
+        self.over = true;
+        self.sessions.spare(self.leader);
         self.stdin = None;
         self.far_ends = None;
+        let (mut out_left, mut err_left) = (None, None);
         let soon = Instant::now() + LAST_OUTPUT;
         limits.deadline = limits.deadline.map(|deadline| deadline.max(soon));
         let linger = Instant::now() + LINGER;
         let mut enough = None;
         loop {
             if Instant::now() >= linger {
-                let enough = *enough.get_or_insert(self.read + LEFT_IN_PIPES);
-                self.drop_quiet_pipes(self.read >= enough)?;
+                // A pipe that is open but has nothing to read is held by somebody who left the process behind.
+                let all = self.read >= *enough.get_or_insert(self.read + LEFT_IN_PIPES);
+                if all || self.out.room() > 0 && !readable(self.stdout.as_ref())? {
+                    out_left = out_left.or(self.stdout.take());
+                }
+                if all || self.err.room() > 0 && !readable(self.stderr.as_ref())? {
+                    err_left = err_left.or(self.stderr.take());
+                }
             }
             if self.stdout.is_none() {
                 self.out.end();
@@ -332,20 +354,19 @@ impl<O: Consumer> Process<O> {
                 break;
             }
         }
-        self.groups.remove(self.leader);
+        // Only now: all that was read before is on its way.
+        if let Some(pipe) = out_left {
+            slot.leftovers.take_over(pipe, |ringer| self.out.successor(ringer));
+        }
+        if let Some(pipe) = err_left {
+            slot.leftovers.take_over(pipe, |ringer| self.err.successor(ringer));
+        }
+        // What nobody took is lost, but whoever still writes is not ended by that.
+        for pipe in [self.stdout.take(), self.stderr.take()].into_iter().flatten() {
+            slot.leftovers.take_over(pipe, |_| Box::new(Discard));
+        }
         self.reaped = true;
-        self.child.wait()
-    }
-
-    /// A pipe that is open but has nothing to read is held by somebody who left the process behind.
-    fn drop_quiet_pipes(&mut self, all: bool) -> io::Result<()> {
-        if all || self.out.room() > 0 && !readable(self.stdout.as_ref())? {
-            self.stdout = None;
-        }
-        if all || self.err.room() > 0 && !readable(self.stderr.as_ref())? {
-            self.stderr = None;
-        }
-        Ok(())
+        self.sessions.reap(self.leader)
     }
 
     fn anything_to_read(&self) -> io::Result<bool> {
@@ -359,28 +380,21 @@ impl<O: Consumer> Drop for Process<O> {
         if self.reaped {
             return;
         }
-        group::signal(self.leader, Signal::SIGKILL);
-        if !self.watched.give_up(&self.child, &self.groups) {
-            self.groups.remove(self.leader);
-            let _ = self.child.wait();
+        if !self.over {
+            self.sessions.kill(self.leader);
+        }
+        if !self.watched.give_up(self.leader, &self.sessions) {
+            let _ = self.sessions.reap(self.leader);
         }
     }
 }
 
-/// One read: all that a pipe has (of the usual capacity), or its end.
-fn pull<R: Read>(from: &mut Option<R>, to: &mut impl Consumer, buffer: &mut [u8], seen: PollFlags) -> u64 {
-    let Some(pipe) = from else { return 0 };
-    let result = if seen.contains(PollFlags::POLLIN) { pipe.read(buffer) } else { Ok(0) };
-    match result {
-        Ok(n) if n > 0 => {
-            to.take(&buffer[..n]);
-            return n as u64;
-        }
-        Err(error) if error.kind() == ErrorKind::Interrupted => {}
-        _ => {
-            *from = None;
-            to.end();
-        }
-    }
-    0
+#[cfg(target_os = "linux")]
+fn bytes_inside(pipe: &PipeWriter) -> Option<u64> {
+    rustix::io::ioctl_fionread(pipe).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn bytes_inside(_: &PipeWriter) -> Option<u64> {
+    None
 }

@@ -5,7 +5,7 @@
 //! one chunk under way and one being filled; while both are full its pipe is not read, so it waits.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex};
@@ -13,6 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use nix::poll::PollFlags;
 
 use super::wake::Ringer;
 use crate::lock::lock;
@@ -133,6 +134,46 @@ pub(super) trait Consumer {
     fn is_idle(&self) -> bool {
         true
     }
+    /// What becomes of bytes that come when the process is over; room is told of by `ringer`.
+    fn successor(&self, _ringer: Ringer) -> Box<dyn Consumer + Send> {
+        Box::new(Discard)
+    }
+}
+
+/// Takes everything and forgets it.
+pub(super) struct Discard;
+
+impl Consumer for Discard {
+    fn room(&self) -> usize {
+        LINE_MAX
+    }
+
+    fn take(&mut self, _: &[u8]) {}
+
+    fn end(&mut self) {}
+}
+
+/// One read: all that a pipe has (of the usual capacity), or its end.
+pub(super) fn pull<R: Read>(
+    from: &mut Option<R>,
+    to: &mut (impl Consumer + ?Sized),
+    buffer: &mut [u8],
+    seen: PollFlags,
+) -> u64 {
+    let Some(pipe) = from else { return 0 };
+    let result = if seen.contains(PollFlags::POLLIN) { pipe.read(buffer) } else { Ok(0) };
+    match result {
+        Ok(n) if n > 0 => {
+            to.take(&buffer[..n]);
+            return n as u64;
+        }
+        Err(error) if error.kind() == ErrorKind::Interrupted => {}
+        _ => {
+            *from = None;
+            to.end();
+        }
+    }
+    0
 }
 
 /// One stream of one process on its way to the worker's.
@@ -256,6 +297,10 @@ impl Consumer for Relay {
             // Only now the bell will be rung: look once more.
             fence(Ordering::SeqCst);
         }
+    }
+
+    fn successor(&self, ringer: Ringer) -> Box<dyn Consumer + Send> {
+        Box::new(Self::new(self.sink.clone(), ringer, self.finish_line))
     }
 
     fn is_idle(&self) -> bool {

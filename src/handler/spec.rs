@@ -1,13 +1,11 @@
 //! What the person asked to be run, checked before the first task is taken.
 
 use std::env;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +14,11 @@ use nix::unistd::{AccessFlags, access};
 use super::command::Command;
 use super::environment::Environment;
 use super::exit::ExitMap;
-use super::group::Groups;
+use super::leftover::Leftovers;
 use super::persistent::Persistent;
+use super::process::Slot;
 use super::relay::Output;
+use super::session::Sessions;
 use super::wake::AbortPipe;
 
 /// Where programs are looked for without PATH, as `execvp` does.
@@ -36,7 +36,8 @@ struct Shared {
     output: Output,
     environment: Environment,
     aborts: AbortPipe,
-    groups: Arc<Groups>,
+    sessions: Arc<Sessions>,
+    leftovers: Arc<Leftovers>,
 }
 
 /// What the command line says about the command.
@@ -63,7 +64,8 @@ impl Spec {
             output,
             environment: Environment::of_this_process(),
             aborts: AbortPipe::default(),
-            groups: Arc::default(),
+            sessions: Arc::default(),
+            leftovers: Arc::default(),
         }))
     }
 
@@ -101,7 +103,7 @@ impl Spec {
     /// Kills all running handlers of all clones, and those that start later: for a worker that has to exit now.
     /// Orderly ends go through the `abort` channel.
     pub fn kill_all(&self) {
-        self.0.groups.kill_all();
+        self.0.sessions.kill_all();
     }
 
     pub(super) fn options(&self) -> &Options {
@@ -120,8 +122,13 @@ impl Spec {
         &self.0.aborts
     }
 
-    pub(super) fn groups(&self) -> Arc<Groups> {
-        Arc::clone(&self.0.groups)
+    pub(super) fn sessions(&self) -> Arc<Sessions> {
+        Arc::clone(&self.0.sessions)
+    }
+
+    /// For one worker thread.
+    pub(super) fn slot(&self) -> io::Result<Slot> {
+        Slot::new(Arc::clone(&self.0.sessions), Arc::clone(&self.0.leftovers))
     }
 
     /// The program as it was written, for messages.
@@ -129,14 +136,22 @@ impl Spec {
         self.0.options.program.display().to_string()
     }
 
-    /// The argument list; the program is looked for now, so that every start finds what a shell would.
-    pub(super) fn argv(&self) -> process::Command {
+    /// The file to execute; looked for now, so that every start finds what a shell would.
+    pub(super) fn path(&self) -> io::Result<PathBuf> {
+        let program = &self.0.options.program;
+        if program.as_bytes().contains(&b'/') {
+            // What is wrong with it comes with the start.
+            return Ok(program.into());
+        }
+        find(program, env::var_os("PATH").as_deref())
+            .map_err(|why| io::Error::new(io::ErrorKind::NotFound, why))
+    }
+
+    /// The program as it was written, and its arguments.
+    pub(super) fn arguments(&self) -> io::Result<Vec<CString>> {
         let Options { program, arguments, .. } = &self.0.options;
-        // A path keeps the search out of the child. Not found: the error comes with the start.
-        let path = find(program, env::var_os("PATH").as_deref()).unwrap_or_else(|_| program.into());
-        let mut command = process::Command::new(path);
-        command.arg0(program).args(arguments);
-        command
+        let words = [program].into_iter().chain(arguments);
+        Ok(words.map(|word| CString::new(word.as_bytes())).collect::<Result<_, _>>()?)
     }
 }
 
@@ -172,6 +187,8 @@ fn executable(path: &Path) -> Result<(), String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!("{name}: command not found")),
         Err(error) => Err(format!("{name}: {error}")),
         Ok(file) if file.is_dir() => Err(format!("{name} is a directory")),
+        // A named pipe, say: to look into it would wait for a writer.
+        Ok(file) if !file.is_file() => Err(format!("{name} is not a regular file")),
         Ok(_) => access(path, AccessFlags::X_OK).map_err(|_| format!("{name} is not executable")),
     }
 }

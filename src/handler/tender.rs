@@ -56,6 +56,8 @@ impl Seat {
                 Err(error) => Err(error),
             };
             match ended {
+                // It recycles itself.
+                Ok(status) if status.success() => log::debug!("a handler ended between two tasks"),
                 Ok(status) => log::warn!("a handler ended between two tasks: {}", describe(status)),
                 Err(error) => log::warn!("a handler was killed, as it cannot be waited for: {error}"),
             }

@@ -5,17 +5,16 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 
 use nix::errno::Errno;
-use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
-use super::group::Groups;
 use super::poll::readable;
+use super::session::Sessions;
 use super::wake::Ringer;
 
 const RUNNING: u8 = 0;
@@ -41,19 +40,19 @@ pub(super) enum Watched {
 impl Means {
     /// What works here.
     pub(super) fn best() -> Self {
-        if descriptor(std::process::id()).is_ok() { Self::Descriptor } else { Self::Thread }
+        if descriptor(Pid::this()).is_ok() { Self::Descriptor } else { Self::Thread }
     }
 
     /// Watches `child`. Nobody may reap it before it has exited.
     ///
     /// # Errors
     /// When the system has no descriptor or thread left.
-    pub(super) fn watch(self, child: &Child, ringer: Ringer, groups: Arc<Groups>) -> io::Result<Watched> {
+    pub(super) fn watch(self, child: Pid, ringer: Ringer, sessions: Arc<Sessions>) -> io::Result<Watched> {
         if self == Self::Descriptor {
-            return descriptor(child.id()).map(Watched::Descriptor);
+            return descriptor(child).map(Watched::Descriptor);
         }
         let state = Arc::new(AtomicU8::new(RUNNING));
-        wait_on_a_thread(child, Arc::clone(&state), groups, Some(ringer))?;
+        wait_on_a_thread(child, Arc::clone(&state), sessions, Some(ringer))?;
         Ok(Watched::Thread(state))
     }
 }
@@ -80,14 +79,14 @@ impl Watched {
         }
     }
 
-    /// Leaves the reaping of `child` to a thread, which takes it from `groups` first. False where the child has
+    /// Leaves the reaping of `child` to a thread, which takes it from `sessions` too. False where the child has
     /// exited before: then it is the caller's to reap.
-    pub(super) fn give_up(&self, child: &Child, groups: &Arc<Groups>) -> bool {
+    pub(super) fn give_up(&self, child: Pid, sessions: &Arc<Sessions>) -> bool {
         match self {
             Self::Descriptor(_) if self.has_exited() => false,
             Self::Descriptor(_) => {
                 let state = Arc::new(AtomicU8::new(GIVEN_UP));
-                if let Err(error) = wait_on_a_thread(child, state, Arc::clone(groups), None) {
+                if let Err(error) = wait_on_a_thread(child, state, Arc::clone(sessions), None) {
                     log::warn!("a handler that was killed stays a zombie: cannot start a thread: {error}");
                 }
                 true
@@ -98,30 +97,28 @@ impl Watched {
 }
 
 #[cfg(target_os = "linux")]
-fn descriptor(process: u32) -> io::Result<OwnedFd> {
-    use rustix::process::{Pid, PidfdFlags, pidfd_open};
-    let pid = Pid::from_raw(process.cast_signed()).ok_or(io::ErrorKind::InvalidInput)?;
+fn descriptor(process: Pid) -> io::Result<OwnedFd> {
+    use rustix::process::{PidfdFlags, pidfd_open};
+    let pid = rustix::process::Pid::from_raw(process.as_raw()).ok_or(io::ErrorKind::InvalidInput)?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn descriptor(_: u32) -> io::Result<OwnedFd> {
+fn descriptor(_: Pid) -> io::Result<OwnedFd> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Reaps the child only if it was given up by the time it exits.
 fn wait_on_a_thread(
-    child: &Child,
+    child: Pid,
     state: Arc<AtomicU8>,
-    groups: Arc<Groups>,
+    sessions: Arc<Sessions>,
     ringer: Option<Ringer>,
 ) -> io::Result<()> {
-    let pid = Pid::from_raw(child.id().cast_signed());
     thread::Builder::new().name("reaper".into()).spawn(move || {
-        while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
+        while waitid(Id::Pid(child), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
         if state.swap(EXITED, Ordering::AcqRel) == GIVEN_UP {
-            groups.remove(pid);
-            while waitpid(pid, None) == Err(Errno::EINTR) {}
+            let _ = sessions.reap(child);
         }
         if let Some(ringer) = ringer {
             ringer.ring();
@@ -132,23 +129,26 @@ fn wait_on_a_thread(
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::ffi::CString;
+    use std::path::Path;
 
     use super::super::process::{Ends, Limits, Process, Slot, from_now};
     use super::super::relay::Relay;
+    use super::super::spawn::Launch;
     use super::super::testing::*;
     use super::*;
 
     fn start(slot: &Slot, script: &str) -> (Process<Relay>, Captured) {
         let (spec, out, _) = captured(sh(script));
         let (stdout, stderr) = (spec.output().stdout(slot.ringer()), spec.output().stderr(slot.ringer()));
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", script]);
-        (Process::start(slot, command, Ends::AreNoNews, stdout, stderr).unwrap(), out)
+        let arguments = ["sh", "-c", script].map(|argument| CString::new(argument).unwrap());
+        let launch = Launch { path: Path::new("/bin/sh"), arguments: &arguments, environment: &[] };
+        (Process::start(slot, &launch, Ends::AreNoNews, stdout, stderr).unwrap(), out)
     }
 
     fn slots() -> [Slot; 2] {
-        [Means::Descriptor, Means::Thread].map(|means| Slot::watching_by(means, Arc::default()).unwrap())
+        [Means::Descriptor, Means::Thread]
+            .map(|means| Slot::watching_by(means, Arc::default(), Arc::default()).unwrap())
     }
 
     #[cfg(target_os = "linux")]

@@ -10,27 +10,55 @@ use crate::lock::lock;
 /// See the module.
 #[derive(Clone)]
 pub(super) struct Drain {
-    /// Taken when it begins.
-    ahead: Arc<Mutex<Option<Sender<Never>>>>,
-    begun: Receiver<Never>,
+    drain: Latch,
+    signal: Latch,
 }
 
 impl Drain {
     pub(super) fn new() -> Self {
-        let (sender, begun) = crossbeam_channel::bounded(0);
-        Self { ahead: Arc::new(Mutex::new(Some(sender))), begun }
+        Self { drain: Latch::new(), signal: Latch::new() }
     }
 
     pub(super) fn begin(&self) {
-        drop(lock(&self.ahead).take());
+        self.drain.close();
+    }
+
+    /// Because the worker was sent a signal.
+    pub(super) fn begin_by_signal(&self) {
+        self.signal.close();
+        self.begin();
     }
 
     /// Closes when it begins.
     pub(super) fn begun(&self) -> &Receiver<Never> {
-        &self.begun
+        &self.drain.closed
+    }
+
+    /// Closes when it begins by a signal, or goes on by one.
+    pub(super) fn signalled(&self) -> &Receiver<Never> {
+        &self.signal.closed
     }
 
     pub(super) fn has_begun(&self) -> bool {
-        self.begun.try_recv() == Err(TryRecvError::Disconnected)
+        self.begun().try_recv() == Err(TryRecvError::Disconnected)
+    }
+}
+
+/// A channel that closes once.
+#[derive(Clone)]
+struct Latch {
+    /// Taken when it closes.
+    open: Arc<Mutex<Option<Sender<Never>>>>,
+    closed: Receiver<Never>,
+}
+
+impl Latch {
+    fn new() -> Self {
+        let (sender, closed) = crossbeam_channel::bounded(0);
+        Self { open: Arc::new(Mutex::new(Some(sender))), closed }
+    }
+
+    fn close(&self) {
+        drop(lock(&self.open).take());
     }
 }

@@ -165,7 +165,10 @@ impl Judge<'_> {
         }
         let (outcome, attempt) = (self.execute(delivery, record, handler), record.attempt);
         let failure = match &outcome {
-            Outcome::Failed(failure) | Outcome::Dead(failure) => failure.clone(),
+            Outcome::Failed(failure)
+            | Outcome::Dead(failure)
+            | Outcome::Terminated(failure)
+            | Outcome::CommandMissing { failure, .. } => failure.clone(),
             Outcome::Done | Outcome::GivenUp | Outcome::CannotRun(_) => Failure::default(),
         };
         let policy = &self.shared.options.policy;
@@ -199,7 +202,8 @@ impl Judge<'_> {
             Decision::Requeue => Verdict::GiveBack,
             Decision::StopWorker(why) => self.stop_worker(Error::configuration(why)),
         };
-        Judged { verdict, ran: true }
+        // What was given up is no task of `--max-tasks`.
+        Judged { verdict, ran: outcome != Outcome::GivenUp }
     }
 
     /// The drain begins before the task goes back: the next thread would fare no better, and each such round would
@@ -334,7 +338,8 @@ impl Judge<'_> {
             body: delivery.body(),
         };
         let _running = self.shared.run();
-        contained(|| handler.run(&task, self.abort))
+        let outcome = contained(|| handler.run(&task, self.abort));
+        self.shared.surroundings.settle(outcome, &task, self.drain.signalled(), self.abort)
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Options;
 use super::ledger::Ledger;
+use super::surroundings::Surroundings;
 use crate::broker::QueueType;
 use crate::error::Exit;
 use crate::lock::lock;
@@ -23,6 +24,7 @@ fn as_millis(duration: Duration) -> u64 {
 pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) ledger: Ledger,
+    pub(super) surroundings: Surroundings,
     pub(super) permits: Permits,
     busy: AtomicUsize,
     running: AtomicUsize,
@@ -63,6 +65,7 @@ impl Shared {
             permits: Permits::new(options.max_tasks),
             options,
             ledger: Ledger::new(),
+            surroundings: Surroundings::default(),
             busy: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             settled: AtomicU64::new(0),

@@ -71,29 +71,66 @@ fn an_on_exit_rule_for_a_status_leaves_signals_alone() {
     sandbox.broker().wait_ready(&sandbox.delay_queue(LATER_MS), 1);
 }
 
-/// The worker said why it stopped, and the task is in its queue with no attempt used up.
-fn stopped_for_configuration(sandbox: &Sandbox, worked: crate::support::Finished, named: &str) {
+/// The worker said why it stopped, and all tasks are in their queue with no attempt used up.
+fn stopped_for_configuration(
+    sandbox: &Sandbox,
+    worked: crate::support::Finished,
+    named: &str,
+    tasks: &[&str],
+) {
     let worked = worked.exits(78);
     assert!(worked.stderr.contains(named), "{named:?} is not named: {}", worked.stderr);
     assert!(!worked.stderr.contains("panicked"), "{}", worked.stderr);
     // The other threads do not try in vain as well, until the task looks like one that brings workers down.
-    assert_eq!(worked.stderr.matches("message: waits").count(), 1, "{}", worked.stderr);
-    let task = sandbox.broker().take(&sandbox.queue);
-    assert_eq!((body(&task), attempt(&task)), ("waits".to_owned(), None));
-    assert!(sandbox.broker().get(&sandbox.queue).is_none(), "the task is there twice");
+    for task in tasks {
+        let received = format!("message: {task}\n");
+        assert_eq!(worked.stderr.matches(&received).count(), 1, "{}", worked.stderr);
+    }
+    let broker = sandbox.broker();
+    broker.wait_ready(&sandbox.queue, u32::try_from(tasks.len()).unwrap());
+    let mut left: Vec<_> =
+        broker.drain(&sandbox.queue).iter().map(|task| (body(task), attempt(task))).collect();
+    left.sort();
+    assert_eq!(left, tasks.iter().map(|task| ((*task).to_owned(), None)).collect::<Vec<_>>());
     for queue in [sandbox.dead_queue(), sandbox.delay_queue(5000)] {
         assert_eq!(sandbox.broker().counts(&queue).map_or(0, |(ready, _)| ready), 0, "{queue}");
     }
 }
 
 #[test]
-fn a_command_that_reports_a_missing_one_stops_the_worker() {
+fn a_command_that_reports_a_missing_one_for_two_tasks_stops_the_worker() {
     for (status, attempts) in [("126", "1"), ("127", "5")] {
         let sandbox = Sandbox::new();
-        send(&sandbox, &["waits"]);
+        let tasks = ["one", "two"];
+        send(&sandbox, &tasks);
         let script = format!("echo no-such-interpreter >&2; exit {status}");
         let worked = sandbox.work_with(&["--until-empty", "--attempts", attempts], &script).run();
-        stopped_for_configuration(&sandbox, worked, status);
+        stopped_for_configuration(&sandbox, worked, status, &tasks);
+    }
+}
+
+#[test]
+fn a_command_that_is_missing_for_one_task_only_has_failed_that_one() {
+    for (bodies, done, option) in [
+        (&["no-such-command", "exit 0", "exit 0"][..], 2, "--until-empty"),
+        (&["exit 0", "no-such-command", "no-such-command-either"], 1, "--until-empty"),
+        (&["no-such-command"], 0, "--until-empty"),
+        // It goes back once, which is no task of those that were asked for.
+        (&["no-such-command"], 0, "--max-tasks=1"),
+    ] {
+        let sandbox = Sandbox::new();
+        send(&sandbox, bodies);
+        // Each body is a script.
+        let command = ["work", option, "--backoff", "1h", "--", "sh"];
+        let worked = sandbox.taskq(command).run().exits(0);
+        assert_eq!(worked.stderr.matches("Done\n").count(), done, "{}", worked.stderr);
+        let broker = sandbox.broker();
+        assert_eq!(broker.ready(&sandbox.queue), 0);
+        let failed = broker.drain(&sandbox.delay_queue(LATER_MS));
+        assert_eq!(failed.len(), bodies.len() - done);
+        for task in &failed {
+            assert_eq!((attempt(task), header(task, "x-taskq-exit")), (Some(2), "exit status 127".into()));
+        }
     }
 }
 
@@ -142,6 +179,6 @@ fn a_command_that_goes_missing_later_stops_the_worker() {
         worker.says("Done");
         break_it(&handler);
         send(&sandbox, &["waits"]);
-        stopped_for_configuration(&sandbox, worker.end(), handler.to_str().unwrap());
+        stopped_for_configuration(&sandbox, worker.end(), handler.to_str().unwrap(), &["waits"]);
     }
 }

@@ -13,15 +13,21 @@ const LATER_MS: u64 = 3_600_000;
 #[test]
 fn a_time_out_ends_the_command_and_its_children() {
     let sandbox = Sandbox::new();
-    let script = r#"sh -c 'echo $$ >>"$1/pids"; exec sleep 1000' sh "$1" & sleep 1000 | sh -c 'echo $$ >>"$1/pids"; exec sleep 1000' sh "$1" & echo $$ >>"$1/pids"; wait"#;
+    // One in its group, one in a pipeline, and one in a group of its own: `timeout` makes that.
+    let script = r#"
+        started='echo $$ >>"$1/pids"; exec sleep 1000'
+        sh -c "$started" sh "$1" &
+        sleep 1000 | sh -c "$started" sh "$1" &
+        timeout 1000 sh -c "$started" sh "$1" &
+        echo $$ >>"$1/pids"; wait"#;
     let worker = sandbox.handling(&[&LATER[..], &["--timeout", "2s"]].concat(), script);
     sandbox.taskq(["send", "slow"]).run().exits(0);
-    let strays: Vec<Stray> = sandbox.pids("pids", 3).into_iter().map(Stray).collect();
+    let strays: Vec<Stray> = sandbox.pids("pids", 4).into_iter().map(Stray).collect();
     let failed = sandbox.broker().take(&sandbox.delay_queue(LATER_MS));
     assert!(header(&failed, "x-taskq-exit").contains("timed out"), "{failed:?}");
     assert_eq!(attempt(&failed), Some(2));
     for stray in &strays {
-        wait_dead(stray.0);
+        assert!(!is_alive(stray.0), "{} is there beside the retry", stray.0);
     }
     worker.signal(SIGTERM);
     worker.end().exits(0).never_says("Done");
@@ -178,4 +184,32 @@ fn a_command_that_fails_during_a_drain_is_retried_as_always() {
     worker.end().exits(0);
     assert_eq!(attempt(&sandbox.broker().take(&sandbox.delay_queue(LATER_MS))), Some(2));
     assert!(sandbox.broker().get(&sandbox.queue).is_none());
+}
+
+#[test]
+fn a_command_that_is_ended_together_with_its_worker_has_not_failed() {
+    // Whoever stops a whole service signals all its processes, in any order, and some exit as shells put it.
+    for (options, end) in [
+        (&[][..], "(sleep 0.2; kill -TERM $PPID) >/dev/null 2>&1 & kill -TERM $$"),
+        (&[], "(sleep 0.2; kill -TERM $PPID) >/dev/null 2>&1 & exit 143"),
+        (&[], "kill -TERM $PPID; sleep 0.2; kill -TERM $$"),
+        (&["--persistent"], "(sleep 0.2; kill -TERM $PPID) >/dev/null 2>&1 & kill -TERM $$"),
+    ] {
+        let sandbox = Sandbox::new();
+        let worker = sandbox.handling(&[options, &["--attempts", "1"]].concat(), end);
+        sandbox.taskq(["send", "task"]).run().exits(0);
+        worker.end().exits(0).never_says("dead");
+        is_back(&sandbox);
+    }
+}
+
+#[test]
+fn a_command_that_is_ended_alone_has_failed() {
+    let sandbox = Sandbox::new();
+    let worker = sandbox.handling(&LATER, "kill -TERM $$");
+    sandbox.taskq(["send", "task"]).run().exits(0);
+    let failed = sandbox.broker().take(&sandbox.delay_queue(LATER_MS));
+    assert_eq!((attempt(&failed), header(&failed, "x-taskq-exit")), (Some(2), "killed by signal 15".into()));
+    worker.signal(SIGTERM);
+    worker.end().exits(0);
 }

@@ -59,6 +59,7 @@ mod retry;
 mod retry_flags;
 mod retry_soak;
 
+mod inherited;
 mod interop;
 
 mod chaos_books;

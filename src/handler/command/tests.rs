@@ -33,6 +33,12 @@ fn run_when_closed(handler: &mut Command) -> Outcome {
     outcome
 }
 
+/// Dead, if not reaped: what a killed command has started is not ours to reap.
+fn is_over(pid: nix::unistd::Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
+}
+
 fn outcome_of(options: Options) -> Outcome {
     run(&mut captured(options).0.command().unwrap(), b"")
 }
@@ -125,7 +131,7 @@ fn what_cannot_be_executed_is_nobodys_attempt() {
     for script in ["no-such-command", "exit 126", "exec /"] {
         let outcome = outcome_of(sh(script));
         assert!(
-            matches!(&outcome, Outcome::CannotRun(why) if why.contains("/bin/sh: exit status 12")),
+            matches!(&outcome, Outcome::CommandMissing { why, .. } if why.contains("/bin/sh: exit status 12")),
             "{outcome:?}"
         );
     }
@@ -361,6 +367,134 @@ fn kill_all_kills_all() {
         assert!(is_gone(pid));
     });
     assert_eq!(run(&mut spec.command().unwrap(), b""), failed("killed by signal 9", ""));
+}
+
+/// What a command starts outside its own process group prints its process id first; it has nothing to do with the pipes.
+const OTHER_GROUPS: [&str; 2] = [
+    // A shell with job control.
+    "set -m; sh -c 'echo $$; exec >/dev/null 2>&1; sleep 60; sleep 60' & wait",
+    // `timeout` makes a group of its own, and ignores the signal here.
+    "timeout 60 sh -c 'trap \"\" TERM; echo $$; exec >/dev/null 2>&1; sleep 60; sleep 60'; echo on",
+];
+
+#[test]
+fn a_command_leads_a_session_without_a_terminal() {
+    let (spec, out, _) = captured(sh("echo $$ $(cut -d ' ' -f 6 /proc/$$/stat); (: </dev/tty) || exit 3"));
+    let Outcome::Failed(failure) = run(&mut spec.command().unwrap(), b"") else { panic!("there is one") };
+    assert_eq!(failure.exit, "exit status 3");
+    let text = out.text();
+    let [process, session] = text.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{text}") };
+    assert_eq!(process, session);
+}
+
+#[test]
+fn a_timeout_ends_other_process_groups_too() {
+    for script in OTHER_GROUPS {
+        let (spec, out, _) = captured(with_timeout(script, SHORT));
+        let outcome = within(Duration::from_secs(10), || run(&mut spec.command().unwrap(), b""));
+        assert_timed_out(&outcome);
+        // Before the outcome is known: a retry must not run beside it.
+        assert!(is_over(out.pid()), "{script}");
+    }
+}
+
+#[test]
+fn an_abort_ends_other_process_groups_too() {
+    for script in OTHER_GROUPS {
+        let (spec, out, _) = captured(Options { grace: SHORT, ..sh(script) });
+        let (keep, abort) = never();
+        thread::scope(|scope| {
+            let running = scope.spawn(|| spec.command().unwrap().run(&task(b""), &abort));
+            let pid = out.pid();
+            drop(keep);
+            assert_eq!(within(Duration::from_secs(10), || running.join().unwrap()), Outcome::GivenUp);
+            assert!(is_over(pid), "{script}");
+        });
+    }
+}
+
+#[test]
+fn kill_all_kills_other_process_groups_too() {
+    for script in OTHER_GROUPS {
+        let (spec, out, _) = captured(sh(script));
+        thread::scope(|scope| {
+            let running = scope.spawn(|| run(&mut spec.clone().command().unwrap(), b""));
+            let pid = out.pid();
+            spec.kill_all();
+            assert!(is_over(pid), "{script}");
+            // One shell says on stderr that it has no terminal.
+            let outcome = running.join().unwrap();
+            assert!(
+                matches!(&outcome, Outcome::Failed(why) if why.exit == "killed by signal 9"),
+                "{outcome:?}"
+            );
+        });
+    }
+}
+
+#[test]
+fn what_a_finished_task_left_in_the_background_is_not_touched() {
+    // In the group of the task, and in another one.
+    for script in ["", "set -m; "] {
+        let (spec, out, _) = captured(sh(&format!("{script}sleep 60 >/dev/null 2>&1 & echo $!")));
+        let mut handler = spec.command().unwrap();
+        assert_eq!(run(&mut handler, b""), Outcome::Done);
+        let left = out.pid();
+        // A task of the same thread that is ended by force, a forced stop, the end of the handler.
+        let (keep, abort) = never();
+        drop(keep);
+        assert_eq!(handler.run(&task(b""), &abort), Outcome::GivenUp);
+        let slot = handler.slot;
+        let (other, ..) = captured(with_timeout("sleep 60", SHORT));
+        let mut other = other.command().unwrap();
+        other.slot = slot;
+        assert_timed_out(&run(&mut other, b""));
+        spec.kill_all();
+        assert!(!is_over(left), "{script}");
+        kill(left, Signal::SIGKILL).unwrap();
+    }
+}
+
+#[test]
+fn an_exit_status_that_somebody_else_took_is_no_failed_attempt() {
+    let (spec, ..) = captured(sh("exit 0"));
+    let lost = |errno: Errno| lost_track(&spec, &errno.into());
+    assert!(matches!(lost(Errno::ECHILD), Outcome::CannotRun(why) if why.contains("/bin/sh")));
+    assert!(matches!(lost(Errno::EIO), Outcome::Failed(_)));
+}
+
+#[test]
+fn a_named_pipe_is_no_command() {
+    let folder = tempfolder("fifo");
+    let fifo = folder.join("handler");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o755)).unwrap();
+    let (spec, ..) = captured(options(fifo.to_str().unwrap(), &[]));
+    let (told, tells) = crossbeam_channel::bounded(1);
+    thread::spawn(move || told.send((spec.check(), run(&mut spec.command().unwrap(), b""))));
+    let (check, outcome) = tells.recv_timeout(LONG).expect("it hangs");
+    assert!(check.is_err_and(|why| why.contains("not a regular file")));
+    assert!(matches!(outcome, Outcome::CannotRun(_)), "{outcome:?}");
+    fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_background_job_may_write_to_the_pipes_of_a_command_that_is_over() {
+    let folder = tempfolder("phase");
+    let done = folder.join("done");
+    for (to, late) in [("1", "phase 2\n"), ("2", "phase 2\n")] {
+        let script = format!(
+            "( sleep 0.6; echo phase 2 >&{to}; sleep 0.1; echo phase 2 >&{to}; echo >{}) & exit 0",
+            done.display()
+        );
+        let (spec, out, err) = captured(sh(&script));
+        let mut handler = spec.command().unwrap();
+        assert_eq!(run(&mut handler, b""), Outcome::Done);
+        assert!(!done.exists(), "it was waited for");
+        wait_until("it goes on to its end", || done.exists());
+        wait_until("its lines are passed on", || (out.text() + &err.text()).matches(late).count() == 2);
+        fs::remove_file(&done).unwrap();
+    }
+    fs::remove_dir_all(folder).unwrap();
 }
 
 fn tempfolder(name: &str) -> std::path::PathBuf {

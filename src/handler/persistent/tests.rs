@@ -165,6 +165,49 @@ fn a_death_between_two_tasks_is_nobodys_attempt() {
 }
 
 #[test]
+fn a_process_that_recycles_itself_costs_no_attempt() {
+    // It ends a while after its answer; the next task is in its pipe by then, or as much of it as a pipe takes.
+    for body in [&b"hello"[..], &vec![b'x'; 1 << 20]] {
+        let (mut handler, err) = handler(sh("echo $$ >&2; head -n 1 >/dev/null; echo OK; sleep 0.3"));
+        for _ in 0..3 {
+            assert_eq!(run(&mut handler, body), Outcome::Done);
+        }
+        close(handler);
+        assert_eq!(starts(&err), 3);
+    }
+}
+
+#[test]
+fn a_process_that_has_read_of_its_task_has_failed_it_whatever_it_did_before() {
+    for (second, exit) in [
+        ("read -r line; exit 0", "exit status 0"),
+        ("head -c 1 >/dev/null; exit 0", "exit status 0"),
+        // Nothing was read, but this was no orderly end.
+        ("sleep 0.3; exit 3", "exit status 3"),
+        ("sleep 0.3; kill -9 $$", "killed by signal 9"),
+    ] {
+        let (mut handler, _) = handler(sh(&format!("read -r line; echo OK; {second}")));
+        assert_eq!(run(&mut handler, b""), Outcome::Done);
+        let outcome = run_without_pause(&mut handler, b"");
+        assert_eq!(exit_of(outcome), format!("{exit} without a reply"), "{second}");
+    }
+}
+
+#[test]
+fn a_task_is_asked_again_only_once() {
+    let marker = std::env::temp_dir().join(format!("taskq-{}-once", std::process::id()));
+    let script = format!(
+        "echo $$ >&2; [ -e {0} ] && exit 0; echo >{0}; read -r line; echo OK; sleep 0.3",
+        marker.display()
+    );
+    let (mut handler, err) = handler(sh(&script));
+    assert_eq!(run(&mut handler, b""), Outcome::Done);
+    assert_eq!(exit_of(run_without_pause(&mut handler, b"")), "exit status 0 without a reply");
+    assert_eq!(starts(&err), 2);
+    std::fs::remove_file(marker).unwrap();
+}
+
+#[test]
 fn stderr_is_passed_on_between_tasks() {
     let (mut handler, err) = handler(script("echo OK; sleep 0.05; echo afterwards >&2"));
     assert_eq!(run(&mut handler, b""), Outcome::Done);
@@ -245,7 +288,7 @@ fn what_cannot_be_executed_is_nobodys_attempt() {
     for options in [options("no-such-command", &[]), sh("no-such-command"), script("exit 126")] {
         let (mut handler, _) = handler(options);
         let outcome = run(&mut handler, b"");
-        assert!(matches!(outcome, Outcome::CannotRun(_)), "{outcome:?}");
+        assert!(matches!(outcome, Outcome::CannotRun(_) | Outcome::CommandMissing { .. }), "{outcome:?}");
     }
     // One that has worked can be executed.
     let (mut handler, _) = handler(script("test $n && exit 127; n=1; echo OK"));

@@ -1,0 +1,196 @@
+//! Reads on from the pipes of commands that are over.
+//!
+//! What a command left in the background may still write to them, and would be killed by SIGPIPE once nobody reads. So
+//! one thread reads until the worker ends, and passes on what comes.
+
+use std::collections::VecDeque;
+use std::io::{self, PipeReader};
+use std::os::fd::AsFd;
+use std::sync::Mutex;
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+use nix::poll::{PollFd, PollFlags};
+
+use super::poll::poll_all;
+use super::relay::{Consumer, LINE_MAX, pull};
+use super::wake::{Bell, Ringer, bell};
+use crate::lock::lock;
+
+/// Pipes that are read. Each is a descriptor, of which a process has 1,024 as a rule.
+const MAX_PIPES: usize = 256;
+
+/// The pipes of commands that are over. The thread starts with the first one.
+pub(super) struct Leftovers {
+    max_pipes: usize,
+    reader: Mutex<Option<Reader>>,
+}
+
+struct Reader {
+    // Closed before the bell rings for the last time.
+    arrivals: Sender<Left>,
+    ringer: Ringer,
+}
+
+/// A pipe, and what becomes of what comes through it.
+struct Left {
+    pipe: Option<PipeReader>,
+    to: Box<dyn Consumer + Send>,
+}
+
+impl Default for Leftovers {
+    fn default() -> Self {
+        Self::with_room_for(MAX_PIPES)
+    }
+}
+
+impl Leftovers {
+    fn with_room_for(max_pipes: usize) -> Self {
+        Self { max_pipes, reader: Mutex::default() }
+    }
+
+    /// Reads from `pipe` until it ends; `to` makes the consumer, whose bell is the one it is given.
+    pub(super) fn take_over(&self, pipe: PipeReader, to: impl FnOnce(Ringer) -> Box<dyn Consumer + Send>) {
+        let mut reader = lock(&self.reader);
+        let reader = match &mut *reader {
+            Some(reader) => reader,
+            none => match Reader::start(self.max_pipes) {
+                Ok(reader) => none.insert(reader),
+                Err(error) => {
+                    log::warn!(
+                        "what a command left in the background cannot write any more: cannot start a thread: {error}"
+                    );
+                    return;
+                }
+            },
+        };
+        // The thread ends after the reader only.
+        let _ = reader.arrivals.send(Left { pipe: Some(pipe), to: to(reader.ringer.clone()) });
+        reader.ringer.ring();
+    }
+}
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        if let Some(Reader { arrivals, ringer }) = lock(&self.reader).take() {
+            drop(arrivals);
+            ringer.ring();
+        }
+    }
+}
+
+impl Reader {
+    fn start(max_pipes: usize) -> io::Result<Self> {
+        let (arrivals, arriving) = unbounded();
+        let (ringer, bell) = bell()?;
+        thread::Builder::new().name("leftovers".into()).spawn(move || {
+            if let Err(error) = read_on(&bell, &arriving, max_pipes) {
+                log::warn!("what commands left in the background cannot write any more: {error}");
+            }
+        })?;
+        Ok(Self { arrivals, ringer })
+    }
+}
+
+/// Until nobody can send any more.
+fn read_on(bell: &Bell, arriving: &Receiver<Left>, max_pipes: usize) -> io::Result<()> {
+    let mut held = VecDeque::new();
+    let mut buffer = vec![0; LINE_MAX];
+    let mut told = false;
+    loop {
+        loop {
+            match arriving.try_recv() {
+                Ok(left) => held.push_back(left),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return Ok(()),
+            }
+        }
+        held.retain_mut(Left::goes_on);
+        while held.len() > max_pipes {
+            held.pop_front();
+            if !std::mem::replace(&mut told, true) {
+                log::warn!(
+                    "commands left more than {max_pipes} pipes open in the background: the oldest are closed"
+                );
+            }
+        }
+        look(bell, &mut held, &mut buffer)?;
+    }
+}
+
+/// Waits until something comes, and passes it on.
+fn look(bell: &Bell, held: &mut VecDeque<Left>, buffer: &mut [u8]) -> io::Result<()> {
+    let room: Vec<usize> = held.iter().map(|left| left.to.room()).collect();
+    let readable = held.iter().zip(&room).enumerate().filter(|(_, (_, room))| **room > 0);
+    let pipes: Vec<_> = readable.filter_map(|(nth, (left, _))| Some((nth, left.pipe.as_ref()?))).collect();
+    let sources = pipes.iter().map(|(_, pipe)| pipe.as_fd()).chain([bell.as_fd()]);
+    let mut sources: Vec<_> = sources.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    poll_all(&mut sources, None)?;
+    let seen = sources.iter().map(|source| source.revents().unwrap_or(PollFlags::empty()));
+    let seen: Vec<(usize, PollFlags)> = pipes.iter().map(|(nth, _)| *nth).zip(seen).collect();
+    bell.silence();
+    for (nth, seen) in seen.into_iter().filter(|(_, seen)| !seen.is_empty()) {
+        let Left { pipe, to } = &mut held[nth];
+        pull(pipe, &mut **to, &mut buffer[..room[nth]], seen);
+    }
+    Ok(())
+}
+
+impl Left {
+    /// False when nothing comes any more and all that came is passed on.
+    fn goes_on(&mut self) -> bool {
+        self.to.refresh();
+        self.pipe.is_some() || !self.to.is_idle()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, PipeWriter, Write, pipe};
+
+    use super::super::relay::{Discard, Output};
+    use super::super::testing::*;
+    use super::*;
+
+    fn leave(leftovers: &Leftovers) -> PipeWriter {
+        let (reader, writer) = pipe().unwrap();
+        leftovers.take_over(reader, |_| Box::new(Discard));
+        writer
+    }
+
+    #[test]
+    fn the_oldest_pipe_is_closed_for_one_too_many() {
+        let leftovers = Leftovers::with_room_for(2);
+        let mut first = leave(&leftovers);
+        let mut others = [leave(&leftovers), leave(&leftovers)];
+        wait_until("it is closed", || {
+            first.write(b"x").is_err_and(|error| error.kind() == ErrorKind::BrokenPipe)
+        });
+        // More than a pipe takes: they are read.
+        let more = vec![b'x'; 200_000];
+        for other in &mut others {
+            other.write_all(&more).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_pipe_that_ended_makes_room_when_its_bytes_are_passed_on() {
+        let (leftovers, out) = (Leftovers::with_room_for(1), Captured::default());
+        let output = Output::new(out.clone(), io::sink()).unwrap();
+        for line in ["one", "two", "three"] {
+            let (reader, mut writer) = pipe().unwrap();
+            leftovers.take_over(reader, |ringer| Box::new(output.stdout(ringer)));
+            writer.write_all(line.as_bytes()).unwrap();
+            drop(writer);
+            wait_until("it is passed on", || out.text().ends_with(line));
+        }
+    }
+
+    #[test]
+    fn nobody_reads_when_nobody_is_left() {
+        let leftovers = Leftovers::default();
+        let mut writer = leave(&leftovers);
+        drop(leftovers);
+        wait_until("it is closed", || writer.write(b"x").is_err());
+    }
+}
