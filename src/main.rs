@@ -19,8 +19,17 @@ mod worker_pool;
 
 use std::process::ExitCode;
 
+use error::Exit;
+use output::Patience;
+
 fn main() -> ExitCode {
     output::install_panic_message();
     let exit = cmd::run();
+    let patience = match exit {
+        Exit::Signal(_) => Patience::Forced,
+        _ if shutdown::was_told_to_stop() => Patience::Stopping,
+        _ => Patience::Ordinary,
+    };
+    output::finish(patience, &shutdown::further());
     ExitCode::from(exit.code())
 }

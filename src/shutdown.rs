@@ -1,8 +1,10 @@
 //! Signals become messages on a channel. What they mean is up to the command that listens.
 
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, never};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -10,6 +12,11 @@ use crate::error::{Error, Result};
 
 /// More than anyone sends before the process ends; further ones say nothing new.
 const PENDING_SIGNALS: usize = 16;
+
+/// Where the numbers arrive, once they are listened to.
+static SIGNALS: OnceLock<Receiver<i32>> = OnceLock::new();
+/// One has arrived.
+static TOLD: AtomicBool = AtomicBool::new(false);
 
 /// Catches SIGINT, SIGTERM and SIGHUP from now on and returns where their numbers arrive.
 ///
@@ -37,10 +44,24 @@ pub fn listen() -> Result<Receiver<i32>> {
             }
         })
         .map_err(|error| failed(&error))?;
+    let _ = SIGNALS.set(receiver.clone());
     Ok(receiver)
 }
 
+/// Where further signals arrive when the command that listened to them is over.
+#[must_use]
+pub fn further() -> Receiver<i32> {
+    SIGNALS.get().cloned().unwrap_or_else(never)
+}
+
+/// Whether any has arrived.
+#[must_use]
+pub fn was_told_to_stop() -> bool {
+    TOLD.load(Ordering::SeqCst)
+}
+
 fn report(sender: &Sender<i32>, signal: i32) {
+    TOLD.store(true, Ordering::SeqCst);
     // Full: the process has been told often enough.
     let _ = sender.try_send(signal);
 }

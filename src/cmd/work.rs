@@ -113,13 +113,22 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         Some(spec) if args.persistent => Arc::new(move || Ok(Box::new(spec.persistent()?))),
         Some(spec) => Arc::new(move || Ok(Box::new(spec.command()?))),
     };
+    let bounded = options.until_empty || options.max_tasks.is_some();
     let signals = shutdown::listen()?;
     let result = worker_pool::run(options, &handlers, &signals);
-    if let Some(spec) = spec {
-        // Whatever was left behind with a thread that did not end in time.
-        spec.kill_all();
+    let Some(spec) = spec else { return result };
+    // Whatever was left behind with a thread that did not end in time.
+    spec.kill_all();
+    match (result?, spec.lost_output()) {
+        // Nothing else would tell a script that its data is incomplete; dead tasks are kept.
+        (Exit::Success | Exit::TasksDead, Some(lost)) if bounded => Err(Error::internal(lost)),
+        (exit, lost) => {
+            if let Some(lost) = lost {
+                log::warn!("{lost}");
+            }
+            Ok(exit)
+        }
     }
-    result
 }
 
 fn command_spec(options: handler::Options) -> Result<Spec> {

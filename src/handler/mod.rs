@@ -8,6 +8,7 @@ mod dots;
 mod environment;
 mod exit;
 mod group;
+mod loss;
 mod persistent;
 mod poll;
 mod process;

@@ -35,12 +35,14 @@ mod soak;
 mod staying_up;
 mod stop;
 mod stop_in_trouble;
+mod stuck_output;
 mod work;
 mod work_limits;
 
 mod command;
 mod command_exit;
 mod command_output;
+mod command_output_lost;
 mod command_stop;
 mod example_handlers;
 mod persistent;
