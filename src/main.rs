@@ -7,6 +7,7 @@ mod backoff;
 mod broker;
 mod cmd;
 mod dead_tasks;
+mod descriptors;
 mod duration;
 mod error;
 mod handler;
@@ -14,6 +15,7 @@ mod lock;
 mod output;
 mod retry;
 mod sender;
+mod shortage;
 mod shutdown;
 mod worker_pool;
 

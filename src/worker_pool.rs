@@ -25,6 +25,7 @@ use crate::duration;
 use crate::error::{Error, Exit, Result};
 use crate::handler::{Handler, Never};
 use crate::retry::Policy;
+use crate::shortage;
 use crate::shutdown;
 use copies::Copies;
 use drain::Drain;
@@ -115,7 +116,7 @@ enum End {
 /// The running threads.
 struct Pool {
     shared: Arc<Shared>,
-    supervisor: JoinHandle<Closing>,
+    supervisor: Option<JoinHandle<Closing>>,
     slots: Vec<JoinHandle<()>>,
     events: Receiver<Event>,
     /// Closes when all threads have ended.
@@ -136,7 +137,9 @@ impl Pool {
         let (alive, ended) = crossbeam_channel::bounded(0);
         let (events_in, events) = crossbeam_channel::unbounded();
         let (requests_in, requests) = crossbeam_channel::unbounded();
-        let cannot = |error: std::io::Error| Error::internal(format!("cannot start a thread: {error}"));
+        let cannot = |error: std::io::Error| {
+            Error::internal(format!("cannot start the threads: {}", shortage::reason(&error)))
+        };
 
         let copies = Copies::start(shared, Sender::clone(&alive)).map_err(cannot)?;
         let mut slots = Vec::new();
@@ -173,7 +176,7 @@ impl Pool {
             .map_err(cannot)?;
         Ok(Self {
             shared: Arc::clone(shared),
-            supervisor,
+            supervisor: Some(supervisor),
             slots,
             events,
             ended,
@@ -315,8 +318,8 @@ impl Pool {
         for slot in self.slots.drain(..) {
             slot.join().map_err(|_| fault())?;
         }
-        let supervisor = std::mem::replace(&mut self.supervisor, thread::spawn(|| Closing { ready: None }));
-        supervisor.join().map_err(|_| fault())
+        let supervisor = self.supervisor.take().map(JoinHandle::join);
+        supervisor.unwrap_or(Ok(Closing { ready: None })).map_err(|_| fault())
     }
 }
 

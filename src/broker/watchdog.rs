@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::lock::lock;
+use crate::shortage;
 
 /// An answer may wait behind bodies that come over a slow line, but not for ever: a peer could send one word at a time.
 const LONGEST_PATIENCE: Duration = Duration::from_hours(1);
@@ -146,7 +147,7 @@ fn watchdog() -> &'static Watchdog {
 /// Starts the watchdog's thread, once in the life of the process. Nothing may be guarded before.
 ///
 /// # Errors
-/// Internal, when the thread cannot be started.
+/// Unavailable, when the thread cannot be started.
 pub(super) fn start() -> Result<()> {
     static STARTED: Mutex<bool> = Mutex::new(false);
     let mut started = lock(&STARTED);
@@ -154,7 +155,7 @@ pub(super) fn start() -> Result<()> {
         thread::Builder::new()
             .name("watchdog".into())
             .spawn(watch)
-            .map_err(|error| Error::internal(format!("cannot start a thread: {error}")))?;
+            .map_err(|error| Error::unavailable(format!("cannot connect: {}", shortage::reason(&error))))?;
         *started = true;
     }
     Ok(())

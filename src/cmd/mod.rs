@@ -12,6 +12,7 @@ use crate::broker;
 use crate::duration;
 use crate::error::{Error, Exit, Result};
 use crate::output::{self, Verbosity};
+use crate::shortage;
 
 /// A task queue for the shell on top of RabbitMQ.
 ///
@@ -54,7 +55,7 @@ pub fn run() -> Exit {
         (false, false) => Verbosity::Normal,
     };
     if let Err(error) = output::install_logger(verbosity) {
-        return complain(&Error::internal(format!("cannot start a thread: {error}")));
+        return complain(&Error::internal(format!("cannot start a thread: {}", shortage::reason(&error))));
     }
     let result = match cli.command {
         Command::Send(args) => send::run(args),

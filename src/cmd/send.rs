@@ -19,6 +19,7 @@ use crate::broker::{MAX_HEADER_BYTES, Properties};
 use crate::error::{Error, Exit, Result};
 use crate::output;
 use crate::sender::{self, Job, MAX_BODY_BYTES, Saved, Source, Summary, UnsentFile, UnsentForm};
+use crate::shortage;
 use crate::shutdown;
 use ids::Ids;
 use teller::Teller;
@@ -144,7 +145,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
 }
 
 fn no_thread(error: &std::io::Error) -> Error {
-    Error::internal(format!("cannot start a thread: {error}"))
+    Error::internal(format!("cannot start a thread: {}", shortage::reason(error)))
 }
 
 fn conclude(

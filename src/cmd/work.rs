@@ -8,10 +8,12 @@ use super::connection::ConnectionArgs;
 use super::positive_duration;
 use super::queue::{QueueArgs, check_name, delay};
 use crate::broker::QueueSpec;
+use crate::descriptors;
 use crate::duration;
 use crate::error::{Error, Exit, Result};
 use crate::handler::{self, Dots, ExitRule, Output, Spec};
 use crate::retry::Policy;
+use crate::shortage;
 use crate::shutdown;
 use crate::worker_pool::{self, HandlerFactory, Options};
 
@@ -86,6 +88,9 @@ pub(super) fn run(args: Args) -> Result<Exit> {
              consumer_timeout is raised"
         );
     }
+    if !args.command.is_empty() {
+        descriptors::ensure(args.threads)?;
+    }
     let spec = match args.command.split_first() {
         None => None,
         Some((program, arguments)) => Some(command_spec(handler::Options {
@@ -132,8 +137,9 @@ pub(super) fn run(args: Args) -> Result<Exit> {
 }
 
 fn command_spec(options: handler::Options) -> Result<Spec> {
-    let output = Output::of_this_process()
-        .map_err(|error| Error::internal(format!("cannot pass on the output of commands: {error}")))?;
+    let output = Output::of_this_process().map_err(|error| {
+        Error::internal(format!("cannot pass on the output of commands: {}", shortage::reason(&error)))
+    })?;
     let spec = Spec::new(options, output);
     spec.check().map_err(|why| Error::configuration(format!("cannot run tasks: {why}")))?;
     Ok(spec)

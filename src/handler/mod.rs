@@ -15,11 +15,14 @@ mod process;
 mod protocol;
 mod relay;
 mod spec;
+mod start;
 mod tender;
 #[cfg(test)]
 mod testing;
 mod wake;
 mod watch;
+
+use std::io;
 
 use crossbeam_channel::Receiver;
 
@@ -62,6 +65,9 @@ pub enum Outcome {
     Dead(Failure),
     /// The worker gave the task up because it was told to stop: this is no attempt, the task goes back.
     GivenUp,
+    /// The machine lacks what it takes to run a task now (descriptors, processes, memory): this is no attempt, the task
+    /// goes back. The text says what is missing.
+    NoResources(String),
     /// No task can run here (the command is missing or not executable): the worker has to stop, the task goes
     /// back. The text says what is wrong, for the person who reads it.
     CannotRun(String),
@@ -81,6 +87,14 @@ pub trait Handler {
     /// Runs one task to its end. When `abort` closes (it never carries a message) the handler stops what it is
     /// doing at once and returns [`Outcome::GivenUp`].
     fn run(&mut self, task: &Task<'_>, abort: &Receiver<Never>) -> Outcome;
+
+    /// Whether the machine has what it takes to run a task, as far as that can be known without running one.
+    ///
+    /// # Errors
+    /// What is missing.
+    fn ready(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Ends whatever the handler keeps between tasks, within its own grace period or until `abort` closes.
     fn close(&mut self, abort: &Receiver<Never>);

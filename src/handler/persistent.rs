@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, select};
 
-use super::command::{cannot_start, lost_track, told_to_stop};
+use super::command::told_to_stop;
 use super::exit::describe;
 use super::process::{ABORT_GRACE, Ends, LINGER, Limits, Process, Slot, from_now};
 use super::protocol::{Replies, Reply, request};
 use super::spec::Spec;
+use super::start::{cannot_start, lost_track, ready};
 use super::tender::{Seat, Tender};
 use super::{Failure, Handler, Never, Outcome, Task};
 
@@ -95,7 +96,7 @@ impl Persistent {
             }
             match self.start(&seat.slot) {
                 Ok(process) => seat.process = Some(process),
-                Err(error) => return Ok(cannot_start(&self.spec, &error, false)),
+                Err(error) => return Ok(cannot_start(&self.spec.name(), &error, false)),
             }
             seat.proven = false;
         }
@@ -152,11 +153,12 @@ impl Persistent {
     }
 
     fn start(&mut self, slot: &Slot) -> io::Result<Process<Replies>> {
-        self.restarts.started();
         let mut command = self.spec.argv();
         self.spec.environment().clean(&mut command);
         let err = self.spec.output().stderr(slot.ringer());
-        Process::start(slot, command, Ends::Tell, Replies::default(), err)
+        let process = Process::start(slot, command, Ends::Tell, Replies::default(), err)?;
+        self.restarts.started();
+        Ok(process)
     }
 
     /// Ends a process that has ended or has said something since the last task: a reply that nobody asked for would
@@ -225,6 +227,10 @@ impl Handler for Persistent {
             self.restarts.wait(abort);
         }
         outcome
+    }
+
+    fn ready(&self) -> io::Result<()> {
+        ready()
     }
 
     /// Closes its stdin, which tells a handler that no task follows; TERM after half of the grace period, KILL at

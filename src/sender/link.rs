@@ -10,6 +10,7 @@ use crate::backoff::{Backoff, Reminder};
 use crate::broker::Publisher;
 use crate::duration;
 use crate::error::{Error, Exit, Result};
+use crate::shortage;
 
 /// The pauses between attempts to reach a broker that went away; it is usually back within seconds.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -233,7 +234,9 @@ fn opening(open: impl FnOnce() -> Result<Publisher> + Send + 'static) -> State {
         move || drop(sender.send(open()))
     });
     if let Err(error) = spawned {
-        let _ = sender.send(Err(Error::internal(format!("cannot start a thread: {error}"))));
+        // It passes.
+        let why = format!("cannot connect: {}", shortage::reason(&error));
+        let _ = sender.send(Err(Error::unavailable(why)));
     }
     State::Opening(receiver)
 }

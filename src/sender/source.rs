@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use crate::broker::Body;
 use crate::error::{Error, Result};
+use crate::shortage;
 
 /// The largest body taskq sends, in bytes: RabbitMQ's own default limit up to 3.13 (4.x allows 16 MiB unless told
 /// otherwise). What is larger belongs in a file or an object store, and its name in the task.
@@ -69,7 +70,9 @@ impl Source {
                 thread::Builder::new()
                     .name("input".into())
                     .spawn(move || tapped.read_records(separator, &sender))
-                    .map_err(|error| Error::internal(format!("cannot start a thread: {error}")))?;
+                    .map_err(|error| {
+                        Error::internal(format!("cannot start a thread: {}", shortage::reason(&error)))
+                    })?;
             }
         }
         Ok(Input { parcels, tap })

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, Sender, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
 use super::Event;
 use super::copies::{Copies, Pending, Refusal};
@@ -12,6 +12,7 @@ use super::drain::Drain;
 use super::intake::HOLD_LIMIT;
 use super::ledger::{Claim, Fingerprint, Unproven};
 use super::shared::Shared;
+use crate::backoff::Backoff;
 use crate::broker::{Delivery, QueueSpec, Record};
 use crate::duration;
 use crate::error::Error;
@@ -21,6 +22,12 @@ use crate::retry::Decision;
 
 /// How long a worker thread waits for a copy to be kept before it turns to the next task.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the machine lacks (descriptors, processes) may be there again in a moment. Only then the task goes back, which
+/// counts as a delivery; others have more.
+const SHORTAGE_TRIES: u32 = 4;
+const FIRST_SHORTAGE_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_SHORTAGE_PAUSE: Duration = Duration::from_secs(2);
 
 /// Quorum queues count deliveries, and RabbitMQ 4 drops a message after 20 unless it is configured otherwise. Well
 /// before that a copy takes its place, whose count begins again and carries the old one in a header.
@@ -156,7 +163,9 @@ impl Judge<'_> {
         let (outcome, attempt) = (self.execute(delivery, record, handler), record.attempt);
         let failure = match &outcome {
             Outcome::Failed(failure) | Outcome::Dead(failure) => failure.clone(),
-            Outcome::Done | Outcome::GivenUp | Outcome::CannotRun(_) => Failure::default(),
+            Outcome::Done | Outcome::GivenUp | Outcome::NoResources(_) | Outcome::CannotRun(_) => {
+                Failure::default()
+            }
         };
         let verdict = match policy.after(attempt, &outcome) {
             Decision::Ack => {
@@ -178,6 +187,7 @@ impl Judge<'_> {
             }
             Decision::Dead(why) => self.bury(delivery, record, &Failure { exit: why, ..failure }),
             Decision::Requeue => Verdict::GiveBack,
+            Decision::RequeueAndPause(_) => return Judged::unrun(Verdict::GiveBackAndPause),
             Decision::StopWorker(why) => self.stop_worker(Error::configuration(why)),
         };
         Judged { verdict, ran: true }
@@ -308,6 +318,15 @@ impl Judge<'_> {
             headers: &headers,
             body: delivery.body(),
         };
+        let mut pauses = Backoff::new(FIRST_SHORTAGE_PAUSE, LONGEST_SHORTAGE_PAUSE);
+        for _ in 0..SHORTAGE_TRIES {
+            let outcome = contained(|| handler.run(&task, self.abort));
+            let Outcome::NoResources(what) = &outcome else { return outcome };
+            self.shared.tell_shortage(what);
+            if self.drain.begun().recv_timeout(pauses.pause()) == Err(RecvTimeoutError::Disconnected) {
+                return Outcome::GivenUp;
+            }
+        }
         contained(|| handler.run(&task, self.abort))
     }
 }

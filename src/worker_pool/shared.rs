@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::Options;
 use super::ledger::Ledger;
+use crate::backoff::Reminder;
 use crate::error::Exit;
 use crate::lock::lock;
 
@@ -30,6 +31,7 @@ pub(super) struct Shared {
     /// The pool ends because the queue is empty: what was delivered meanwhile is run, not given back.
     finishing: AtomicBool,
     last_activity: Mutex<Instant>,
+    shortage: Mutex<Reminder>,
     greeting: Mutex<Greeting>,
 }
 
@@ -57,6 +59,7 @@ impl Shared {
             was_connected: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
             last_activity: Mutex::new(Instant::now()),
+            shortage: Mutex::default(),
             greeting: Mutex::new(Greeting::Due(String::new())),
         }
     }
@@ -152,6 +155,16 @@ impl Shared {
             log::info!(" [*] Waiting for messages. To exit press CTRL+C");
             log::info!("connected to {introduction}");
             *greeting = Greeting::Told;
+        }
+    }
+
+    /// A task cannot run for want of something that this machine lacks now.
+    pub(super) fn tell_shortage(&self, what: &str) {
+        if lock(&self.shortage).is_due(what) {
+            log::warn!(
+                "cannot run a task now: {what}; no attempt is used up, the task goes back unless that passes soon, and \
+                 this thread takes no other meanwhile"
+            );
         }
     }
 

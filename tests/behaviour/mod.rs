@@ -31,6 +31,7 @@ mod acknowledgement_timeout;
 mod cluster;
 mod network;
 mod network_slow;
+mod shortage;
 mod soak;
 mod staying_up;
 mod stop;
