@@ -7,6 +7,7 @@ mod backoff;
 mod broker;
 mod cmd;
 mod dead_tasks;
+mod descriptors;
 mod duration;
 mod error;
 mod handler;
@@ -14,13 +15,23 @@ mod lock;
 mod output;
 mod retry;
 mod sender;
+mod shortage;
 mod shutdown;
 mod worker_pool;
 
 use std::process::ExitCode;
 
+use error::Exit;
+use output::Patience;
+
 fn main() -> ExitCode {
     output::install_panic_message();
     let exit = cmd::run();
+    let patience = match exit {
+        Exit::Signal(_) => Patience::Forced,
+        _ if shutdown::was_told_to_stop() => Patience::Stopping,
+        _ => Patience::Ordinary,
+    };
+    output::finish(patience, &shutdown::further());
     ExitCode::from(exit.code())
 }

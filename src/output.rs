@@ -1,9 +1,15 @@
-//! What reaches a person: bodies escaped so that they cannot drive a terminal, and the logger.
+//! What reaches a person: bodies escaped so that they cannot drive a terminal, the logger, and the streams behind it.
+
+mod logger;
+mod standard;
+mod stream;
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
-use log::{Level, LevelFilter, Metadata, Record};
+pub use logger::{Verbosity, install_logger, install_panic_message};
+pub use standard::{Patience, finish, flush_stderr, stderr, stdout};
+pub use stream::{Parcel, Stream, Unwritten};
 
 /// How much of a body is shown in a message, in characters.
 const EXCERPT_CHARS: usize = 200;
@@ -110,82 +116,6 @@ pub fn unless_closed(written: io::Result<()>) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(error),
-    }
-}
-
-/// Makes a panic one line on stderr. One in amiquip's threads is a lost connection, which is dealt with and told as
-/// such.
-pub fn install_panic_message() {
-    std::panic::set_hook(Box::new(|panic| {
-        let thread = std::thread::current();
-        let name = thread.name().unwrap_or("unnamed");
-        if name.starts_with("amiquip") {
-            log::debug!("the client library panicked: {panic}");
-        } else {
-            let place = panic.location().map(ToString::to_string).unwrap_or_default();
-            let what = panic.payload_as_str().unwrap_or("panic");
-            log::error!("a fault of taskq's own in thread {name}, at {place}: {}", escape(what));
-        }
-    }));
-}
-
-/// How much taskq says, from `-v` and `--quiet`; `RUST_LOG` overrides it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verbosity {
-    /// Warnings and errors only.
-    Quiet,
-    /// What a person wants to see.
-    Normal,
-    /// And what happens underneath.
-    Verbose,
-}
-
-/// Installs the logger: plain lines on stderr.
-pub fn install_logger(verbosity: Verbosity) {
-    let level = match verbosity {
-        Verbosity::Quiet => LevelFilter::Warn,
-        Verbosity::Normal => LevelFilter::Info,
-        Verbosity::Verbose => LevelFilter::Debug,
-    };
-    let mut builder = env_logger::Builder::new();
-    if std::env::var_os(env_logger::DEFAULT_FILTER_ENV).is_some() {
-        builder.parse_default_env();
-    } else {
-        builder.filter_module("taskq", level).filter_level(LevelFilter::Warn);
-    }
-    builder.format(|buf, record| match record.level() {
-        Level::Error => writeln!(buf, "taskq: error: {}", record.args()),
-        Level::Warn => writeln!(buf, "taskq: warning: {}", record.args()),
-        Level::Info => writeln!(buf, "{}", record.args()),
-        Level::Debug | Level::Trace => writeln!(buf, "taskq: {}: {}", record.target(), record.args()),
-    });
-    let logger = NoSecrets(builder.build());
-    let max = logger.0.filter();
-    if log::set_boxed_logger(Box::new(logger)).is_ok() {
-        log::set_max_level(max);
-    }
-}
-
-/// amiquip logs the password of the handshake at debug level and message bodies at warn level, so nothing of it
-/// or of what lies beneath it is ever logged, whatever `RUST_LOG` says. Its errors arrive as values anyway.
-struct NoSecrets(env_logger::Logger);
-
-const SECRETIVE: [&str; 4] = ["amiquip", "amq_protocol", "mio", "mio_extras"];
-
-impl log::Log for NoSecrets {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        let root = metadata.target().split("::").next().unwrap_or_default();
-        !SECRETIVE.contains(&root) && self.0.enabled(metadata)
-    }
-
-    fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            self.0.log(record);
-        }
-    }
-
-    fn flush(&self) {
-        self.0.flush();
     }
 }
 

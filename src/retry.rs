@@ -34,6 +34,8 @@ pub enum Decision {
     Dead(String),
     /// Back to the queue as it is; no attempt is used up.
     Requeue,
+    /// Back to the queue as it is, and no task is taken for a while: the text says what is missing to run one.
+    RequeueAndPause(String),
     /// Back to the queue as it is, and no task can run here: stop. The text says why.
     StopWorker(String),
 }
@@ -46,6 +48,7 @@ impl Policy {
         match outcome {
             Outcome::Done => Decision::Ack,
             Outcome::GivenUp => Decision::Requeue,
+            Outcome::NoResources(what) => Decision::RequeueAndPause(what.clone()),
             Outcome::CannotRun(why) => Decision::StopWorker(why.clone()),
             Outcome::Dead(Failure { exit, .. }) => Decision::Dead(exit.clone()),
             Outcome::Failed(failure)
@@ -120,6 +123,8 @@ mod tests {
             let after = |outcome: &Outcome| policy().after(attempt, outcome);
             assert_eq!(after(&Outcome::Done), Decision::Ack);
             assert_eq!(after(&Outcome::GivenUp), Decision::Requeue);
+            let what = "no files left".to_owned();
+            assert_eq!(after(&Outcome::NoResources(what.clone())), Decision::RequeueAndPause(what));
             assert_eq!(after(&Outcome::CannotRun("why".into())), Decision::StopWorker("why".into()));
             assert_eq!(after(&dead), Decision::Dead("DEAD no such order".into()));
         }

@@ -1,9 +1,10 @@
 //! Signals become messages on a channel. What they mean is up to the command that listens.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, never};
 use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
@@ -12,6 +13,11 @@ use crate::error::{Error, Result};
 
 /// More than anyone sends before the process ends; further ones say nothing new.
 const PENDING_SIGNALS: usize = 16;
+
+/// Where the numbers arrive, once they are listened to.
+static SIGNALS: OnceLock<Receiver<i32>> = OnceLock::new();
+/// One has arrived.
+static TOLD: AtomicBool = AtomicBool::new(false);
 
 /// Catches SIGINT, SIGTERM and SIGHUP from now on and returns where their numbers arrive. To be called on the
 /// main thread: whoever started taskq may have blocked them, and one thread that has not is enough.
@@ -42,6 +48,7 @@ pub fn listen() -> Result<Receiver<i32>> {
             }
         })
         .map_err(|error| failed(&error))?;
+    let _ = SIGNALS.set(receiver.clone());
     Ok(receiver)
 }
 
@@ -70,7 +77,20 @@ pub fn keep_exit_statuses() -> Result<()> {
     Ok(())
 }
 
+/// Where further signals arrive when the command that listened to them is over.
+#[must_use]
+pub fn further() -> Receiver<i32> {
+    SIGNALS.get().cloned().unwrap_or_else(never)
+}
+
+/// Whether any has arrived.
+#[must_use]
+pub fn was_told_to_stop() -> bool {
+    TOLD.load(Ordering::SeqCst)
+}
+
 fn report(sender: &Sender<i32>, signal: i32) {
+    TOLD.store(true, Ordering::SeqCst);
     // Full: the process has been told often enough.
     let _ = sender.try_send(signal);
 }

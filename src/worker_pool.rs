@@ -28,6 +28,7 @@ use crate::duration;
 use crate::error::{Error, Exit, Result};
 use crate::handler::{Handler, Never};
 use crate::retry::Policy;
+use crate::shortage;
 use crate::shutdown;
 use copies::Copies;
 use drain::Drain;
@@ -127,7 +128,7 @@ enum End {
 /// The running threads.
 struct Pool {
     shared: Arc<Shared>,
-    supervisor: JoinHandle<Closing>,
+    supervisor: Option<JoinHandle<Closing>>,
     slots: Vec<JoinHandle<()>>,
     events: Receiver<Event>,
     /// Closes when all threads have ended.
@@ -148,7 +149,9 @@ impl Pool {
         let (alive, ended) = crossbeam_channel::bounded(0);
         let (events_in, events) = crossbeam_channel::unbounded();
         let (requests_in, requests) = crossbeam_channel::unbounded();
-        let cannot = |error: std::io::Error| Error::internal(format!("cannot start a thread: {error}"));
+        let cannot = |error: std::io::Error| {
+            Error::internal(format!("cannot start the threads: {}", shortage::reason(&error)))
+        };
 
         let copies = Copies::start(shared, events_in.clone(), Sender::clone(&alive)).map_err(cannot)?;
         let mut slots = Vec::new();
@@ -185,7 +188,7 @@ impl Pool {
             .map_err(cannot)?;
         Ok(Self {
             shared: Arc::clone(shared),
-            supervisor,
+            supervisor: Some(supervisor),
             slots,
             events,
             ended,
@@ -330,8 +333,8 @@ impl Pool {
         for slot in self.slots.drain(..) {
             slot.join().map_err(|_| fault())?;
         }
-        let supervisor = std::mem::replace(&mut self.supervisor, thread::spawn(|| Closing { ready: None }));
-        supervisor.join().map_err(|_| fault())
+        let supervisor = self.supervisor.take().map(JoinHandle::join);
+        supervisor.unwrap_or(Ok(Closing { ready: None })).map_err(|_| fault())
     }
 }
 

@@ -52,7 +52,7 @@ impl Desk {
             // Nobody listens any more when the connection was given up meanwhile.
             let _ = sender.send((channel, result));
         });
-        started.map(drop).map_err(|error| Fault::lost(format!("cannot start a thread: {error}")))
+        started.map(drop).map_err(|error| Fault::of_this_machine(&error))
     }
 
     /// Where the channel comes back; silent while it is here.

@@ -15,10 +15,15 @@ use super::socket::{Sightings, Socket};
 use super::url::{BrokerUrl, Credentials};
 use super::watchdog::KillSwitch;
 use crate::error::{Error, Result};
+use crate::shortage;
 
 /// What one connection may have open at most; without a limit amiquip hangs at the 65,536th. RabbitMQ's own
 /// default.
 const CHANNEL_MAX: u16 = 2047;
+/// What opening a connection takes for itself: its socket thrice, a poll and what wakes it; amiquip's two threads and
+/// the one that looks a name up.
+const DESCRIPTORS: usize = 8;
+const THREADS: usize = 3;
 /// `--heartbeat` unless given there or in the URL.
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
 /// How many of a name's addresses an error tells of: as many as the largest clusters have nodes. Their texts are short.
@@ -29,6 +34,11 @@ const MAX_TOLD: usize = 7;
 /// # Errors
 /// Unavailable, refused or configuration, with what happened at each address. Returns within the connect timeout.
 pub(super) fn dial(options: &SessionOptions, purpose: Purpose) -> Result<Session> {
+    // In time, because amiquip panics where it cannot start a thread, and a name that cannot be looked up for want of
+    // descriptors looks like one that does not exist.
+    if let Err(error) = shortage::probe(DESCRIPTORS, THREADS) {
+        return Err(Error::unavailable(format!("cannot connect: {}", shortage::reason(&error))));
+    }
     #[cfg(feature = "tls")]
     let tls = if options.urls.iter().any(|url| url.tls) {
         Some(super::tls::Connector::new(&options.tls)?)
@@ -103,7 +113,7 @@ impl Dial<'_> {
         let (tcp, kill) = Socket::connect(address, share).map_err(|error| match error.kind() {
             std::io::ErrorKind::TimedOut => too_late(),
             std::io::ErrorKind::ConnectionRefused => Fault::lost("connection refused: nothing listens there"),
-            _ => Fault::lost(error.to_string()),
+            _ => Fault::of_this_machine(&error),
         })?;
         let _guard = kill.guard(remaining(until), "the connection attempt");
         let socket = self
@@ -154,7 +164,7 @@ impl Dial<'_> {
         match self.tls {
             Some(connector) if self.url.tls => Socket::tls(tcp, kill, connector.native(), &self.url.host)
                 .map_err(|failure| super::tls::failure_fault(failure, &self.url.host)),
-            _ => Socket::plain(tcp, kill).map_err(|error| Fault::lost(error.to_string())),
+            _ => Socket::plain(tcp, kill).map_err(|error| Fault::of_this_machine(&error)),
         }
     }
 
@@ -163,7 +173,7 @@ impl Dial<'_> {
         if self.url.tls {
             return Err(Fault::connection(Kind::Configuration, "this taskq was built without TLS"));
         }
-        Socket::plain(tcp, kill).map_err(|error| Fault::lost(error.to_string()))
+        Socket::plain(tcp, kill).map_err(|error| Fault::of_this_machine(&error))
     }
 
     fn amqp_options(&self, auth: Auth) -> ConnectionOptions<Auth> {
@@ -219,10 +229,11 @@ fn resolve(host: &str, port: u16, deadline: Instant) -> std::result::Result<Vec<
             // Nobody listens any more when it took too long.
             let _ = sender.send(found);
         })
-        .map_err(|error| Fault::lost(format!("cannot start a thread: {error}")))?;
+        .map_err(|error| Fault::of_this_machine(&error))?;
     match receiver.recv_deadline(deadline) {
         Ok(Ok(addresses)) if addresses.is_empty() => Err(Fault::lost("its name has no address")),
         Ok(Ok(addresses)) => Ok(addresses),
+        Ok(Err(error)) if shortage::explain(&error).is_some() => Err(Fault::of_this_machine(&error)),
         Ok(Err(error)) => Err(Fault::lost(format!("cannot resolve its name: {error}"))),
         Err(_) => Err(Fault::lost("its name was not resolved within the connect timeout")),
     }
@@ -242,7 +253,9 @@ fn random_index(len: usize) -> usize {
 fn together(mut failures: Vec<(SocketAddr, Fault)>) -> Fault {
     // "Connection refused" at ::1 says less than what happened at the address that accepted.
     failures.sort_by_key(|(address, fault)| (fault.kind != Kind::Refused, *address));
-    let kind = failures.first().map_or(Kind::Lost, |(_, fault)| fault.kind);
+    let first = failures.first().map_or(Kind::Lost, |(_, fault)| fault.kind);
+    let short = failures.iter().any(|(_, fault)| fault.kind == Kind::NoResources);
+    let kind = if short && first != Kind::Refused { Kind::NoResources } else { first };
     let mut told: Vec<String> =
         failures.iter().take(MAX_TOLD).map(|(address, fault)| format!("{address}: {fault}")).collect();
     if let Some(others @ 1..) = failures.len().checked_sub(MAX_TOLD) {
@@ -256,12 +269,14 @@ fn together(mut failures: Vec<(SocketAddr, Fault)>) -> Fault {
 fn combine(failures: Vec<(String, Fault)>) -> Error {
     let single = failures.len() == 1;
     let all = |kind| failures.iter().all(|(_, fault)| fault.kind == kind);
+    let short = failures.iter().any(|(_, fault)| fault.kind == Kind::NoResources);
     let kind = [Kind::Refused, Kind::Configuration].into_iter().find(|kind| all(*kind)).unwrap_or(Kind::Lost);
     let told: Vec<String> = failures.into_iter().map(|(url, fault)| format!("{url}: {fault}")).collect();
     let told = told.join("; ");
     match kind {
         Kind::Refused => Error::turned_away(format!("access to the broker was refused: {told}")),
         Kind::Configuration => Error::configuration(format!("cannot connect: {told}")),
+        _ if short => Error::unavailable(format!("cannot connect: {told}")),
         _ if single => Error::unreached(format!("cannot reach the broker: {told}")),
         _ => Error::unreached(format!("cannot reach any of the brokers: {told}")),
     }
@@ -283,6 +298,13 @@ mod tests {
         assert_eq!(combine(vec![failure(Kind::Refused), failure(Kind::Lost)]).exit, Exit::Unavailable);
         assert_eq!(combine(vec![failure(Kind::Refused), failure(Kind::Refused)]).exit, Exit::Refused);
         assert_eq!(combine(vec![failure(Kind::Configuration)]).exit, Exit::Configuration);
+        let hint = |kind| {
+            combine(vec![failure(kind), failure(Kind::Lost)])
+                .on_first_connect()
+                .to_string()
+                .contains("RabbitMQ")
+        };
+        assert!(hint(Kind::Lost) && !hint(Kind::NoResources));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::topology::Day;
 use crate::error::{Error, Exit};
 use crate::output;
+use crate::shortage;
 
 /// Before the broker's own words.
 const REFUSED_ACCESS: &str = "the broker refused access: ";
@@ -34,6 +35,8 @@ pub enum Scope {
 pub enum Kind {
     /// Unreachable, cut, silent, or a queue whose node is away: the same again may succeed later.
     Lost,
+    /// This machine lacks what a connection takes, such as descriptors: it says nothing about the broker, and passes.
+    NoResources,
     /// The broker (or TLS) refused us; trying again rarely helps.
     Refused,
     /// The queue is not as we need it; trying again does not help.
@@ -82,6 +85,14 @@ impl Fault {
 
     pub(super) fn lost(text: impl AsRef<str>) -> Self {
         Self::connection(Kind::Lost, text)
+    }
+
+    /// Something could not be opened or started here.
+    pub(super) fn of_this_machine(error: &std::io::Error) -> Self {
+        match shortage::explain(error) {
+            Some(missing) => Self::connection(Kind::NoResources, missing),
+            None => Self::lost(error.to_string()),
+        }
     }
 
     /// A message came back because its queue is gone.
@@ -177,6 +188,7 @@ impl Fault {
         }
         let exit = match self.kind {
             Kind::Lost
+            | Kind::NoResources
             | Kind::AckTimeout
             | Kind::NoTimeout
             | Kind::ConsumerCancelled(_)
@@ -211,6 +223,7 @@ impl From<amiquip::Error> for Fault {
             Amqp::IoErrorReadingSocket { source } | Amqp::IoErrorWritingSocket { source } => {
                 Self::lost(source.to_string())
             }
+            Amqp::CreatePollHandle { source } | Amqp::ForkFailed { source } => Self::of_this_machine(&source),
             Amqp::MissedServerHeartbeats => Self::lost("the broker has gone silent (missed heartbeats)"),
             Amqp::EventLoopDropped | Amqp::EventLoopClientDropped | Amqp::ClientClosedConnection => {
                 Self::lost("the connection is gone")

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::lock::lock;
+use crate::shortage;
 
 /// An answer may wait behind bodies that come over a slow line, and this is the slowest that is allowed for, in bytes a
 /// second. A peer that sends a word now and then, and no answer, gains next to nothing by it.
@@ -159,7 +160,7 @@ fn watchdog() -> &'static Watchdog {
 /// Starts the watchdog's thread, once in the life of the process. Nothing may be guarded before.
 ///
 /// # Errors
-/// Internal, when the thread cannot be started.
+/// Unavailable, when the thread cannot be started.
 pub(super) fn start() -> Result<()> {
     static STARTED: Mutex<bool> = Mutex::new(false);
     let mut started = lock(&STARTED);
@@ -167,7 +168,7 @@ pub(super) fn start() -> Result<()> {
         thread::Builder::new()
             .name("watchdog".into())
             .spawn(watch)
-            .map_err(|error| Error::internal(format!("cannot start a thread: {error}")))?;
+            .map_err(|error| Error::unavailable(format!("cannot connect: {}", shortage::reason(&error))))?;
         *started = true;
     }
     Ok(())

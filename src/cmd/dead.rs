@@ -172,6 +172,8 @@ fn confirmed(question: &str) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(Error::usage("there is nobody to ask: give --yes to delete without asking"));
     }
+    // Messages come from a thread of their own.
+    output::flush_stderr();
     let mut stderr = std::io::stderr();
     let _ = write!(stderr, "{question}").and_then(|()| stderr.flush());
     let mut answer = String::new();

@@ -12,6 +12,7 @@ use crate::broker;
 use crate::duration;
 use crate::error::{Error, Exit, Result};
 use crate::output::{self, Verbosity};
+use crate::shortage;
 use crate::shutdown;
 
 /// A task queue for the shell on top of RabbitMQ.
@@ -49,11 +50,14 @@ pub fn run() -> Exit {
         Ok(cli) => cli,
         Err(error) => return tell(&error),
     };
-    output::install_logger(match (cli.verbose, cli.quiet) {
+    let verbosity = match (cli.verbose, cli.quiet) {
         (true, _) => Verbosity::Verbose,
         (false, true) => Verbosity::Quiet,
         (false, false) => Verbosity::Normal,
-    });
+    };
+    if let Err(error) = output::install_logger(verbosity) {
+        return complain(&Error::internal(format!("cannot start a thread: {}", shortage::reason(&error))));
+    }
     let result = shutdown::survive_file_limits().and_then(|()| match cli.command {
         Command::Send(args) => send::run(args),
         Command::Work(args) => work::run(args),
@@ -76,12 +80,15 @@ fn tell(error: &clap::Error) -> Exit {
     // Help and version.
     match output::unless_closed(error.print().and_then(|()| std::io::stdout().flush())) {
         Ok(_) => Exit::Success,
-        Err(error) => {
-            let error = cannot_print(&error);
-            let _ = writeln!(std::io::stderr(), "taskq: error: {error}");
-            error.exit
-        }
+        Err(error) => complain(&cannot_print(&error)),
     }
+}
+
+/// Without the logger.
+fn complain(error: &Error) -> Exit {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "taskq: error: {error}");
+    error.exit
 }
 
 /// Such as a full disk behind stdout.

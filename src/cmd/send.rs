@@ -1,5 +1,7 @@
 //! `taskq send`: enqueue tasks, and say so only when the broker has confirmed them.
 
+mod ids;
+mod progress;
 mod teller;
 
 use std::ffi::OsString;
@@ -20,7 +22,9 @@ use crate::output;
 use crate::sender::{
     self, InputFile, Job, MAX_BODY_BYTES, Saved, Source, Summary, Unsaved, UnsentFile, UnsentForm,
 };
+use crate::shortage;
 use crate::shutdown;
+use ids::Ids;
 use teller::Teller;
 
 /// Enqueue one task, or one for each line
@@ -129,21 +133,31 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         })?),
     };
 
+    let ids = if args.print_ids {
+        Some(Ids::to(output::stdout().map_err(|error| no_thread(&error))?))
+    } else {
+        None
+    };
     let signals = shutdown::listen()?;
-    let input = source.start()?;
-    let mut teller = Teller::new(bulk, args.print_ids, unsent);
+    let input = source.start({
+        let ids = ids.clone();
+        move || ids.iter().for_each(Ids::wait_for_room)
+    })?;
+    let mut teller = Teller::new(bulk, ids.clone(), unsent);
     let mut summary = sender::send(&job, &input.parcels, &signals, &mut teller);
+    ids.iter().for_each(Ids::end_waiting);
     teller.take_rest(&input, &signals, &mut summary);
     let saved = teller.finish_saving(&input, &signals);
     let unsent = args.unsent.as_deref().map(|path| (path, saved));
-    let print_error = teller.print_error.take();
     let exit = conclude(summary, bulk, input.is_at_its_end(), unsent)?;
-    match print_error {
-        Some(error) => {
-            Err(Error::internal(format!("everything was sent, but the ids could not be printed: {error}")))
-        }
-        None => Ok(exit),
+    if let Some(ids) = ids {
+        ids.finish(&signals)?;
     }
+    Ok(exit)
+}
+
+fn no_thread(error: &std::io::Error) -> Error {
+    Error::internal(format!("cannot start a thread: {}", shortage::reason(error)))
 }
 
 fn conclude(

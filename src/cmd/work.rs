@@ -8,10 +8,12 @@ use super::connection::ConnectionArgs;
 use super::positive_duration;
 use super::queue::{QueueArgs, check_name, delay};
 use crate::broker::QueueSpec;
+use crate::descriptors;
 use crate::duration;
 use crate::error::{Error, Exit, Result};
 use crate::handler::{self, Dots, ExitRule, Output, Spec, reap_orphans};
 use crate::retry::Policy;
+use crate::shortage;
 use crate::shutdown;
 use crate::worker_pool::{self, HandlerFactory, Options};
 
@@ -86,6 +88,9 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     let policy =
         Policy { attempts: args.attempts, max_deliveries: args.max_deliveries, backoff: args.backoff };
     check_derived_names(&queue, &policy)?;
+    if !args.command.is_empty() {
+        descriptors::ensure(args.threads)?;
+    }
     let spec = match args.command.split_first() {
         None => None,
         Some((program, arguments)) => Some(command_spec(handler::Options {
@@ -114,16 +119,25 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         Some(spec) if args.persistent => Arc::new(move || Ok(Box::new(spec.persistent()?))),
         Some(spec) => Arc::new(move || Ok(Box::new(spec.command()?))),
     };
+    let bounded = options.until_empty || options.max_tasks.is_some();
     let signals = shutdown::listen()?;
     shutdown::keep_exit_statuses()?;
     reap_orphans(spec.as_ref())
         .map_err(|error| Error::internal(format!("cannot wait for orphaned processes: {error}")))?;
     let result = worker_pool::run(options, &handlers, &signals);
-    if let Some(spec) = spec {
-        // Whatever was left behind with a thread that did not end in time.
-        spec.kill_all();
+    let Some(spec) = spec else { return result };
+    // Whatever was left behind with a thread that did not end in time.
+    spec.kill_all();
+    match (result?, spec.lost_output()) {
+        // Nothing else would tell a script that its data is incomplete; dead tasks are kept.
+        (Exit::Success | Exit::TasksDead, Some(lost)) if bounded => Err(Error::internal(lost)),
+        (exit, lost) => {
+            if let Some(lost) = lost {
+                log::warn!("{lost}");
+            }
+            Ok(exit)
+        }
     }
-    result
 }
 
 /// Whether the command line announces a COMMAND and ends there. To clap that is the same as no `--` at all, and a script
@@ -133,8 +147,9 @@ fn ends_with_separator(arguments: impl Iterator<Item = OsString>) -> bool {
 }
 
 fn command_spec(options: handler::Options) -> Result<Spec> {
-    let output = Output::of_this_process()
-        .map_err(|error| Error::internal(format!("cannot pass on the output of commands: {error}")))?;
+    let output = Output::of_this_process().map_err(|error| {
+        Error::internal(format!("cannot pass on the output of commands: {}", shortage::reason(&error)))
+    })?;
     let spec = Spec::new(options, output);
     spec.check().map_err(|why| Error::configuration(format!("cannot run tasks: {why}")))?;
     Ok(spec)

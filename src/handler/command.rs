@@ -7,13 +7,13 @@ use std::ffi::{CStr, CString};
 use std::io;
 
 use crossbeam_channel::{Receiver, TryRecvError};
-use nix::errno::Errno;
 
 use super::environment::of_task;
 use super::process::{ABORT_GRACE, Ends, Limits, Process, Slot, from_now};
 use super::relay::Relay;
 use super::spawn::Launch;
 use super::spec::Spec;
+use super::start::{cannot_start, lost_track, ready};
 use super::{Failure, Handler, Never, Outcome, Task};
 
 /// Starts the command for every task: the body on its stdin, the rest in its environment.
@@ -107,11 +107,15 @@ impl Handler for Command {
             Ok((process, Limits { deadline, abort: Some(abort) }))
         });
         match started {
-            Ok((process, limits)) => {
-                self.follow(process, task, limits).unwrap_or_else(|error| lost_track(&self.spec, &error))
-            }
-            Err(error) => cannot_start(&self.spec, &error, !task.headers.is_empty()),
+            Ok((process, limits)) => self
+                .follow(process, task, limits)
+                .unwrap_or_else(|error| lost_track(&self.spec.name(), &error)),
+            Err(error) => cannot_start(&self.spec.name(), &error, !task.headers.is_empty()),
         }
+    }
+
+    fn ready(&self) -> io::Result<()> {
+        ready()
     }
 
     /// Nothing is kept.
@@ -120,40 +124,4 @@ impl Handler for Command {
 
 pub(super) fn told_to_stop(abort: &Receiver<Never>) -> bool {
     matches!(abort.try_recv(), Err(TryRecvError::Disconnected))
-}
-
-/// The process is gone by now: dropping it killed it.
-pub(super) fn lost_track(spec: &Spec, error: &io::Error) -> Outcome {
-    if error.raw_os_error().map(Errno::from_raw) == Some(Errno::ECHILD) {
-        // Its task may well be done. The next one would fare no better.
-        return Outcome::CannotRun(format!(
-            "how {} ended cannot be known: something takes the exit statuses of this process's children",
-            spec.name()
-        ));
-    }
-    Outcome::Failed(Failure { exit: format!("could not be watched: {error}"), stderr: Vec::new() })
-}
-
-/// Is it the command, the task, or the machine at this moment?
-pub(super) fn cannot_start(spec: &Spec, error: &io::Error, has_headers: bool) -> Outcome {
-    let for_now = match error.raw_os_error().map(Errno::from_raw) {
-        // No processes, memory or descriptors left; the file is being written.
-        Some(
-            Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE | Errno::ETXTBSY | Errno::EINTR,
-        ) => true,
-        // Arguments and environment together are too long: the headers' fault, if there are any.
-        Some(Errno::E2BIG) => has_headers,
-        _ => false,
-    };
-    if for_now {
-        return Outcome::Failed(Failure {
-            exit: format!("could not be started: {error}"),
-            stderr: Vec::new(),
-        });
-    }
-    let hint = match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOEXEC) => " (a script has to begin with #! and its interpreter)",
-        _ => "",
-    };
-    Outcome::CannotRun(format!("{} cannot be executed: {error}{hint}", spec.name()))
 }

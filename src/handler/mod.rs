@@ -8,6 +8,7 @@ mod dots;
 mod environment;
 mod exit;
 mod leftover;
+mod loss;
 mod orphan;
 mod persistent;
 mod poll;
@@ -18,6 +19,7 @@ mod relay;
 mod session;
 mod spawn;
 mod spec;
+mod start;
 mod tender;
 #[cfg(test)]
 mod testing;
@@ -79,6 +81,9 @@ pub enum Outcome {
     /// The worker gave the task up, because it was told to stop or is not sure that it can run tasks: this is no
     /// attempt, the task goes back.
     GivenUp,
+    /// The machine lacks what it takes to run a task now (descriptors, processes, memory): this is no attempt, the task
+    /// goes back. The text says what is missing.
+    NoResources(String),
     /// No task can run here (the command is missing or not executable): the worker has to stop, the task goes
     /// back. The text says what is wrong, for the person who reads it.
     CannotRun(String),
@@ -106,6 +111,14 @@ pub trait Handler {
     /// Runs one task to its end. When `abort` closes (it never carries a message) the handler stops what it is
     /// doing at once and returns [`Outcome::GivenUp`].
     fn run(&mut self, task: &Task<'_>, abort: &Receiver<Never>) -> Outcome;
+
+    /// Whether the machine has what it takes to run a task, as far as that can be known without running one.
+    ///
+    /// # Errors
+    /// What is missing.
+    fn ready(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Ends whatever the handler keeps between tasks, within its own grace period or until `abort` closes.
     fn close(&mut self, abort: &Receiver<Never>);

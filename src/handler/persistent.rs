@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, select};
 
-use super::command::{cannot_start, lost_track, told_to_stop};
+use super::command::told_to_stop;
 use super::exit::describe;
 use super::process::{ABORT_GRACE, Ends, LINGER, Limits, Process, Slot, from_now};
 use super::protocol::{Replies, Reply, request};
 use super::spawn::Launch;
 use super::spec::Spec;
+use super::start::{cannot_start, lost_track, ready};
 use super::tender::{Seat, Tender};
 use super::{Failure, Handler, Never, Outcome, Task};
 
@@ -103,7 +104,7 @@ impl Persistent {
                 }
                 match self.start(&seat.slot) {
                     Ok(process) => seat.process = Some(process),
-                    Err(error) => return Ok(cannot_start(&self.spec, &error, false)),
+                    Err(error) => return Ok(cannot_start(&self.spec.name(), &error, false)),
                 }
                 seat.proven = false;
             }
@@ -186,12 +187,13 @@ impl Persistent {
     }
 
     fn start(&mut self, slot: &Slot) -> io::Result<Process<Replies>> {
-        self.restarts.started();
         let (path, arguments) = (self.spec.path()?, self.spec.arguments()?);
         let environment: Vec<&CStr> = self.spec.environment().entries().collect();
         let launch = Launch { path: &path, arguments: &arguments, environment: &environment };
         let err = self.spec.output().stderr(slot.ringer());
-        Process::start(slot, &launch, Ends::Tell, Replies::default(), err)
+        let process = Process::start(slot, &launch, Ends::Tell, Replies::default(), err)?;
+        self.restarts.started();
+        Ok(process)
     }
 
     /// Ends a process that has ended or has said something since the last task: a reply that nobody asked for would
@@ -254,16 +256,20 @@ impl Handler for Persistent {
         }
         let mut seat = match self.take_seat() {
             Ok(seat) => seat,
-            Err(error) => return lost_track(&self.spec, &error),
+            Err(error) => return lost_track(&self.spec.name(), &error),
         };
         let outcome =
-            self.run_on(&mut seat, task, abort).unwrap_or_else(|error| lost_track(&self.spec, &error));
+            self.run_on(&mut seat, task, abort).unwrap_or_else(|error| lost_track(&self.spec.name(), &error));
         let ended = seat.process.is_none();
         self.tender.park(seat);
         if ended && matches!(outcome, Outcome::Failed(_)) {
             self.restarts.wait(abort);
         }
         outcome
+    }
+
+    fn ready(&self) -> io::Result<()> {
+        ready()
     }
 
     /// Closes its stdin, which tells a handler that no task follows; TERM after half of the grace period, KILL at

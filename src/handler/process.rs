@@ -346,11 +346,8 @@ impl<O: Consumer> Process<O> {
             if self.wait(slot, &mut &[][..], &step)?.aborted {
                 limits.shorten(LAST_OUTPUT);
             }
+            // What nobody has taken by then is counted as lost.
             if limits.passed() {
-                // Not if it is the worker's stderr that is stuck: the message would be as well.
-                if self.err.is_idle() {
-                    log::warn!("nobody takes the output of handlers: the rest of it is lost for one task");
-                }
                 break;
             }
         }

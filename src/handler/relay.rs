@@ -1,31 +1,30 @@
 //! Passes what handlers write on to the worker's own stdout and stderr.
 //!
-//! Only one thread per stream ever writes (and may block there as long as it takes): lines of different handlers do
+//! Only the stream's own thread ever writes (and may block there as long as it takes): lines of different handlers do
 //! not mix, and a reader that stopped reading delays handlers, not the deadlines of worker threads. Each handler has
 //! one chunk under way and one being filled; while both are full its pipe is not read, so it waits.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
+#[cfg(test)]
+use std::io::Write;
+use std::io::{self, ErrorKind, Read};
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex};
-use std::thread;
-use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::poll::PollFlags;
 
+use super::loss::Loss;
 use super::wake::Ringer;
 use crate::lock::lock;
+use crate::output::{self, Parcel, Stream, Unwritten};
 
 /// A longer line is passed on in pieces of this size. Also the capacity of a pipe, so what one read can return.
 pub(super) const LINE_MAX: usize = 64 * 1024;
 
 /// How much of the end of stderr is kept for a failed task.
 const TAIL: usize = 2 * 1024;
-
-/// How long a stream that somebody else made non-blocking (a terminal shared with another program) is left alone.
-const FULL_PAUSE: Duration = Duration::from_millis(10);
 
 /// Where the output of handlers goes. Clones share their writing threads.
 #[derive(Clone)]
@@ -35,7 +34,10 @@ pub struct Output {
 }
 
 #[derive(Clone)]
-struct Sink(Sender<Chunk>);
+struct Sink {
+    stream: Stream,
+    loss: Arc<Loss>,
+}
 
 /// Bytes on their way, which can be taken off it again.
 type UnderWay = Arc<Mutex<Vec<u8>>>;
@@ -46,6 +48,7 @@ struct Chunk {
     back: Sender<Vec<u8>>,
     wanted: Arc<AtomicBool>,
     ringer: Ringer,
+    loss: Arc<Loss>,
 }
 
 impl Output {
@@ -54,15 +57,29 @@ impl Output {
     /// # Errors
     /// When a thread cannot be started.
     pub fn of_this_process() -> io::Result<Self> {
-        Self::new(io::stdout(), io::stderr())
+        Ok(Self::over(output::stdout()?, output::stderr()?))
     }
 
     /// To anything else.
     ///
     /// # Errors
     /// When a thread cannot be started.
+    #[cfg(test)]
     pub fn new(stdout: impl Write + Send + 'static, stderr: impl Write + Send + 'static) -> io::Result<Self> {
-        Ok(Self { stdout: Sink::start("stdout", stdout)?, stderr: Sink::start("stderr", stderr)? })
+        Ok(Self::over(Stream::start("stdout", stdout)?, Stream::start("stderr", stderr)?))
+    }
+
+    fn over(stdout: Stream, stderr: Stream) -> Self {
+        let sink = |stream: Stream| Sink { loss: Arc::new(Loss::of(stream.name())), stream };
+        Self { stdout: sink(stdout), stderr: sink(stderr) }
+    }
+
+    /// What could not be passed on so far, in words; `None` where nothing is missing.
+    #[must_use]
+    pub fn lost(&self) -> Option<String> {
+        let told: Vec<String> =
+            [&self.stdout, &self.stderr].into_iter().filter_map(|sink| sink.loss.told()).collect();
+        (!told.is_empty()).then(|| told.join("; "))
     }
 
     /// For data: byte by byte what the handler wrote.
@@ -77,47 +94,26 @@ impl Output {
     }
 }
 
-impl Sink {
-    fn start(name: &'static str, mut to: impl Write + Send + 'static) -> io::Result<Self> {
-        // Without a bound of its own: each handler has at most one chunk in it.
-        let (sender, chunks) = unbounded::<Chunk>();
-        thread::Builder::new().name(format!("relay-{name}")).spawn(move || {
-            let mut lost = false;
-            for Chunk { bytes, back, wanted, ringer } in chunks {
-                let mut bytes = take_off(&bytes);
-                if !lost && let Err(error) = write(&mut to, &bytes) {
-                    // Nobody reads any more: handlers need not care. Anything else (a full disk) may pass.
-                    lost = error.kind() == ErrorKind::BrokenPipe;
-                    log::warn!("cannot pass on the output of handlers to {name}: {error}");
-                }
-                bytes.clear();
-                let _ = back.send(bytes);
-                // With the fence in `refresh`: either the buffer is found there or the wish here.
-                fence(Ordering::SeqCst);
-                if wanted.load(Ordering::Relaxed) {
-                    ringer.ring();
-                }
-            }
-        })?;
-        Ok(Self(sender))
+impl Parcel for Chunk {
+    fn open(&mut self) -> Vec<u8> {
+        take_off(&self.bytes)
+    }
+
+    fn written(self: Box<Self>, buffer: Vec<u8>, result: Result<(), Unwritten>) {
+        if let Err(Unwritten { bytes, error }) = result {
+            self.loss.note(bytes, &error);
+        }
+        let _ = self.back.send(buffer);
+        // With the fence in `refresh`: either the buffer is found there or the wish here.
+        fence(Ordering::SeqCst);
+        if self.wanted.load(Ordering::Relaxed) {
+            self.ringer.ring();
+        }
     }
 }
 
 fn take_off(bytes: &UnderWay) -> Vec<u8> {
     mem::take(&mut lock(bytes))
-}
-
-fn write(to: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
-    loop {
-        let result = if bytes.is_empty() { to.flush() } else { to.write(bytes).map(|n| bytes = &bytes[n..]) };
-        match result {
-            Ok(()) if bytes.is_empty() => return to.flush(),
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(FULL_PAUSE),
-            Err(error) => return Err(error),
-        }
-    }
 }
 
 /// What becomes of the bytes that a process writes to a pipe.
@@ -245,9 +241,8 @@ impl Relay {
             let (back, wanted, ringer) = (self.back.0.clone(), Arc::clone(&self.wanted), self.ringer.clone());
             wanted.store(false, Ordering::Relaxed);
             self.under_way = Arc::new(Mutex::new(bytes));
-            let chunk = Chunk { bytes: Arc::clone(&self.under_way), back, wanted, ringer };
-            // The thread lives as long as `self.sink`.
-            let _ = self.sink.0.send(chunk);
+            let (bytes, loss) = (Arc::clone(&self.under_way), Arc::clone(&self.sink.loss));
+            self.sink.stream.pass(Box::new(Chunk { bytes, back, wanted, ringer, loss }));
         }
     }
 }
@@ -255,7 +250,10 @@ impl Relay {
 impl Drop for Relay {
     /// Whoever did not wait for its output has given it up. While nobody reads, each task would leave some behind.
     fn drop(&mut self) {
-        take_off(&self.under_way);
+        let left = take_off(&self.under_way).len() + self.filling.len();
+        if left > 0 {
+            self.sink.loss.note_given_up(left);
+        }
     }
 }
 

@@ -106,6 +106,12 @@ impl Spec {
         self.0.sessions.kill_all();
     }
 
+    /// What commands wrote and nobody could take so far, in words.
+    #[must_use]
+    pub fn lost_output(&self) -> Option<String> {
+        self.0.output.lost()
+    }
+
     pub(super) fn options(&self) -> &Options {
         &self.0.options
     }

@@ -10,6 +10,7 @@ use crate::backoff::{Backoff, Reminder};
 use crate::broker::{Fault, Publisher, QueueSpec};
 use crate::duration;
 use crate::error::{Error, Exit, Result};
+use crate::shortage;
 
 /// The pauses between attempts to reach a broker that went away; it is usually back within seconds.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -284,7 +285,9 @@ fn on_a_thread<T: Send + 'static>(ask: impl FnOnce() -> Result<T> + Send + 'stat
         move || drop(sender.send(ask()))
     });
     if let Err(error) = spawned {
-        let _ = sender.send(Err(Error::internal(format!("cannot start a thread: {error}"))));
+        // It passes.
+        let why = format!("cannot connect: {}", shortage::reason(&error));
+        let _ = sender.send(Err(Error::unavailable(why)));
     }
     receiver
 }

@@ -13,6 +13,7 @@ use super::Fingerprint;
 use crate::broker::Body;
 use crate::error::{Error, Result};
 use crate::lock::lock;
+use crate::shortage;
 
 /// The largest body taskq sends, in bytes: RabbitMQ's own default limit up to 3.13 (4.x allows 16 MiB unless told
 /// otherwise). What is larger belongs in a file or an object store, and its name in the task.
@@ -50,11 +51,11 @@ pub enum Source {
 }
 
 impl Source {
-    /// Starts to read.
+    /// Starts to read. `wait_for_room` is called before each read of a stream, and returns when more can be sent.
     ///
     /// # Errors
     /// Internal, when the thread cannot be started.
-    pub fn start(self) -> Result<Input> {
+    pub fn start(self, wait_for_room: impl Fn() + Send + 'static) -> Result<Input> {
         let (sender, parcels) = crossbeam_channel::bounded(PARCELS_AHEAD);
         let tap = Arc::<Tap>::default();
         match self {
@@ -67,11 +68,14 @@ impl Source {
                 tap.ended.store(true, Ordering::SeqCst);
             }
             Self::Records { input, separator } => {
-                let tapped = Tapped { input, tap: Arc::clone(&tap) };
+                let wait_for_room = Box::new(wait_for_room);
+                let tapped = Tapped { input, wait_for_room, tap: Arc::clone(&tap) };
                 thread::Builder::new()
                     .name("input".into())
                     .spawn(move || tapped.read_records(separator, &sender))
-                    .map_err(|error| Error::internal(format!("cannot start a thread: {error}")))?;
+                    .map_err(|error| {
+                        Error::internal(format!("cannot start a thread: {}", shortage::reason(&error)))
+                    })?;
             }
         }
         Ok(Input { parcels, tap })
@@ -130,6 +134,7 @@ struct Tap {
 /// Reads while it may.
 struct Tapped {
     input: Box<dyn Read + Send>,
+    wait_for_room: Box<dyn Fn() + Send>,
     tap: Arc<Tap>,
 }
 
@@ -144,12 +149,14 @@ impl Tapped {
 
 impl Read for Tapped {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        // No end: what is read of a record that is not complete must not pass for one.
-        if self.tap.closed.load(Ordering::SeqCst) {
-            return Err(io::Error::other("no more is wanted"));
-        }
         self.tap.waits.store(true, Ordering::SeqCst);
-        let read = self.input.read(buffer);
+        (self.wait_for_room)();
+        // No end: what is read of a record that is not complete must not pass for one.
+        let read = if self.tap.closed.load(Ordering::SeqCst) {
+            Err(io::Error::other("no more is wanted"))
+        } else {
+            self.input.read(buffer)
+        };
         self.tap.waits.store(false, Ordering::SeqCst);
         if let Ok(length) = &read {
             lock(&self.tap.read).add(&buffer[..*length]);
@@ -268,7 +275,7 @@ mod tests {
     #[test]
     fn a_complete_line_does_not_wait_for_the_next_one() {
         let (reader, mut writer) = io::pipe().unwrap();
-        let input = Source::Records { input: Box::new(reader), separator: b'\n' }.start().unwrap();
+        let input = Source::Records { input: Box::new(reader), separator: b'\n' }.start(|| {}).unwrap();
         let parcels = &input.parcels;
         for number in 1..4 {
             io::Write::write_all(&mut writer, b"line\nincompl").unwrap();
@@ -290,7 +297,7 @@ mod tests {
         let lines = "line\n".repeat(3 * PARCEL_BYTES / 5);
         // Fails when the reader has stopped.
         thread::spawn(move || io::Write::write_all(&mut writer, lines.as_bytes()));
-        let input = Source::Records { input: Box::new(reader), separator: b'\n' }.start().unwrap();
+        let input = Source::Records { input: Box::new(reader), separator: b'\n' }.start(|| {}).unwrap();
         let first = input.parcels.recv().unwrap().unwrap().len() as u64;
         let rest: Vec<Item> = std::iter::from_fn(|| input.next_at_hand()).flatten().collect();
         let numbers: Vec<u64> = rest.iter().map(|item| item.number).collect();

@@ -11,6 +11,7 @@ use super::shared::Permit;
 use super::slot::{Pauses, Slot};
 use crate::broker::{Channel, Fault};
 use crate::handler::Handler;
+use crate::shortage;
 
 /// At the end: how often to look after the last copies although no bell rang.
 const LAST_LOOK: Duration = Duration::from_secs(1);
@@ -176,10 +177,18 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     /// under way. False when the drain began meanwhile.
     fn pause(&mut self, pauses: &mut Pauses) -> Result<bool, Fault> {
         self.intake.give_back()?;
-        let over = crossbeam_channel::after(pauses.next(self.slot.shared.settled()));
+        let shared = &self.slot.shared;
+        let mut over = crossbeam_channel::after(pauses.next(shared.settled()));
         loop {
             select! {
-                recv(over) -> _ => break,
+                recv(over) -> _ => match self.handler.ready() {
+                    Ok(()) => break,
+                    // What came now would go back, and each time count as a delivery.
+                    Err(error) => {
+                        shared.tell_shortage(&shortage::reason(&error));
+                        over = crossbeam_channel::after(pauses.next(shared.settled()));
+                    }
+                },
                 recv(self.slot.drain.begun()) -> _ => return Ok(false),
                 recv(self.slot.bell.1) -> _ => self.settle_answered()?,
             }

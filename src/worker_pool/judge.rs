@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, Sender, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
 use super::Event;
 use super::copies::{Answer, Copies, Pending, PlannedCopy, Purpose};
@@ -12,6 +12,7 @@ use super::drain::Drain;
 use super::ledger::{Claim, Fingerprint, Unproven};
 use super::redelivery::Earlier;
 use super::shared::Shared;
+use crate::backoff::Backoff;
 use crate::broker::{Delivery, Record};
 use crate::duration;
 use crate::error::Error;
@@ -21,6 +22,12 @@ use crate::retry::Decision;
 
 /// How long a worker thread waits for a copy to be kept before it turns to the next task.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the machine lacks (descriptors, processes) may be there again in a moment. Only then the task goes back, which
+/// counts as a delivery; others have more.
+const SHORTAGE_TRIES: u32 = 4;
+const FIRST_SHORTAGE_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_SHORTAGE_PAUSE: Duration = Duration::from_secs(2);
 
 /// What the broker is told.
 pub(super) enum Verdict {
@@ -169,7 +176,9 @@ impl Judge<'_> {
             | Outcome::Dead(failure)
             | Outcome::Terminated(failure)
             | Outcome::CommandMissing { failure, .. } => failure.clone(),
-            Outcome::Done | Outcome::GivenUp | Outcome::CannotRun(_) => Failure::default(),
+            Outcome::Done | Outcome::GivenUp | Outcome::NoResources(_) | Outcome::CannotRun(_) => {
+                Failure::default()
+            }
         };
         let policy = &self.shared.options.policy;
         let verdict = match policy.after(attempt, &outcome) {
@@ -200,6 +209,7 @@ impl Judge<'_> {
                 self.keep(delivery, body, copy)
             }
             Decision::Requeue => Verdict::GiveBack,
+            Decision::RequeueAndPause(_) => return Judged::unrun(Verdict::GiveBackAndPause),
             Decision::StopWorker(why) => self.stop_worker(Error::configuration(why)),
         };
         // What was given up is no task of `--max-tasks`.
@@ -338,8 +348,21 @@ impl Judge<'_> {
             body: delivery.body(),
         };
         let _running = self.shared.run();
-        let outcome = contained(|| handler.run(&task, self.abort));
+        let outcome = self.run_when_there_is_room(handler, &task);
         self.shared.surroundings.settle(outcome, &task, self.drain.signalled(), self.abort)
+    }
+
+    fn run_when_there_is_room(&self, handler: &mut dyn Handler, task: &Task<'_>) -> Outcome {
+        let mut pauses = Backoff::new(FIRST_SHORTAGE_PAUSE, LONGEST_SHORTAGE_PAUSE);
+        for _ in 0..SHORTAGE_TRIES {
+            let outcome = contained(|| handler.run(task, self.abort));
+            let Outcome::NoResources(what) = &outcome else { return outcome };
+            self.shared.tell_shortage(what);
+            if self.drain.begun().recv_timeout(pauses.pause()) == Err(RecvTimeoutError::Disconnected) {
+                return Outcome::GivenUp;
+            }
+        }
+        contained(|| handler.run(task, self.abort))
     }
 }
 

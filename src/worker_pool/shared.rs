@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::Options;
 use super::ledger::Ledger;
 use super::surroundings::Surroundings;
+use crate::backoff::Reminder;
 use crate::broker::QueueType;
 use crate::error::Exit;
 use crate::lock::lock;
@@ -47,6 +48,7 @@ pub(super) struct Shared {
     /// The pool ends because the queue is empty: what was delivered meanwhile is run, not given back.
     finishing: AtomicBool,
     last_activity: Mutex<Instant>,
+    shortage: Mutex<Reminder>,
     greeting: Mutex<Greeting>,
     /// What the queue is; `None` where nobody told.
     queue_kind: Mutex<Option<QueueType>>,
@@ -80,6 +82,7 @@ impl Shared {
             was_connected: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
             last_activity: Mutex::new(Instant::now()),
+            shortage: Mutex::default(),
             greeting: Mutex::new(Greeting::Due(String::new())),
             queue_kind: Mutex::new(None),
         }
@@ -212,6 +215,16 @@ impl Shared {
 
     pub(super) fn set_queue_kind(&self, kind: Option<QueueType>) {
         *lock(&self.queue_kind) = kind;
+    }
+
+    /// A task cannot run for want of something that this machine lacks now.
+    pub(super) fn tell_shortage(&self, what: &str) {
+        if lock(&self.shortage).is_due(what) {
+            log::warn!(
+                "cannot run a task now: {what}; no attempt is used up, the task goes back unless that passes soon, and \
+                 this thread takes no other meanwhile"
+            );
+        }
     }
 
     fn touch(&self) {

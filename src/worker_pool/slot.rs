@@ -19,6 +19,7 @@ use crate::backoff::Backoff;
 use crate::broker::{AckTimeout, Fault, Kind};
 use crate::error::Error;
 use crate::handler::{Handler, Never};
+use crate::shortage;
 
 /// The pauses before asking again for a channel that ended without having delivered anything.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -92,7 +93,7 @@ impl Slot {
 
     /// Without its handler the thread is of no use, and a worker with fewer threads than asked for is not one either.
     pub(super) fn cannot_start(self, error: &std::io::Error) {
-        let error = Error::internal(format!("cannot prepare to run commands: {error}"));
+        let error = Error::internal(format!("cannot prepare to run commands: {}", shortage::reason(error)));
         let _ = self.events.send(Event::Fatal(error));
     }
 

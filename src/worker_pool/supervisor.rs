@@ -16,6 +16,7 @@ use crate::broker::{
 };
 use crate::duration;
 use crate::error::{Error, Exit, Result};
+use crate::shortage;
 
 /// The pauses between attempts to reach a broker that went away. The longest bounds how late a worker is back.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -358,7 +359,9 @@ fn open(shared: &Arc<Shared>) -> Link {
         }
     });
     if let Err(error) = spawned {
-        let _ = sender.send(Err(Error::internal(format!("cannot start a thread: {error}"))));
+        // It passes.
+        let why = format!("cannot connect: {}", shortage::reason(&error));
+        let _ = sender.send(Err(Error::unavailable(why)));
     }
     Link::Opening(receiver)
 }

@@ -63,7 +63,9 @@ impl Surroundings {
                 missing.last = None;
                 outcome
             }
-            Outcome::Terminated(_) | Outcome::GivenUp | Outcome::CannotRun(_) => outcome,
+            Outcome::Terminated(_) | Outcome::GivenUp | Outcome::NoResources(_) | Outcome::CannotRun(_) => {
+                outcome
+            }
         }
     }
 

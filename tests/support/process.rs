@@ -112,6 +112,18 @@ impl Invocation {
         self
     }
 
+    /// Sends its stdout there instead of collecting it.
+    pub(crate) fn stdout_to(mut self, to: impl Into<Stdio>) -> Self {
+        self.command.stdout(to);
+        self
+    }
+
+    /// Sends its stderr there instead of collecting it.
+    pub(crate) fn stderr_to(mut self, to: impl Into<Stdio>) -> Self {
+        self.command.stderr(to);
+        self
+    }
+
     /// Starts it with a pipe to its stdin.
     pub(crate) fn start(mut self) -> Process {
         self.command.stdin(Stdio::piped());
@@ -136,8 +148,11 @@ impl Invocation {
         let mut child =
             self.command.spawn().unwrap_or_else(|error| panic!("cannot run {}: {error}", self.shown));
         let (stdout, stderr) = (Arc::<Stream>::default(), Arc::<Stream>::default());
-        let readers =
-            vec![stdout.collect(child.stdout.take().unwrap()), stderr.collect(child.stderr.take().unwrap())];
+        let readers = [
+            child.stdout.take().map(|from| stdout.collect(from)),
+            child.stderr.take().map(|from| stderr.collect(from)),
+        ];
+        let readers = readers.into_iter().flatten().collect();
         let transcript = Transcript { command: self.shown, stdout, stderr, status: Mutex::new(None) };
         let transcript = Arc::new(transcript);
         super::sandbox::remember(&transcript);

@@ -1,45 +1,33 @@
 //! What `taskq send` tells while it sends, and what it keeps of what could not be sent.
 
-use std::io::IsTerminal;
-
 use crossbeam_channel::{Receiver, select};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::ids::Ids;
+use super::progress::Progress;
 use crate::error::{Error, Exit};
 use crate::output;
 use crate::sender::{self, Input, Item, Report, Saved, Summary, Unsaved, UnsentFile};
 
-/// How often the progress line is redrawn, in tasks: redrawing costs more than publishing.
-const PROGRESS_STEP: u64 = 100;
 /// Failures told one by one; the rest is counted.
 const TOLD_FAILURES: u64 = 20;
 
 /// Tells the user, and keeps what could not be sent.
 pub(super) struct Teller {
     bulk: bool,
-    print_ids: bool,
+    ids: Option<Ids>,
     told: u64,
     unsent: Option<UnsentFile>,
     save_error: Option<std::io::Error>,
     /// A body over the limit was skipped when it was read, and cannot be saved.
     skipped: bool,
-    pub(super) print_error: Option<std::io::Error>,
-    progress: ProgressBar,
+    progress: Option<Progress>,
 }
 
 impl Teller {
-    /// `print_ids`: each id goes to stdout. `unsent`: where to save what was not confirmed.
-    pub(super) fn new(bulk: bool, print_ids: bool, unsent: Option<UnsentFile>) -> Self {
-        Self {
-            bulk,
-            print_ids,
-            told: 0,
-            unsent,
-            save_error: None,
-            skipped: false,
-            print_error: None,
-            progress: progress(bulk),
-        }
+    /// `ids`: where each id goes. `unsent`: where to save what was not confirmed.
+    pub(super) fn new(bulk: bool, ids: Option<Ids>, unsent: Option<UnsentFile>) -> Self {
+        let progress = if bulk { Progress::on_a_terminal() } else { None };
+        Self { bulk, ids, told: 0, unsent, save_error: None, skipped: false, progress }
     }
 
     fn save(&mut self, item: &Item) {
@@ -52,7 +40,7 @@ impl Teller {
     /// What sending did not get to is not confirmed either: what is read already, and with --unsent what is still to be
     /// read. After a signal only the former, as the input may never end; but a file that is to be replaced does.
     pub(super) fn take_rest(&mut self, input: &Input, signals: &Receiver<i32>, summary: &mut Summary) {
-        self.progress.finish_and_clear();
+        self.progress = None;
         let Some(why) = &summary.ended else { return };
         let stopped = matches!(why.exit, Exit::Signal(_));
         if let Some(unsent) = self.unsent.as_ref().filter(|unsent| !stopped || unsent.replaces_input()) {
@@ -109,10 +97,16 @@ impl Teller {
 
     fn tell(&mut self, item: &Item, why: &dyn std::fmt::Display) {
         self.told += 1;
+        if self.told > TOLD_FAILURES + 1 {
+            return;
+        }
+        if let Some(progress) = &mut self.progress {
+            progress.clear();
+        }
         if self.told <= TOLD_FAILURES {
-            self.progress.suspend(|| log::warn!("line {}: {why}", item.number));
-        } else if self.told == TOLD_FAILURES + 1 {
-            self.progress.suspend(|| log::warn!("further failures are only counted"));
+            log::warn!("line {}: {why}", item.number);
+        } else {
+            log::warn!("further failures are only counted");
         }
     }
 }
@@ -120,17 +114,14 @@ impl Teller {
 impl Report for Teller {
     fn confirmed(&mut self, item: &Item, id: &str) {
         if self.bulk {
-            if item.number.is_multiple_of(PROGRESS_STEP) {
-                self.progress.inc(PROGRESS_STEP);
+            if let Some(progress) = &mut self.progress {
+                progress.count();
             }
         } else if let Ok(body) = &item.body {
             log::info!(" [x] Sent {}", output::excerpt(body));
         }
-        if self.print_ids {
-            // Whoever read the ids may have read enough, or the disk is full; the tasks are sent all the same.
-            let printed = output::print(format!("{id}\n").as_bytes());
-            self.print_ids = matches!(printed, Ok(true));
-            self.print_error = printed.err();
+        if let Some(ids) = &self.ids {
+            ids.print(id);
         }
     }
 
@@ -144,15 +135,4 @@ impl Report for Teller {
             self.tell(item, why);
         }
     }
-}
-
-fn progress(bulk: bool) -> ProgressBar {
-    if !bulk || !std::io::stderr().is_terminal() || !log::log_enabled!(log::Level::Info) {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("{human_pos} tasks sent, {per_sec}") {
-        bar.set_style(style);
-    }
-    bar
 }

@@ -1,0 +1,91 @@
+//! How many files a worker may have open. The usual limit (1024) is that of programs that wait by `select`, and commands
+//! inherit it: it is raised as far as the threads need, and no further.
+
+use std::fs;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::error::{Error, Result};
+
+/// Connections, signals, the standard streams, the files of a resolver or of TLS.
+const FIXED: u64 = 64;
+/// A thread and its command: a bell (2), three pipes with both ends (6) and two copies (2), the child (1), and while it
+/// starts the pipe that tells of a failed `exec` (2).
+pub const FOR_A_COMMAND: u64 = 14;
+/// The pipes of what finished commands have left in the background. It goes on without them.
+const FOR_BACKGROUND: u64 = 512;
+
+/// What to do about a limit.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Leave,
+    Raise(u64),
+    Refuse { needed: u64 },
+}
+
+/// Makes sure of what `threads` with commands need, beside what is open already.
+///
+/// # Errors
+/// Configuration, with the numbers, where the limit cannot be raised so far.
+pub fn ensure(threads: u16) -> Result<()> {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return Ok(()) };
+    // Where there is no /proc, the fixed part has to do.
+    let open = fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64);
+    let refuse = |needed: u64| {
+        Error::configuration(format!(
+            "{threads} threads that run commands need up to {needed} open files, and {hard} are allowed (ulimit -Hn, \
+             LimitNOFILE=): raise that limit, or work with at most {} threads",
+            threads_with(hard, open).max(1)
+        ))
+    };
+    match step(threads, open, soft, hard) {
+        Step::Leave => Ok(()),
+        Step::Refuse { needed } => Err(refuse(needed)),
+        Step::Raise(to) => {
+            log::debug!("raising the limit of open files from {soft} to {to}");
+            setrlimit(Resource::RLIMIT_NOFILE, to, hard).or_else(|errno| {
+                log::debug!("it stays: {errno}");
+                let needed = needed(threads, open);
+                if soft < needed { Err(refuse(needed)) } else { Ok(()) }
+            })
+        }
+    }
+}
+
+fn needed(threads: u16, open: u64) -> u64 {
+    FIXED + open + u64::from(threads) * FOR_A_COMMAND
+}
+
+fn threads_with(limit: u64, open: u64) -> u64 {
+    limit.saturating_sub(FIXED + open) / FOR_A_COMMAND
+}
+
+fn step(threads: u16, open: u64, soft: u64, hard: u64) -> Step {
+    let needed = needed(threads, open);
+    let wanted = (needed + FOR_BACKGROUND).min(hard);
+    if hard < needed {
+        Step::Refuse { needed }
+    } else if soft < wanted {
+        Step::Raise(wanted)
+    } else {
+        Step::Leave
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_is_raised_as_far_as_the_threads_need_and_no_further() {
+        assert_eq!(step(1, 4, 1024, 4096), Step::Leave);
+        assert_eq!(step(31, 4, 1024, 4096), Step::Leave);
+        assert_eq!(step(200, 4, 1024, 1 << 20), Step::Raise(64 + 4 + 2800 + 512));
+        // Without what background processes may need.
+        assert_eq!(step(200, 4, 1024, 3000), Step::Raise(3000));
+        assert_eq!(step(200, 4, 2868, 2868), Step::Leave);
+        assert_eq!(step(200, 4, 1024, 2867), Step::Refuse { needed: 2868 });
+        assert_eq!(threads_with(2867, 4), 199);
+        assert_eq!(threads_with(10, 4), 0);
+    }
+}

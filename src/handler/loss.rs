@@ -1,0 +1,81 @@
+//! What commands have written and nobody could take: told when it begins, and counted.
+
+use std::io;
+use std::sync::Mutex;
+
+use crate::lock::lock;
+
+/// Of one stream.
+pub(super) struct Loss {
+    stream: &'static str,
+    lost: Mutex<Option<Lost>>,
+}
+
+struct Lost {
+    bytes: u64,
+    /// Why it began.
+    why: String,
+}
+
+impl Loss {
+    pub(super) fn of(stream: &'static str) -> Self {
+        Self { stream, lost: Mutex::new(None) }
+    }
+
+    /// The stream did not take so many bytes.
+    pub(super) fn note(&self, bytes: usize, error: &io::Error) {
+        self.add(bytes, || reason(error));
+    }
+
+    /// A process is over, and nobody has taken so many bytes of it in the time there was.
+    pub(super) fn note_given_up(&self, bytes: usize) {
+        self.add(bytes, || "its reader does not read".to_owned());
+    }
+
+    fn add(&self, bytes: usize, why: impl FnOnce() -> String) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let begins = match &mut *lock(&self.lost) {
+            Some(lost) => {
+                lost.bytes = lost.bytes.saturating_add(bytes);
+                None
+            }
+            nothing => Some(nothing.insert(Lost { bytes, why: why() }).why.clone()),
+        };
+        if let Some(why) = begins {
+            log::warn!(
+                "cannot pass on what commands write to {}: {why}; their tasks go on, and what is lost is counted",
+                self.stream
+            );
+        }
+    }
+
+    /// How much, and why; `None` where nothing is missing.
+    pub(super) fn told(&self) -> Option<String> {
+        let lost = lock(&self.lost);
+        let Lost { bytes, why } = lost.as_ref()?;
+        Some(format!("{bytes} bytes that commands wrote to {} are lost: {why}", self.stream))
+    }
+}
+
+fn reason(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        "nobody reads it any more".to_owned()
+    } else {
+        error.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lost_is_counted_and_the_first_reason_kept() {
+        let loss = Loss::of("stdout");
+        assert_eq!(loss.told(), None);
+        loss.note(3, &io::ErrorKind::BrokenPipe.into());
+        loss.note_given_up(4);
+        let told = "7 bytes that commands wrote to stdout are lost: nobody reads it any more";
+        assert_eq!(loss.told().as_deref(), Some(told));
+    }
+}

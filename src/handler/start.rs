@@ -1,0 +1,86 @@
+//! Why a process could not be started or watched: the command, the task, or the machine at this moment.
+
+use std::io;
+
+use nix::errno::Errno;
+
+use super::{Failure, Outcome};
+use crate::descriptors::FOR_A_COMMAND;
+use crate::shortage;
+
+/// Beside the process, where the system does not tell of its end through a descriptor.
+const THREADS: usize = 2;
+
+/// The command called `name` did not start. `has_headers`: the task has some, which are in its environment.
+pub(super) fn cannot_start(name: &str, error: &io::Error, has_headers: bool) -> Outcome {
+    if let Some(missing) = shortage::explain(error) {
+        return Outcome::NoResources(missing);
+    }
+    match error.raw_os_error().map(Errno::from_raw) {
+        // It is being replaced, as a rule.
+        Some(Errno::ETXTBSY) => Outcome::NoResources(format!("{name} is being written by somebody")),
+        Some(Errno::EINTR) => Outcome::NoResources(format!("the start of {name} was interrupted")),
+        // Arguments and environment together are too long: the headers' fault, if there are any.
+        Some(Errno::E2BIG) if has_headers => {
+            Outcome::Failed(Failure { exit: format!("could not be started: {error}"), stderr: Vec::new() })
+        }
+        Some(Errno::ENOEXEC) => Outcome::CannotRun(format!(
+            "{name} cannot be executed: {error} (a script has to begin with #! and its interpreter)"
+        )),
+        _ => Outcome::CannotRun(format!("{name} cannot be executed: {error}")),
+    }
+}
+
+/// The process of the command called `name` is gone by now: dropping it killed it.
+pub(super) fn lost_track(name: &str, error: &io::Error) -> Outcome {
+    if let Some(missing) = shortage::explain(error) {
+        return Outcome::NoResources(missing);
+    }
+    if error.raw_os_error().map(Errno::from_raw) == Some(Errno::ECHILD) {
+        // Its task may well be done. The next one would fare no better.
+        return Outcome::CannotRun(format!(
+            "how {name} ended cannot be known: something takes the exit statuses of this process's children"
+        ));
+    }
+    Outcome::Failed(Failure { exit: format!("could not be watched: {error}"), stderr: Vec::new() })
+}
+
+/// Whether there are descriptors and processes left for a command.
+pub(super) fn ready() -> io::Result<()> {
+    shortage::probe(usize::try_from(FOR_A_COMMAND).unwrap_or(usize::MAX), THREADS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(errno: Errno, has_headers: bool) -> Outcome {
+        cannot_start("convert", &errno.into(), has_headers)
+    }
+
+    #[test]
+    fn what_the_machine_lacks_is_no_fault_of_the_task() {
+        for errno in
+            [Errno::EMFILE, Errno::ENFILE, Errno::EAGAIN, Errno::ENOMEM, Errno::ETXTBSY, Errno::EINTR]
+        {
+            for has_headers in [false, true] {
+                assert!(matches!(outcome(errno, has_headers), Outcome::NoResources(_)), "{errno}");
+            }
+        }
+        assert!(matches!(lost_track("convert", &Errno::ENOMEM.into()), Outcome::NoResources(_)));
+        assert!(matches!(lost_track("convert", &Errno::EIO.into()), Outcome::Failed(_)));
+    }
+
+    #[test]
+    fn headers_that_are_too_long_are_the_tasks_fault_and_a_command_that_cannot_run_the_workers() {
+        assert!(matches!(outcome(Errno::E2BIG, true), Outcome::Failed(_)));
+        for errno in [Errno::E2BIG, Errno::ENOENT, Errno::EACCES, Errno::ENOEXEC] {
+            assert!(matches!(outcome(errno, false), Outcome::CannotRun(why) if why.contains("convert")));
+        }
+    }
+
+    #[test]
+    fn here_and_now_there_is_enough() {
+        ready().unwrap();
+    }
+}

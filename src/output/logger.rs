@@ -1,0 +1,95 @@
+//! Messages for people, on stderr.
+
+use std::io;
+
+use log::{Level, LevelFilter, Metadata, Record};
+
+use super::escape;
+use super::standard::stderr;
+use super::stream::{Stream, never_wait_here};
+
+/// Makes a panic one line on stderr. One in amiquip's threads is a lost connection, which is dealt with and told as
+/// such.
+pub fn install_panic_message() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("unnamed");
+        if name.starts_with("amiquip") {
+            log::debug!("the client library panicked: {panic}");
+        } else {
+            let place = panic.location().map(ToString::to_string).unwrap_or_default();
+            let what = panic.payload_as_str().unwrap_or("panic");
+            log::error!("a fault of taskq's own in thread {name}, at {place}: {}", escape(what));
+        }
+    }));
+}
+
+/// How much taskq says, from `-v` and `--quiet`; `RUST_LOG` overrides it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verbosity {
+    /// Warnings and errors only.
+    Quiet,
+    /// What a person wants to see.
+    Normal,
+    /// And what happens underneath.
+    Verbose,
+}
+
+/// Installs the logger: plain lines on stderr. The calling thread will not wait for who reads them.
+///
+/// # Errors
+/// When the thread that writes them cannot be started.
+pub fn install_logger(verbosity: Verbosity) -> io::Result<()> {
+    let level = match verbosity {
+        Verbosity::Quiet => LevelFilter::Warn,
+        Verbosity::Normal => LevelFilter::Info,
+        Verbosity::Verbose => LevelFilter::Debug,
+    };
+    let mut builder = env_logger::Builder::new();
+    if std::env::var_os(env_logger::DEFAULT_FILTER_ENV).is_some() {
+        builder.parse_default_env();
+    } else {
+        builder.filter_module("taskq", level).filter_level(LevelFilter::Warn);
+    }
+    let logger = Logger { filter: builder.build(), stderr: stderr()? };
+    never_wait_here();
+    let max = logger.filter.filter();
+    if log::set_boxed_logger(Box::new(logger)).is_ok() {
+        log::set_max_level(max);
+    }
+    Ok(())
+}
+
+/// amiquip logs the password of the handshake at debug level and message bodies at warn level, so nothing of it
+/// or of what lies beneath it is ever logged, whatever `RUST_LOG` says. Its errors arrive as values anyway.
+const SECRETIVE: [&str; 4] = ["amiquip", "amq_protocol", "mio", "mio_extras"];
+
+struct Logger {
+    filter: env_logger::Logger,
+    stderr: Stream,
+}
+
+impl log::Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        let root = metadata.target().split("::").next().unwrap_or_default();
+        !SECRETIVE.contains(&root) && self.filter.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) && self.filter.matches(record) {
+            self.stderr.say(line(record).into_bytes(), record.level() == Level::Error);
+        }
+    }
+
+    /// Everything is handed over at once; [`super::finish`] waits for it to be written.
+    fn flush(&self) {}
+}
+
+fn line(record: &Record<'_>) -> String {
+    match record.level() {
+        Level::Error => format!("taskq: error: {}\n", record.args()),
+        Level::Warn => format!("taskq: warning: {}\n", record.args()),
+        Level::Info => format!("{}\n", record.args()),
+        Level::Debug | Level::Trace => format!("taskq: {}: {}\n", record.target(), record.args()),
+    }
+}
