@@ -55,15 +55,15 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Found, Fa
     let mut is_ours = false;
     let mut tried = Vec::new();
     let mut unclear = None;
-    let mut agreed = None;
+    let mut channel = None;
     for _ in 0..MAX_DIFFERENCES {
-        match ask(session, spec, &found)? {
-            Answer::Agreed(channel) if found.get(QUEUE_TYPE).is_some() => {
-                agreed = Some(channel);
-                break;
-            }
-            // It may be of any type, if that is the default of its vhost.
-            Answer::Agreed(_) => {
+        match ask(session, channel.take(), spec, &found)? {
+            Answer::Agreed(on) => {
+                channel = Some(on);
+                if found.get(QUEUE_TYPE).is_some() {
+                    break;
+                }
+                // It may be of any type, if that is the default of its vhost.
                 is_ours |= found == wanted;
                 found.set(QUEUE_TYPE, Value::text("classic"));
             }
@@ -88,7 +88,7 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Found, Fa
     if let Some(why) = objection(&spec.role, &wanted, &found) {
         return Err(unfit(spec, why));
     }
-    let channel = match agreed {
+    let channel = match channel {
         Some(channel) => channel,
         None => look(session, &spec.name)?.0,
     };
@@ -111,7 +111,7 @@ pub fn kind_of(session: &mut Session, name: &str) -> Result<Option<QueueType>, F
     let mut found = Arguments::default();
     found.set(QUEUE_TYPE, Value::text(NO_TYPE));
     for _ in 0..MAX_DIFFERENCES {
-        let difference = match ask(session, &spec, &found) {
+        let difference = match ask(session, None, &spec, &found) {
             Ok(Answer::Differs(difference)) => difference,
             // It is missing, and the broker does not know this type.
             Ok(Answer::Unclear(_)) => return look(session, name).map(|_| None),
@@ -160,9 +160,14 @@ pub(in crate::broker) fn declare_unseen(session: &mut Session, spec: &QueueSpec)
     Ok(channel)
 }
 
-/// A failed declaration closes its channel, so each has one of its own.
-fn ask(session: &mut Session, spec: &QueueSpec, arguments: &Arguments) -> Result<Answer, Fault> {
-    let channel = session.open_channel()?;
+/// On this channel, or another one: a failed declaration closes its own.
+fn ask(
+    session: &mut Session,
+    channel: Option<Channel>,
+    spec: &QueueSpec,
+    arguments: &Arguments,
+) -> Result<Answer, Fault> {
+    let channel = channel.map_or_else(|| session.open_channel(), Ok)?;
     let declared = channel
         .call("queue.declare", |amqp| amqp.queue_declare(spec.name.as_str(), durable(arguments)).map(drop));
     let fault = match declared {
