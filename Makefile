@@ -138,7 +138,7 @@ rabbitmq4: ## Fetch RabbitMQ 4, beside the one that is installed, into target/
 test-rabbitmq4: test-deps ## All tests, against nodes of RabbitMQ 4
 	bin=$$(scripts/rabbitmq4-tree $(RABBITMQ4)) && RABBITMQ_BIN=$$bin $(NODE) with -- $(CARGO) test --locked
 
-# `make chaos CHAOS_SECONDS=3600 CHAOS_ON=cluster CHAOS_SEED=7`; half the time on a node, half on a cluster, unless told.
+# `make chaos CHAOS_SECONDS=3600 CHAOS_ON=cluster CHAOS_SEED=7 CHAOS_LIMIT=0 CHAOS_HANDLER=command`: all of them optional.
 .PHONY: chaos
 chaos: deps ## Five minutes of faults of all kinds, then every task is accounted for: docs/reliability.md
 	$(CARGO) test --locked --release --test chaos
