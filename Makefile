@@ -156,7 +156,7 @@ test-rabbitmq4: test-deps ## All tests, against nodes of RabbitMQ 4.0 and of the
 test-differences: test-deps ## The same of those tests that see what RabbitMQ has changed between versions
 	$(call with_rabbitmq4,--test tests -- $(patsubst %,behaviour::%::,$(DIFFERENCES)))
 
-# `make chaos CHAOS_SECONDS=3600 CHAOS_ON=cluster CHAOS_SEED=7`; half the time on a node, half on a cluster, unless told.
+# `make chaos CHAOS_SECONDS=3600 CHAOS_ON=cluster CHAOS_SEED=7 CHAOS_LIMIT=0 CHAOS_HANDLER=command`: all of them optional.
 .PHONY: chaos
 chaos: deps ## Five minutes of faults of all kinds, then every task is accounted for: docs/reliability.md
 	$(CARGO) test --locked --release --test chaos
