@@ -72,6 +72,12 @@ mod tests {
     }
 
     #[test]
+    fn an_exit_status_that_somebody_else_took_is_no_failure_of_the_task() {
+        let lost = lost_track("convert", &Errno::ECHILD.into());
+        assert!(matches!(lost, Outcome::CannotRun(why) if why.contains("convert")));
+    }
+
+    #[test]
     fn headers_that_are_too_long_are_the_tasks_fault_and_a_command_that_cannot_run_the_workers() {
         assert!(matches!(outcome(Errno::E2BIG, true), Outcome::Failed(_)));
         for errno in [Errno::E2BIG, Errno::ENOENT, Errno::EACCES, Errno::ENOEXEC] {

@@ -456,14 +456,6 @@ fn what_a_finished_task_left_in_the_background_is_not_touched() {
 }
 
 #[test]
-fn an_exit_status_that_somebody_else_took_is_no_failed_attempt() {
-    let (spec, ..) = captured(sh("exit 0"));
-    let lost = |errno: Errno| lost_track(&spec, &errno.into());
-    assert!(matches!(lost(Errno::ECHILD), Outcome::CannotRun(why) if why.contains("/bin/sh")));
-    assert!(matches!(lost(Errno::EIO), Outcome::Failed(_)));
-}
-
-#[test]
 fn a_named_pipe_is_no_command() {
     let folder = tempfolder("fifo");
     let fifo = folder.join("handler");
