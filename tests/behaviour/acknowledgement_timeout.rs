@@ -81,20 +81,6 @@ fn the_broker_waits_for_as_long_as_a_task_may_take_where_it_can_be_told() {
     }
 }
 
-#[test]
-fn a_time_limit_that_is_longer_than_the_broker_waits_is_told_with_the_cure() {
-    let sandbox = Sandbox::new();
-    let work = |timeout| sandbox.work_with(&["--timeout", timeout, "--until-empty"], "true").run().exits(0);
-    let warning = "--timeout is not below the 30 minutes";
-    work("29m").never_says(warning);
-    let worked = work("30m");
-    if lets_consumers_say(&sandbox) {
-        worked.never_says(warning);
-    } else {
-        worked.says(warning).says("raise consumer_timeout in rabbitmq.conf");
-    }
-}
-
 /// As of a queue that was deleted, and not of a task that took its time, although there was one.
 #[test]
 fn a_queue_that_is_deleted_under_a_task_is_not_blamed_on_the_task() {
