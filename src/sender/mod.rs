@@ -7,11 +7,12 @@ mod source;
 mod unsent;
 mod window;
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, never, select};
 
-use crate::broker::{Fault, Kind, Publisher, Settlement, Wake, confirm_patience};
+use crate::broker::{Fault, Kind, Publisher, Settlement, Wake, confirm_patience, vanished};
 use crate::duration;
 use crate::error::{Error, Exit};
 
@@ -39,6 +40,7 @@ pub fn send(
         summary: Summary::default(),
         window: Window::default(),
         link: Link::open(job),
+        known: HashSet::new(),
         body_limit: u64::MAX,
         stopping: None,
     };
@@ -52,6 +54,8 @@ struct Sending<'a> {
     summary: Summary,
     window: Window,
     link: Link,
+    /// The queues for delayed tasks that were there.
+    known: HashSet<String>,
     /// The broker's limit for bodies, once it has told.
     body_limit: u64,
     /// A signal came: nothing more is read, and this is when waiting ends.
@@ -247,7 +251,13 @@ impl Sending<'_> {
             let Ok(body) = &entry.item.body else { break };
             let properties = self.job.properties.clone().with_id(&entry.id);
             if self.job.delay.is_some() {
-                publisher.prepare(&to)?;
+                let known = self.known.contains(&to.name);
+                if publisher.prepare(&to, known)? {
+                    log::warn!("{}", vanished(&to.name));
+                }
+                if !known {
+                    self.known.insert(to.name.clone());
+                }
             }
             let tag = publisher.publish(&to.name, body, &properties)?;
             self.window.in_flight(sequence, tag);

@@ -26,6 +26,7 @@ mod send;
 mod send_let_in_before;
 mod send_refused;
 mod unsent;
+mod vanished;
 
 mod acknowledgement_timeout;
 mod cluster;

@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, select};
 
 use super::super::shared::Shared;
 use super::{Refusal, Request};
-use crate::broker::{Fault, Kind, Publisher, Settlement, Wake, confirm_patience};
+use crate::broker::{
+    DelayWatch, Fault, Kind, Publisher, Scope, Settlement, Wake, confirm_patience, vanished,
+};
 use crate::error::Exit;
 
 /// A connection that is not used goes away after this long; most workers rarely need one.
@@ -31,6 +33,8 @@ pub(super) struct Keeper {
     refused: bool,
     limit: Option<Limit>,
     outstanding: HashMap<u64, Outstanding>,
+    /// The queues that copies went to.
+    watch: DelayWatch,
     /// What cannot be published now, in the order in which it came.
     held: VecDeque<Request>,
     /// What [`super::Copies::are_blocked`] tells.
@@ -66,7 +70,15 @@ struct Outstanding {
 impl Keeper {
     /// `blocked` is what it tells the others: whether the broker takes no copies now.
     pub(super) fn new(shared: Arc<Shared>, requests: Receiver<Request>, blocked: Arc<AtomicBool>) -> Self {
+        let queue = &shared.options.queue;
+        let mut watch = DelayWatch::default();
+        if shared.options.prepare_retries {
+            // They were made sure of at the start.
+            let delays = shared.options.policy.backoff.iter().map(|pause| queue.delay(*pause));
+            delays.chain([queue.dead()]).for_each(|queue| watch.note(&queue.name));
+        }
         Self {
+            watch,
             shared,
             requests,
             publisher: None,
@@ -93,7 +105,17 @@ impl Keeper {
 
     /// Without a connection: the first request opens one. Returns whether the worker has ended.
     fn idle(&mut self) -> bool {
-        let Ok(request) = self.requests.recv() else { return true };
+        let looks_at = self.watch.next_look().map_or_else(crossbeam_channel::never, crossbeam_channel::at);
+        let request = select! {
+            recv(self.requests) -> request => match request {
+                Ok(request) => request,
+                Err(_) => return true,
+            },
+            recv(looks_at) -> now => {
+                self.open_to_look(now.unwrap_or_else(|_| Instant::now()));
+                return false;
+            }
+        };
         match Publisher::open_carefully(&self.shared.options.session, &self.shared.options.queue) {
             Ok(publisher) => {
                 log::debug!("opened a connection to {} for copies", publisher.label());
@@ -114,6 +136,36 @@ impl Keeper {
         false
     }
 
+    /// Tasks wait in queues that are to be looked at.
+    fn open_to_look(&mut self, now: Instant) {
+        match Publisher::open_carefully(&self.shared.options.session, &self.shared.options.queue) {
+            Ok(publisher) => self.publisher = Some(publisher),
+            Err(error) => {
+                log::debug!("cannot look after the tasks that wait for a retry: {error}");
+                self.watch.put_off(now);
+            }
+        }
+    }
+
+    /// Looks at the queues in which tasks may wait, where it is time to.
+    fn look_after_waiting(&mut self, now: Instant) {
+        for queue in self.watch.take_due(now) {
+            let Some(publisher) = &mut self.publisher else { return };
+            match publisher.look_at(&queue) {
+                Ok(false) => {}
+                Ok(true) => self.tell_vanished(&queue.name),
+                Err(fault) if fault.kind == Kind::NotFound => self.tell_vanished(&queue.name),
+                Err(fault) if fault.scope == Scope::Connection => return self.lost(&fault),
+                Err(fault) => log::debug!("cannot look at {}: {fault}", queue.name),
+            }
+        }
+    }
+
+    fn tell_vanished(&mut self, name: &str) {
+        log::warn!("{}", vanished(name));
+        self.watch.forget(name);
+    }
+
     /// Publishes what comes and answers what is settled. Returns whether the worker has ended.
     fn serve(&mut self) -> bool {
         let now = Instant::now();
@@ -125,10 +177,20 @@ impl Keeper {
             self.lost(&Fault::unconfirmed());
             return false;
         }
+        // As for declarations: what is outstanding may have met an alarm that we have not heard of yet.
+        let looks_at = self.watch.next_look().filter(|_| !blocked && self.outstanding.is_empty());
+        if looks_at.is_some_and(|look| look <= now) {
+            self.look_after_waiting(now);
+            return false;
+        }
         let Some(publisher) = &mut self.publisher else { return false };
         // The publisher's own input channel carries the requests, and nothing interrupts it.
         let uninterrupted = crossbeam_channel::never::<()>();
-        match publisher.wait(Some(&self.requests), &uninterrupted, Some(due.unwrap_or(now + IDLE_CLOSE))) {
+        match publisher.wait(
+            Some(&self.requests),
+            &uninterrupted,
+            Some(due.or(looks_at).unwrap_or(now + IDLE_CLOSE)),
+        ) {
             Wake::Input(Some(request)) => self.publish(request),
             Wake::Input(None) => return true,
             Wake::Settled => {
@@ -152,7 +214,7 @@ impl Keeper {
                 self.publish_held();
             }
             Wake::Lost(fault) => self.lost(&fault),
-            Wake::TimedOut if due.is_none() && !blocked => {
+            Wake::TimedOut if due.is_none() && looks_at.is_none() && !blocked => {
                 if let Some(publisher) = self.publisher.take() {
                     publisher.close();
                 }
@@ -165,7 +227,10 @@ impl Keeper {
     fn settle(&mut self, tag: u64, settlement: &Settlement) {
         let Some(Outstanding { mut request, .. }) = self.outstanding.remove(&tag) else { return };
         let kept = match settlement {
-            Settlement::Confirmed => Ok(()),
+            Settlement::Confirmed => {
+                self.watch.put(&request.to, Instant::now());
+                Ok(())
+            }
             Settlement::Unroutable if !request.came_back => {
                 if let Some(publisher) = &mut self.publisher {
                     publisher.forget_prepared();
@@ -220,9 +285,16 @@ impl Keeper {
         if let Some(refusal) = self.limit.as_ref().and_then(|limit| limit.refusal(&request.body)) {
             return request.asker.answer(Err(refusal));
         }
-        let sent = publisher
-            .prepare(&request.to)
-            .and_then(|()| publisher.publish(&request.to.name, &request.body, &request.properties));
+        let known = self.watch.knows(&request.to.name);
+        let gone = publisher.prepare(&request.to, known);
+        let sent = gone.and_then(|gone| {
+            if gone {
+                log::warn!("{}", vanished(&request.to.name));
+                self.watch.forget(&request.to.name);
+            }
+            self.watch.note(&request.to.name);
+            publisher.publish(&request.to.name, &request.body, &request.properties)
+        });
         match sent {
             Ok(tag) => {
                 self.outstanding.insert(tag, Outstanding { request, since: Instant::now() });
