@@ -24,6 +24,7 @@ mod socket;
 mod tls;
 mod topology;
 mod url;
+mod watch;
 mod watchdog;
 
 pub use book::Settlement;
@@ -38,5 +39,6 @@ pub use publisher::{Body, Publisher, Wake, confirm_patience};
 pub use server::AckTimeout;
 pub use session::{Purpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;
-pub use topology::{Day, MAX_DELAY, QueueSpec, QueueType, Role, ensure_queue, kind_of};
+pub use topology::{Day, MAX_DELAY, QueueSpec, QueueType, Role, ensure_queue, find_again, kind_of};
 pub use url::{BrokerUrl, redact};
+pub use watch::{DelayWatch, vanished};

@@ -14,7 +14,7 @@ use super::desk::Desk;
 use super::fault::{Fault, Kind, Scope};
 use super::message::Properties;
 use super::session::{Purpose, Session, SessionOptions};
-use super::topology::{QueueSpec, TRUSTED_FOR, declare_unseen, ensure_queue};
+use super::topology::{QueueSpec, TRUSTED_FOR, declare_unseen, ensure_queue, find_again};
 use crate::error::Result;
 
 /// How many confirms one wait takes at most: a broker that never stops talking must not outtalk deadlines.
@@ -167,16 +167,31 @@ impl Publisher {
         self.queue_is_certain
     }
 
-    /// Makes sure of a queue beside the main one. Does nothing if that was done a moment ago.
+    /// Makes sure of a queue beside the main one; whether one that was `known` to be there was gone. Does nothing if that
+    /// was done a moment ago.
     ///
     /// # Errors
     /// As [`ensure_queue`].
-    pub fn prepare(&mut self, queue: &QueueSpec) -> std::result::Result<(), Fault> {
-        if !self.is_prepared(queue) {
-            ensure_queue(&mut self.session, queue)?;
-            self.prepared.insert(queue.name.clone(), Instant::now());
+    pub fn prepare(&mut self, queue: &QueueSpec, known: bool) -> std::result::Result<bool, Fault> {
+        if self.is_prepared(queue) {
+            return Ok(false);
         }
-        Ok(())
+        if known {
+            return self.look_at(queue);
+        }
+        ensure_queue(&mut self.session, queue)?;
+        self.prepared.insert(queue.name.clone(), Instant::now());
+        Ok(false)
+    }
+
+    /// Makes sure of a queue that was there before, however long ago that was; whether it was gone, with what was in it.
+    ///
+    /// # Errors
+    /// As [`ensure_queue`].
+    pub fn look_at(&mut self, queue: &QueueSpec) -> std::result::Result<bool, Fault> {
+        let gone = find_again(&mut self.session, queue)?;
+        self.prepared.insert(queue.name.clone(), Instant::now());
+        Ok(gone)
     }
 
     /// Whether [`Publisher::prepare`] has nothing to do now.

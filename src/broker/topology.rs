@@ -10,7 +10,7 @@ use std::time::Duration;
 use arguments::{Arguments, QUEUE_TYPE, Value};
 pub use day::Day;
 pub(super) use ensure::declare_unseen;
-pub use ensure::{ensure_queue, kind_of};
+pub use ensure::{ensure_queue, find_again, kind_of};
 
 /// The kind of queue to declare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

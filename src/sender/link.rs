@@ -50,7 +50,13 @@ pub(super) struct Link {
 }
 
 /// A connection, and how it went to make sure of a queue on it.
-pub(super) type Prepared = (Box<Publisher>, std::result::Result<(), Fault>);
+pub(super) struct Prepared {
+    publisher: Box<Publisher>,
+    /// The queue's name.
+    pub(super) queue: String,
+    /// Whether it was there before, and was gone.
+    result: std::result::Result<bool, Fault>,
+}
 
 /// How the connection is.
 pub(super) enum State {
@@ -185,22 +191,23 @@ impl Link {
     }
 
     /// Makes sure of a queue beside the main one, on a thread of its own: it asks the broker, which may not answer.
-    pub(super) fn prepare(&mut self, queue: &QueueSpec) {
+    /// `known`: it was there before.
+    pub(super) fn prepare(&mut self, queue: &QueueSpec, known: bool) {
         let Some(mut publisher) = self.take().map(Box::new) else { return };
         let queue = queue.clone();
         self.state = State::Preparing(on_a_thread(move || {
-            let prepared = publisher.prepare(&queue);
-            Ok((publisher, prepared))
+            let result = publisher.prepare(&queue, known);
+            Ok(Prepared { publisher, queue: queue.name, result })
         }));
     }
 
-    /// That thread has ended.
+    /// That thread has ended; whether a queue that was known to be there was gone.
     ///
     /// # Errors
     /// The queue is unfit, or the connection is lost.
-    pub(super) fn prepared(&mut self, (publisher, result): Prepared) -> std::result::Result<(), Fault> {
-        self.state = State::Up(publisher);
-        result
+    pub(super) fn prepared(&mut self, prepared: Prepared) -> std::result::Result<bool, Fault> {
+        self.state = State::Up(prepared.publisher);
+        prepared.result
     }
 
     pub(super) fn queue_is_certain(&self) -> bool {

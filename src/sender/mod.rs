@@ -8,11 +8,12 @@ mod source;
 mod unsent;
 mod window;
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, never, select};
 
-use crate::broker::{Fault, Kind, Publisher, Settlement, Wake, confirm_patience};
+use crate::broker::{Fault, Kind, Publisher, Settlement, Wake, confirm_patience, vanished};
 use crate::duration;
 use crate::error::{Error, Exit};
 
@@ -41,6 +42,7 @@ pub fn send(
         summary: Summary::default(),
         window: Window::default(),
         link: Link::open(job),
+        known: HashSet::new(),
         body_limit: u64::MAX,
         stopping: None,
     };
@@ -54,6 +56,8 @@ struct Sending<'a> {
     summary: Summary,
     window: Window,
     link: Link,
+    /// The queues for delayed tasks that were there.
+    known: HashSet<String>,
     /// The broker's limit for bodies, once it has told.
     body_limit: u64,
     /// A signal came: nothing more is read, and this is when waiting ends.
@@ -190,8 +194,15 @@ impl Sending<'_> {
 
     /// The broker has said whether the queue for delayed tasks is there.
     fn prepared(&mut self, prepared: link::Prepared) -> Step {
+        let name = prepared.queue.clone();
         match self.link.prepared(prepared) {
-            Ok(()) => Step::Again,
+            Ok(was_gone) => {
+                if was_gone {
+                    log::warn!("{}", vanished(&name));
+                }
+                self.known.insert(name);
+                Step::Again
+            }
             Err(fault) => self.lost(&fault),
         }
     }
@@ -257,7 +268,8 @@ impl Sending<'_> {
         let to = self.job.first_queue(SystemTime::now());
         if self.job.delay.is_some() && !publisher.is_prepared(&to) {
             if !publisher.is_busy() && self.window.next_queued().is_some() {
-                self.link.prepare(&to);
+                let known = self.known.contains(&to.name);
+                self.link.prepare(&to, known);
             }
             return Ok(());
         }

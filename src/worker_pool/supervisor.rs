@@ -11,8 +11,8 @@ use super::ack_timeout;
 use super::shared::Shared;
 use crate::backoff::{Backoff, Reminder};
 use crate::broker::{
-    AckTimeout, Channel, Count, Fault, Kind, Publisher, Purpose, QueueSpec, Scope, Session, count_messages,
-    ensure_queue, kind_of,
+    AckTimeout, Channel, Count, Fault, Kind, Publisher, Purpose, Scope, Session, count_messages,
+    ensure_queue, find_again, kind_of, vanished,
 };
 use crate::duration;
 use crate::error::{Error, Exit, Result};
@@ -370,16 +370,17 @@ fn open(shared: &Arc<Shared>) -> Link {
 fn prepare(shared: &Shared) -> Result<Session> {
     let options = &shared.options;
     let mut session = Session::open(&options.session, Purpose::Consume)?;
-    let mut ensure = |spec: &QueueSpec| {
-        let found = ensure_queue(&mut session, spec).map_err(Fault::into_error)?;
-        Ok(found.kind)
-    };
-    shared.set_queue_kind(ensure(&options.queue)?);
+    let kind = ensure_queue(&mut session, &options.queue).map_err(Fault::into_error)?.kind;
+    shared.set_queue_kind(kind);
     if options.prepare_retries {
-        for pause in &options.policy.backoff {
-            ensure(&options.queue.delay(*pause))?;
+        let delays = options.policy.backoff.iter().map(|pause| options.queue.delay(*pause));
+        for queue in delays.chain([options.queue.dead()]) {
+            if !shared.was_connected() {
+                ensure_queue(&mut session, &queue).map_err(Fault::into_error)?;
+            } else if find_again(&mut session, &queue).map_err(Fault::into_error)? {
+                log::warn!("{}", vanished(&queue.name));
+            }
         }
-        ensure(&options.queue.dead())?;
         Publisher::check_permission(&options.session, &options.queue)?;
     }
     Ok(session)

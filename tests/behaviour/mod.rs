@@ -29,6 +29,7 @@ mod send_let_in_before;
 mod send_refused;
 mod unsent;
 mod unsent_shared;
+mod vanished;
 
 mod acknowledgement_timeout;
 mod cluster;

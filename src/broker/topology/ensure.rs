@@ -100,6 +100,19 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Found, Fa
     Ok(Found { channel, kind: kind(&found) })
 }
 
+/// As [`ensure_queue`], of a queue that was there before; whether it was gone, with what was in it.
+///
+/// # Errors
+/// As [`ensure_queue`].
+pub fn find_again(session: &mut Session, spec: &QueueSpec) -> Result<bool, Fault> {
+    let gone = match look(session, &spec.name) {
+        Err(fault) if fault.kind == Kind::NotFound && spec.declare => true,
+        looked => looked.map(|_| false)?,
+    };
+    ensure_queue(session, spec)?;
+    Ok(gone)
+}
+
 /// The kind of a queue, whatever it is for, without declaring it; `None` where this user may not ask, or where the broker
 /// does not say.
 ///

@@ -19,7 +19,9 @@ use super::super::shared::Shared;
 use super::refusals::Refusals;
 use super::{Answer, Job};
 use crate::backoff::Backoff;
-use crate::broker::{CopyForm, Fault, Kind, Publisher, Scope, Settlement, Wake, confirm_patience};
+use crate::broker::{
+    CopyForm, DelayWatch, Fault, Kind, Publisher, Scope, Settlement, Wake, confirm_patience, vanished,
+};
 use crate::error::{Error, Exit, Result};
 use crate::output;
 
@@ -54,6 +56,8 @@ pub(super) struct Keeper {
     /// Single copies, by their number.
     single: Refusals<u64>,
     limit: Option<Limit>,
+    /// The queues that copies went to.
+    watch: DelayWatch,
     /// What [`super::Copies::are_blocked`] tells.
     blocked: Arc<AtomicBool>,
     /// A bounded run was told that it cannot go on.
@@ -96,7 +100,15 @@ impl Keeper {
         jobs: Receiver<Job>,
         blocked: Arc<AtomicBool>,
     ) -> Self {
+        let queue = &shared.options.queue;
+        let mut watch = DelayWatch::default();
+        if shared.options.prepare_retries {
+            // They were made sure of at the start.
+            let delays = shared.options.policy.backoff.iter().map(|pause| queue.delay(*pause));
+            delays.chain([queue.dead()]).for_each(|queue| watch.note(&queue.name));
+        }
         Self {
+            watch,
             shared,
             events,
             jobs,
@@ -141,10 +153,11 @@ impl Keeper {
         }
     }
 
-    /// Without a connection: the first copy that may be published opens one.
+    /// Without a connection: the first copy that may be published opens one, and so does a queue that has to be looked at.
     fn rest(&mut self, until: Instant) -> bool {
         let now = Instant::now();
-        let Some(wanted) = self.waiting.iter().map(|job| self.allowed_at(job).unwrap_or(now)).min() else {
+        let wanted = self.waiting.iter().map(|job| self.allowed_at(job).unwrap_or(now)).min();
+        let Some(wanted) = wanted.into_iter().chain(self.watch.next_look()).min() else {
             return match self.jobs.recv() {
                 Ok(job) => self.accept(job),
                 Err(_) => false,
@@ -185,6 +198,7 @@ impl Keeper {
     fn cannot_connect(&mut self, error: &Error) {
         self.link = Link::Down { until: Instant::now() + self.backoff.pause() };
         self.is_down = true;
+        self.watch.put_off(Instant::now());
         log::debug!("no connection for copies: {error}");
         // The broker has let this user in before; being turned away now may pass.
         if matches!(error.exit, Exit::Refused | Exit::Configuration) && !error.may_pass() {
@@ -192,6 +206,25 @@ impl Keeper {
                 self.not_allowed(job, error);
             }
         }
+    }
+
+    /// Looks at the queues in which tasks may wait, where it is time to.
+    fn look_after_waiting(&mut self, now: Instant) {
+        for queue in self.watch.take_due(now) {
+            let Link::Up(up) = &mut self.link else { return };
+            match up.publisher.look_at(&queue) {
+                Ok(false) => {}
+                Ok(true) => self.tell_vanished(&queue.name),
+                Err(fault) if fault.kind == Kind::NotFound => self.tell_vanished(&queue.name),
+                Err(fault) if fault.scope == Scope::Connection => return self.lost(&fault, None),
+                Err(fault) => log::debug!("cannot look at {}: {fault}", queue.name),
+            }
+        }
+    }
+
+    fn tell_vanished(&mut self, name: &str) {
+        log::warn!("{}", vanished(name));
+        self.watch.forget(name);
     }
 
     /// Publishes what comes and answers what is settled.
@@ -205,7 +238,13 @@ impl Keeper {
             return true;
         }
         let again = self.waiting.iter().filter_map(|job| self.allowed_at(job)).filter(|at| *at > now).min();
-        let deadline = [due, again, self.next_to_tell()].into_iter().flatten().min();
+        // As for declarations: what is outstanding may have met an alarm that we have not heard of yet.
+        let looks_at = self.watch.next_look().filter(|_| !blocked && self.outstanding.is_empty());
+        if looks_at.is_some_and(|look| look <= now) {
+            self.look_after_waiting(now);
+            return true;
+        }
+        let deadline = [due, again, looks_at, self.next_to_tell()].into_iter().flatten().min();
         let Link::Up(up) = &mut self.link else { return true };
         // The publisher's own input channel carries the jobs, and nothing interrupts it.
         let uninterrupted = crossbeam_channel::never::<()>();
@@ -253,7 +292,10 @@ impl Keeper {
     fn settle(&mut self, tag: u64, settlement: &Settlement) {
         let Some(Outstanding { mut job, .. }) = self.outstanding.remove(&tag) else { return };
         match settlement {
-            Settlement::Confirmed => self.kept(&job),
+            Settlement::Confirmed => {
+                self.watch.put(&job.copy.to, Instant::now());
+                self.kept(&job);
+            }
             Settlement::Unroutable if !job.came_back => {
                 if let Link::Up(up) = &mut self.link {
                     up.publisher.forget_prepared();
@@ -324,8 +366,15 @@ impl Keeper {
         }
         let Link::Up(up) = &mut self.link else { return false };
         let (to, own) = (&job.copy.to, &job.copy.record);
-        if let Err(fault) = up.publisher.prepare(to) {
-            return self.cannot_prepare(job, &fault);
+        match up.publisher.prepare(to, self.watch.knows(&to.name)) {
+            Ok(was_gone) => {
+                if was_gone {
+                    log::warn!("{}", vanished(&to.name));
+                    self.watch.forget(&to.name);
+                }
+                self.watch.note(&to.name);
+            }
+            Err(fault) => return self.cannot_prepare(job, &fault),
         }
         let properties = job.original.copy(own, job.form, up.publisher.frame_max());
         match up.publisher.publish(&to.name, &job.body, &properties) {
