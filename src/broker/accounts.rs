@@ -57,7 +57,10 @@ impl Accounts {
         match *method {
             // After the size in bytes, which RabbitMQ does not know.
             QOS => account.unanswered.set_prefetch(usize::from(short(arguments, 4))),
-            CONSUME => account.consumers += 1,
+            CONSUME => {
+                account.consumers += 1;
+                account.unanswered.begin_anew();
+            }
             PUBLISH => account.unconfirmed.note_publish(),
             ACK | NACK => account.unanswered.settle(long(arguments, 0), flag(arguments, 8)),
             REJECT => account.unanswered.settle(long(arguments, 0), false),
@@ -85,7 +88,7 @@ impl Accounts {
         }
         // amiquip refuses all else on a channel that it did not open.
         let Some(account) = self.channels.get_mut(&channel) else { return Ok(()) };
-        account.note_received(method, arguments)
+        account.note_received(*method, arguments)
     }
 
     /// The content header that follows a delivery, a return or a get: the bytes of its frame and of the body to come.
@@ -100,8 +103,8 @@ impl Accounts {
 }
 
 impl Account {
-    fn note_received(&mut self, method: &Method, arguments: &[u8]) -> Result<(), Violation> {
-        match *method {
+    fn note_received(&mut self, method: Method, arguments: &[u8]) -> Result<(), Violation> {
+        match method {
             DELIVER => {
                 let tag_at = 1 + usize::from(arguments.first().copied().unwrap_or_default());
                 self.coming = Some(Coming::Delivery);
@@ -186,13 +189,27 @@ mod tests {
             assert_eq!(received(&mut accounts, RETURN, &[]), Ok(()));
             assert_eq!(accounts.note_received_content(1, 1000), Ok(()));
             assert_eq!(received(&mut accounts, ACK, &settled(tag)), Ok(()));
-            sent(&mut accounts, CONSUME, &[]);
             assert_eq!(received(&mut accounts, DELIVER, &delivery(tag)), Ok(()));
             assert_eq!(accounts.note_received_content(1, 1 << 20), Ok(()));
+            sent(&mut accounts, CONSUME, &[]);
             let answer = [ACK, REJECT, NACK][usize::try_from(tag % 3).unwrap()];
             sent(&mut accounts, answer, &settled(tag));
             assert_eq!(received(&mut accounts, CANCEL, b"\x03tag\x00"), Ok(()));
         }
+    }
+
+    #[test]
+    fn each_consumer_has_a_prefetch_of_its_own() {
+        let mut accounts = open();
+        sent(&mut accounts, QOS, &[0, 0, 0, 0, 0, 1, 0]);
+        // Each is cancelled with what it delivered set aside.
+        for tag in 1..100 {
+            sent(&mut accounts, CONSUME, &[]);
+            assert_eq!(received(&mut accounts, DELIVER, &delivery(tag)), Ok(()));
+            assert_eq!(accounts.note_received_content(1, 100 << 20), Ok(()));
+        }
+        sent(&mut accounts, ACK, &settled(7));
+        assert!(pass(&mut accounts, DELIVER, &delivery(100)) < 100);
     }
 
     #[test]

@@ -102,7 +102,7 @@ fn confirms_and_returns_beyond_what_was_published_cost_a_sender_the_connection()
         // Its own content is eight bytes long.
         large.truncate(large.len() - content(channel, 8, 0, &[], b"returned").len());
         large.extend(content(channel, 1 << 20, 0, &[], b""));
-        large.extend(frame(3, channel, &[0; 1 << 16]).repeat(16));
+        large.extend(frame(3, channel, &vec![0; 1 << 16]).repeat(16));
         large
     });
 }

@@ -1,4 +1,4 @@
-//! One channel's deliveries that were not answered yet.
+//! The deliveries of a channel's consumer that were not answered yet.
 
 use std::collections::VecDeque;
 
@@ -31,6 +31,12 @@ impl Unanswered {
     pub(super) fn set_prefetch(&mut self, prefetch: usize) {
         self.prefetch = prefetch;
         self.beyond_bytes = self.open.iter().skip(prefetch).map(|delivery| delivery.bytes).sum();
+    }
+
+    /// Another consumer has its own prefetch, beside what earlier ones have delivered: taskq sets tasks aside like that.
+    pub(super) fn begin_anew(&mut self) {
+        self.open.clear();
+        self.beyond_bytes = 0;
     }
 
     pub(super) fn note_delivery(&mut self, tag: u64) -> Result<(), Violation> {

@@ -84,7 +84,7 @@ fn taken(intake: &mut Intake) -> Vec<u8> {
 #[test]
 fn a_large_content_waits_for_its_body_and_holds_up_nothing_else() {
     let mut intake = Intake::default();
-    let (start, body) = (frame(METHOD, &[7; 4]), frame(BODY, &[7; 100_000]));
+    let (start, body) = (frame(METHOD, &[7; 4]), frame(BODY, &vec![7; 100_000]));
     let header = content_header(8 << 20);
     let mut other = frame(METHOD, &[7; 9]);
     other[2] = 2;
@@ -107,7 +107,7 @@ fn a_large_content_waits_for_its_body_and_holds_up_nothing_else() {
 
 #[test]
 fn a_large_content_comes_out_as_it_was() {
-    let bodies = frame(BODY, &[7; 100_000]).repeat(20);
+    let bodies = frame(BODY, &vec![7; 100_000]).repeat(20);
     let stream = [frame(METHOD, &[7; 4]), content_header(2_000_000), bodies, frame(METHOD, &[9; 4])];
     let heartbeat = |bytes: &[u8]| bytes.windows(8).filter(|bytes| *bytes == HEARTBEAT_FRAME).count();
     for size in [1_000, 99_999, 3_000_000] {
