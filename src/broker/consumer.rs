@@ -2,18 +2,37 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use amiquip::{AmqpValue, ConsumerMessage, ConsumerOptions, FieldTable};
-use crossbeam_channel::{Receiver, never, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, never, select};
 
 use super::channel::Channel;
 use super::fault::{Fault, Kind, TIMEOUT_ARGUMENT};
 use super::message::Properties;
 use crate::handler::Never;
+use crate::shortage;
 
 /// The header that a stream sets on all that it hands out, as other queues do not.
 const STREAM_OFFSET: &str = "x-stream-offset";
+
+/// How long a cancelled consumer's last deliveries may take from one thread to the other.
+const HANDOVER: Duration = Duration::from_secs(5);
+
+/// What a delivery brings.
+pub struct Message<'m> {
+    /// Everything but the body.
+    pub properties: &'m Properties,
+    /// Any bytes.
+    pub body: &'m [u8],
+    /// The broker has delivered it before (a hint, not a count).
+    pub redelivered: bool,
+}
+
+/// Sees each message that was delivered before, with its tag, as soon as it arrives, and on a thread of its own: the one
+/// that consumes may be busy.
+pub type Watch = Box<dyn FnMut(u64, &Message<'_>) + Send>;
 
 /// One message as it was delivered. It is settled on the channel it came from and lives no longer than that: an
 /// acknowledgement never crosses channels or connections.
@@ -53,6 +72,18 @@ impl Delivery<'_> {
         &self.properties
     }
 
+    /// All of it.
+    #[must_use]
+    pub fn message(&self) -> Message<'_> {
+        Message { properties: &self.properties, body: &self.amqp.body, redelivered: self.amqp.redelivered }
+    }
+
+    /// The number that the broker knows it by on its channel.
+    #[must_use]
+    pub fn tag(&self) -> u64 {
+        self.amqp.delivery_tag()
+    }
+
     /// Acknowledges a finished task. `Ok` means queued here: see [`Channel::close`] for certainty.
     ///
     /// # Errors
@@ -90,30 +121,46 @@ pub enum Next<'c> {
 pub struct Consumer<'c> {
     amqp: amiquip::Consumer<'c>,
     channel: &'c Channel,
-    /// What was taken off the receiver to see what is behind it.
+    /// Where its messages arrive.
+    messages: Receiver<ConsumerMessage>,
+    /// Closes when all that was delivered has been seen by the [`Watch`].
+    watched: Option<Receiver<Never>>,
+    /// What was taken off `messages` to see what is behind it.
     arrived: RefCell<VecDeque<ConsumerMessage>>,
 }
 
 impl<'c> Consumer<'c> {
-    /// Limits the channel to `prefetch` unacknowledged deliveries and starts consuming.
+    /// Limits the channel to `prefetch` unacknowledged deliveries and starts consuming. `watch` sees what arrives.
     ///
     /// # Errors
     /// The queue is missing, access is refused, the queue knows no timeouts ([`Kind::NoTimeout`]), or the channel or
     /// connection is gone.
-    pub fn start(channel: &'c Channel, queue: &str, prefetch: u16) -> Result<Self, Fault> {
+    pub fn start(
+        channel: &'c Channel,
+        queue: &str,
+        prefetch: u16,
+        watch: Option<Watch>,
+    ) -> Result<Self, Fault> {
         // Per channel (not `global`), and before the consumer exists: afterwards it would not apply to it.
         channel.call("basic.qos", |amqp| amqp.qos(0, prefetch, false))?;
         let options = ConsumerOptions { arguments: arguments(channel.hold()), ..ConsumerOptions::default() };
         let amqp = channel.call("basic.consume", |amqp| amqp.basic_consume(queue, options))?;
         channel.keep_alive(amqp.receiver().clone());
-        Ok(Self { amqp, channel, arrived: RefCell::default() })
+        let (messages, watched) = match watch {
+            None => (amqp.receiver().clone(), None),
+            Some(watch) => {
+                let (messages, watched) = watched(amqp.receiver().clone(), watch)?;
+                (messages, Some(watched))
+            }
+        };
+        Ok(Self { amqp, channel, messages, watched, arrived: RefCell::default() })
     }
 
     /// Whether the broker has cancelled it, with deliveries still to be taken or not.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         let mut arrived = self.arrived.borrow_mut();
-        arrived.extend(self.amqp.receiver().try_iter());
+        arrived.extend(self.messages.try_iter());
         arrived.iter().any(|message| matches!(message, ConsumerMessage::ServerCancelled))
     }
 
@@ -126,7 +173,7 @@ impl<'c> Consumer<'c> {
         }
         let timer = deadline.map_or_else(never, crossbeam_channel::at);
         select! {
-            recv(self.amqp.receiver()) -> message => match message {
+            recv(self.messages) -> message => match message {
                 Ok(message) => into_next(self.channel, message),
                 // amiquip's I/O thread has died; only the connection knows why.
                 Err(_) => Next::Ended(Fault::lost("the connection is gone")),
@@ -137,25 +184,13 @@ impl<'c> Consumer<'c> {
         }
     }
 
-    /// A delivery that has arrived and would be the next one. The end of the consumer is left to [`Consumer::next`].
-    #[must_use]
-    pub fn arrived(&self) -> Option<Delivery<'c>> {
-        let mut arrived = self.arrived.borrow_mut();
-        arrived.extend(self.amqp.receiver().try_iter());
-        let message = arrived.pop_front_if(|message| matches!(message, ConsumerMessage::Delivery(_)))?;
-        match into_next(self.channel, message) {
-            Next::Delivery(delivery) => Some(delivery),
-            Next::Stopped | Next::Woken | Next::TimedOut | Next::Ended(_) => None,
-        }
-    }
-
     /// A delivery that has arrived but was not waited for.
     #[must_use]
     pub fn leftover(&self) -> Option<Delivery<'c>> {
         loop {
             let message = self.arrived.borrow_mut().pop_front();
             if let Next::Delivery(delivery) =
-                into_next(self.channel, message.or_else(|| self.amqp.receiver().try_recv().ok())?)
+                into_next(self.channel, message.or_else(|| self.messages.try_recv().ok())?)
             {
                 return Some(delivery);
             }
@@ -168,7 +203,14 @@ impl<'c> Consumer<'c> {
     /// # Errors
     /// The channel or connection is gone.
     pub fn cancel(&self) -> Result<(), Fault> {
-        self.channel.call("basic.cancel", |_| self.amqp.cancel())
+        self.channel.call("basic.cancel", |_| self.amqp.cancel())?;
+        // It ends with the last message.
+        if let Some(watched) = &self.watched
+            && watched.recv_timeout(HANDOVER) == Err(RecvTimeoutError::Timeout)
+        {
+            return Err(Fault::lost("a thread that passes on deliveries does not end"));
+        }
+        Ok(())
     }
 }
 
@@ -176,6 +218,35 @@ impl Drop for Consumer<'_> {
     fn drop(&mut self) {
         // amiquip's own drop would cancel as well, without a deadline; after this one it does nothing.
         let _ = self.cancel();
+    }
+}
+
+/// Passes everything on to a second channel, with a look at what was delivered before.
+fn watched(
+    from: Receiver<ConsumerMessage>,
+    mut watch: Watch,
+) -> Result<(Receiver<ConsumerMessage>, Receiver<Never>), Fault> {
+    // No more than the prefetch is under way, or the connection is cut.
+    let (to, messages) = crossbeam_channel::unbounded();
+    let (alive, ended) = crossbeam_channel::bounded(0);
+    let started = thread::Builder::new().name("arrivals".into()).spawn(move || {
+        let _alive: Sender<Never> = alive;
+        for message in from {
+            if let ConsumerMessage::Delivery(delivery) = &message
+                && delivery.redelivered
+            {
+                let properties = Properties::from(delivery.properties.clone());
+                let seen = Message { properties: &properties, body: &delivery.body, redelivered: true };
+                watch(delivery.delivery_tag(), &seen);
+            }
+            if to.send(message).is_err() {
+                break;
+            }
+        }
+    });
+    match started {
+        Ok(_) => Ok((messages, ended)),
+        Err(error) => Err(Fault::lost(format!("cannot consume: {}", shortage::reason(&error)))),
     }
 }
 

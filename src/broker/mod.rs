@@ -29,7 +29,7 @@ mod watchdog;
 
 pub use book::Settlement;
 pub use channel::Channel;
-pub use consumer::{Consumer, Delivery, Next};
+pub use consumer::{Consumer, Delivery, Message, Next, Watch};
 pub use count::{Count, count_messages, is_empty_for_certain, purge};
 pub use fault::{Fault, Kind, Scope};
 #[allow(unused_imports)] // For the bound on copies.

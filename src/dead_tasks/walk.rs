@@ -111,7 +111,7 @@ impl<'c, 'p> Walk<'c, 'p> {
     fn relieve(&mut self) -> Result<bool> {
         let Some(channel) = self.channels.next() else { return Ok(false) };
         let prefetch = self.manner.prefetch(self.left);
-        let consumer = Consumer::start(channel, self.queue, prefetch).map_err(Fault::into_error)?;
+        let consumer = Consumer::start(channel, self.queue, prefetch, None).map_err(Fault::into_error)?;
         self.window = Some(Window { consumer, room: self.manner.room(), open: true, used_up: false });
         Ok(true)
     }

@@ -1,15 +1,16 @@
 //! What a worker thread does with one channel: takes deliveries, judges each, settles it or sets it aside.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::select;
 
-use super::intake::{Arrival, Aside, Intake, Waiting};
-use super::judge::{Judge, Judged, Keeping, Verdict};
+use super::intake::{Arrival, Aside, AskOnArrival, Intake, Waiting};
+use super::judge::{Judge, Judged, Keeping, Verdict, copy_on_arrival};
 use super::ledger::Unproven;
 use super::shared::Permit;
 use super::slot::{Pauses, Slot};
-use crate::broker::{Channel, Fault};
+use crate::broker::{Channel, Fault, QueueType};
 use crate::handler::Handler;
 use crate::shortage;
 
@@ -28,12 +29,22 @@ pub(super) fn consume(
     // Held while waiting, so that with --max-tasks no task is taken only to be given back.
     let Some(permit) = slot.shared.permits.take() else { return Ok(()) };
     let options = &slot.shared.options;
-    let intake = Intake::start(channel, &options.queue.name, options.prefetch)?;
+    let intake = Intake::start(channel, &options.queue.name, options.prefetch, on_arrival(slot))?;
     slot.shared.greet();
     let mut consuming = Consuming { slot, intake, unproven, handler };
     let ended = consuming.run(permit, pauses).and_then(|()| consuming.finish());
     consuming.remember_outcomes();
     ended
+}
+
+/// With a prefetch of 1 a task arrives when it is its turn, and classic queues do not count what was only prefetched.
+fn on_arrival(slot: &Slot) -> Option<AskOnArrival> {
+    let shared = &slot.shared;
+    if shared.options.prefetch == 1 || shared.queue_kind() == Some(QueueType::Classic) {
+        return None;
+    }
+    let (shared, copies, bell) = (Arc::clone(shared), slot.copies.clone(), slot.bell.0.clone());
+    Some(Arc::new(move |message| copy_on_arrival(&shared, &copies, message, &bell)))
 }
 
 /// What to do after a delivery.
@@ -80,7 +91,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     }
 
     fn take(&mut self, waiting: Waiting<'c>, mut permit: Permit<'s>) -> Result<Step<'s>, Fault> {
-        let Waiting { mut delivery, consumer, uncounted } = waiting;
+        let Waiting { mut delivery, consumer, uncounted, keeping } = waiting;
         let shared = &self.slot.shared;
         if self.slot.drain.has_begun() && !shared.finishing() {
             self.intake.consumer.cancel()?;
@@ -93,7 +104,10 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         let busy = shared.begin();
         let since = Instant::now();
         self.unproven.delivered();
-        self.count_prefetched();
+        if keeping.is_some() {
+            self.set_aside(Aside { delivery, consumer, keeping, since, _busy: Some(busy) });
+            return Ok(Step::Next(permit));
+        }
         let Judged { verdict, ran } =
             self.judge().judge(&mut delivery, uncounted, self.unproven, self.handler);
         // Before anything that can fail: how the task ended must not be forgotten.
@@ -142,32 +156,6 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         })
     }
 
-    /// The copies of what was prefetched are asked for before the next task runs, which may take long or take this
-    /// process down: each such end is one more delivery of all of them.
-    fn count_prefetched(&mut self) {
-        if self.slot.shared.options.prefetch == 1 {
-            return;
-        }
-        let since = Instant::now();
-        for waiting in self.intake.take_backlog() {
-            let Waiting { delivery, consumer, uncounted } = waiting;
-            let copy = if uncounted { None } else { self.judge().copy_on_arrival(&delivery) };
-            match copy {
-                Some(keeping) => {
-                    let busy = self.slot.shared.begin();
-                    self.set_aside(Aside {
-                        delivery,
-                        consumer,
-                        keeping: Some(keeping),
-                        since,
-                        _busy: Some(busy),
-                    });
-                }
-                None => self.intake.put_last(Waiting { delivery, consumer, uncounted }),
-            }
-        }
-    }
-
     fn set_aside(&mut self, aside: Aside<'c, 's>) {
         self.unproven.set_aside();
         self.intake.aside.push_back(aside);
@@ -176,7 +164,8 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     /// Takes nothing for a while: what was given back would come at once. What is set aside stays, for its copies may be
     /// under way. False when the drain began meanwhile.
     fn pause(&mut self, pauses: &mut Pauses) -> Result<bool, Fault> {
-        self.intake.give_back()?;
+        self.intake.consumer.cancel()?;
+        self.give_back_waiting()?;
         let shared = &self.slot.shared;
         let mut over = crossbeam_channel::after(pauses.next(shared.settled()));
         loop {
@@ -199,7 +188,9 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
 
     /// Settles what was set aside and has an answer by now, or has waited for one for too long.
     fn settle_answered(&mut self) -> Result<(), Fault> {
-        for aside in std::mem::take(&mut self.intake.aside) {
+        // One by one: those that are left when the channel is lost must not be forgotten.
+        for _ in 0..self.intake.aside.len() {
+            let Some(aside) = self.intake.aside.pop_front() else { break };
             let verdict =
                 aside.keeping.as_ref().and_then(|keeping| self.judge().look_at(keeping, Duration::ZERO));
             match verdict
@@ -210,7 +201,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
                 }
                 Some(Verdict::RunUncounted) => {
                     let Aside { delivery, consumer, .. } = aside;
-                    self.intake.put_first(Waiting { delivery, consumer, uncounted: true });
+                    self.intake.put_first(Waiting { delivery, consumer, uncounted: true, keeping: None });
                 }
                 Some(verdict) => self.settle(aside, &verdict)?,
                 None => self.intake.aside.push_back(aside),
@@ -231,9 +222,10 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         }
         loop {
             self.settle_answered()?;
+            self.give_back_waiting()?;
             self.give_back_hopeless()?;
             if self.intake.aside.is_empty() {
-                break;
+                return Ok(());
             }
             select! {
                 recv(self.slot.bell.1) -> _ => {}
@@ -241,7 +233,20 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
                 default(LAST_LOOK) => {}
             }
         }
-        self.intake.give_back()
+    }
+
+    /// Gives back what has arrived and was not looked at. Where a copy was asked for, it may be kept by now.
+    fn give_back_waiting(&mut self) -> Result<(), Fault> {
+        while let Some(Waiting { delivery, consumer, keeping, .. }) = self.intake.leftover() {
+            if keeping.is_some() {
+                let busy = Some(self.slot.shared.begin());
+                self.set_aside(Aside { delivery, consumer, keeping, since: Instant::now(), _busy: busy });
+            } else {
+                self.intake.settled(consumer);
+                delivery.requeue()?;
+            }
+        }
+        Ok(())
     }
 
     /// What there will be no copy of while this worker lives.
@@ -249,7 +254,8 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         let shared = &self.slot.shared;
         let stops = self.slot.drain.has_begun();
         let mut given_back = 0;
-        for aside in std::mem::take(&mut self.intake.aside) {
+        for _ in 0..self.intake.aside.len() {
+            let Some(aside) = self.intake.aside.pop_front() else { break };
             match &aside.keeping {
                 Some(keeping) if !(stops && keeping.is_stuck()) => self.intake.aside.push_back(aside),
                 Some(_) => {
@@ -269,16 +275,22 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     }
 
     fn settle(&mut self, aside: Aside<'c, '_>, verdict: &Verdict) -> Result<(), Fault> {
+        let Aside { delivery, consumer, keeping, .. } = aside;
+        let acknowledged = matches!(verdict, Verdict::Acknowledge);
+        // Before anything that can fail.
+        if acknowledged {
+            self.unproven.acknowledging(keeping.and_then(|keeping| keeping.fingerprint()));
+        } else {
+            self.remember_outcome(keeping);
+        }
         self.intake.end_if_cancelled()?;
-        self.intake.settled(aside.consumer);
-        if let Verdict::Acknowledge = verdict {
-            self.unproven.acknowledging(aside.keeping.and_then(|keeping| keeping.fingerprint()));
-            aside.delivery.ack()?;
+        self.intake.settled(consumer);
+        if acknowledged {
+            delivery.ack()?;
             self.slot.shared.settle();
             return Ok(());
         }
-        self.remember_outcome(aside.keeping);
-        aside.delivery.requeue()
+        delivery.requeue()
     }
 
     /// The channel is gone, and with it what is set aside: when that comes again, what it needs is its copy.

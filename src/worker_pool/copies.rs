@@ -6,7 +6,9 @@
 //! as somebody waits for it.
 
 mod keeper;
+mod link;
 mod refusals;
+mod refused;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

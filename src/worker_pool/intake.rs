@@ -4,15 +4,17 @@
 //! worker thread does not wait for that: it sets the delivery aside, unacknowledged, and takes another one. Otherwise
 //! a few failing tasks could hold up the very queue whose length caused the alarm.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
 use super::judge::Keeping;
 use super::shared::Busy;
-use crate::broker::{Channel, Consumer, Delivery, Fault, Kind, Next};
+use crate::broker::{Channel, Consumer, Delivery, Fault, Kind, Message, Next, Watch};
 use crate::handler::Never;
+use crate::lock::lock;
 
 /// How many deliveries one thread sets aside before it waits (and what it has prefetched beside them): it holds their
 /// bodies in memory.
@@ -63,7 +65,16 @@ pub(super) struct Waiting<'c> {
     pub(super) consumer: u32,
     /// It was found out that its deliveries cannot be counted.
     pub(super) uncounted: bool,
+    /// The copy that was asked for when it arrived.
+    pub(super) keeping: Option<Keeping>,
 }
+
+/// Asks for the copy that has to be kept before a task may run, if there is one, as soon as it arrives. Its turn is after
+/// others, which may take long or take this process down: each such end is one more delivery of it.
+pub(super) type AskOnArrival = Arc<dyn Fn(&Message<'_>) -> Option<Keeping> + Send + Sync>;
+
+/// Copies that were asked for, by the tags of their deliveries.
+type Early = Arc<Mutex<HashMap<u64, Keeping>>>;
 
 /// Takes deliveries off one channel.
 pub(super) struct Intake<'c, 's> {
@@ -78,15 +89,34 @@ pub(super) struct Intake<'c, 's> {
     /// What has arrived and was not run yet.
     backlog: VecDeque<Waiting<'c>>,
     pub(super) aside: VecDeque<Aside<'c, 's>>,
+    on_arrival: Option<AskOnArrival>,
+    early: Early,
 }
 
 impl<'c> Intake<'c, '_> {
     /// # Errors
     /// As [`Consumer::start`].
-    pub(super) fn start(channel: &'c Channel, queue: &'c str, prefetch: u16) -> Result<Self, Fault> {
-        let consumer = Consumer::start(channel, queue, prefetch)?;
+    pub(super) fn start(
+        channel: &'c Channel,
+        queue: &'c str,
+        prefetch: u16,
+        on_arrival: Option<AskOnArrival>,
+    ) -> Result<Self, Fault> {
+        let early = Early::default();
+        let consumer = Consumer::start(channel, queue, prefetch, watch(on_arrival.as_ref(), &early))?;
         let (backlog, aside) = (VecDeque::new(), VecDeque::new());
-        Ok(Self { channel, queue, prefetch, consumer, number: 0, unsettled: 0, backlog, aside })
+        Ok(Self {
+            channel,
+            queue,
+            prefetch,
+            consumer,
+            number: 0,
+            unsettled: 0,
+            backlog,
+            aside,
+            on_arrival,
+            early,
+        })
     }
 
     /// Waits for the next task or for anything else to do. Deliveries may be held for `limit`.
@@ -124,7 +154,8 @@ impl<'c> Intake<'c, '_> {
 
     fn arrived(&mut self, delivery: Delivery<'c>) -> Waiting<'c> {
         self.unsettled += 1;
-        Waiting { delivery, consumer: self.number, uncounted: false }
+        let keeping = lock(&self.early).remove(&delivery.tag());
+        Waiting { delivery, consumer: self.number, uncounted: false, keeping }
     }
 
     /// A delivery that came to this consumer is settled.
@@ -134,23 +165,9 @@ impl<'c> Intake<'c, '_> {
         }
     }
 
-    /// Everything that has arrived and waits for its turn.
-    pub(super) fn take_backlog(&mut self) -> VecDeque<Waiting<'c>> {
-        while let Some(delivery) = self.consumer.arrived() {
-            let waiting = self.arrived(delivery);
-            self.backlog.push_back(waiting);
-        }
-        std::mem::take(&mut self.backlog)
-    }
-
     /// Its turn is now, or again.
     pub(super) fn put_first(&mut self, waiting: Waiting<'c>) {
         self.backlog.push_front(waiting);
-    }
-
-    /// Its turn is after the others'.
-    pub(super) fn put_last(&mut self, waiting: Waiting<'c>) {
-        self.backlog.push_back(waiting);
     }
 
     /// A task that is set aside must neither go back nor be put at risk by another one before its copy is kept.
@@ -180,18 +197,6 @@ impl<'c> Intake<'c, '_> {
         }
     }
 
-    /// Takes no more, and gives back what was not looked at.
-    ///
-    /// # Errors
-    /// The channel or connection is gone.
-    pub(super) fn give_back(&mut self) -> Result<(), Fault> {
-        self.consumer.cancel()?;
-        while let Some(waiting) = self.leftover() {
-            waiting.delivery.requeue()?;
-        }
-        Ok(())
-    }
-
     /// Goes on beside the deliveries that are set aside, where they use up the prefetch of their consumer, unless they are
     /// too many: prefetch counts the unacknowledged ones of a consumer, and those of one that was cancelled are nobody's.
     /// Nothing can be on its way to the consumer then; a quorum queue takes back what is on its way to one that is
@@ -213,9 +218,19 @@ impl<'c> Intake<'c, '_> {
     /// # Errors
     /// The channel or connection is gone.
     pub(super) fn renew(&mut self) -> Result<(), Fault> {
-        self.consumer = Consumer::start(self.channel, self.queue, self.prefetch)?;
+        let watch = watch(self.on_arrival.as_ref(), &self.early);
+        self.consumer = Consumer::start(self.channel, self.queue, self.prefetch, watch)?;
         self.number += 1;
         self.unsettled = 0;
         Ok(())
     }
+}
+
+fn watch(on_arrival: Option<&AskOnArrival>, early: &Early) -> Option<Watch> {
+    let (ask, early) = (Arc::clone(on_arrival?), Arc::clone(early));
+    Some(Box::new(move |tag, message| {
+        if let Some(keeping) = ask(message) {
+            lock(&early).insert(tag, keeping);
+        }
+    }))
 }

@@ -13,7 +13,7 @@ use super::ledger::{Claim, Fingerprint, Unproven};
 use super::redelivery::Earlier;
 use super::shared::Shared;
 use crate::backoff::Backoff;
-use crate::broker::{Delivery, Record};
+use crate::broker::{Delivery, Message, Record};
 use crate::duration;
 use crate::error::Error;
 use crate::handler::{Failure, Handler, Never, Outcome, Task};
@@ -111,7 +111,7 @@ impl Judge<'_> {
         handler: &mut dyn Handler,
     ) -> Judged {
         let record = delivery.properties().record();
-        let fingerprint = self.shared.ledger.fingerprint(delivery, &record);
+        let fingerprint = self.shared.ledger.fingerprint(&delivery.message(), &record);
         let (mut judged, running) = loop {
             match self.shared.ledger.claim(fingerprint, delivery.redelivered()) {
                 Claim::Run(running) => {
@@ -162,7 +162,9 @@ impl Judge<'_> {
         uncounted: bool,
         handler: &mut dyn Handler,
     ) -> Judged {
-        if !uncounted && let Some(copy) = self.instead_of_running(delivery, record) {
+        if !uncounted
+            && let Some(copy) = instead_of_running(self.shared, self.copies, &delivery.message(), record)
+        {
             // It may have to run after all.
             let body = delivery.body().to_vec();
             match self.keep(delivery, body, copy) {
@@ -195,7 +197,7 @@ impl Judge<'_> {
                     duration::show(delay)
                 );
                 let to = self.shared.options.queue.delay(delay);
-                let record = self.after_failure(record, next, &failure);
+                let record = after_failure(self.shared, record, next, &failure);
                 let body = delivery.take_body();
                 self.keep(
                     delivery,
@@ -204,7 +206,7 @@ impl Judge<'_> {
                 )
             }
             Decision::Dead(why) => {
-                let copy = self.dead_copy(record, &Failure { exit: why, ..failure });
+                let copy = dead_copy(self.shared, record, &Failure { exit: why, ..failure });
                 let body = delivery.take_body();
                 self.keep(delivery, body, copy)
             }
@@ -223,59 +225,6 @@ impl Judge<'_> {
         let _ = self.events.send(Event::Fatal(error));
         self.drain.begin();
         Verdict::GiveBack
-    }
-
-    /// A task that this process does not know, and that has to be counted before it may run, or must not run any more:
-    /// its copy is asked for at once, however long it is until its turn.
-    pub(super) fn copy_on_arrival(&self, delivery: &Delivery<'_>) -> Option<Keeping> {
-        let record = delivery.properties().record();
-        let fingerprint = self.shared.ledger.fingerprint(delivery, &record);
-        if self.shared.ledger.knows(fingerprint) {
-            return None;
-        }
-        let copy = self.instead_of_running(delivery, &record)?;
-        let pending =
-            self.copies.request(copy.clone(), delivery.body().to_vec(), delivery.properties(), self.bell);
-        Some(Keeping { pending, copy: Box::new(copy), fingerprint })
-    }
-
-    /// The copy that has to be kept before the task may run: of a task that is dead, or of one whose deliveries have to
-    /// be counted. Should it take the worker down, the count is there.
-    fn instead_of_running(&self, delivery: &Delivery<'_>, record: &Record) -> Option<PlannedCopy> {
-        let shared = self.shared;
-        let earlier = Earlier {
-            redelivered: delivery.redelivered(),
-            header: delivery.properties().delivery_count(),
-            recorded: record.deliveries,
-            queue: shared.queue_kind(),
-        };
-        let unanswered = earlier.unanswered();
-        let comes_first = earlier.next_return_may_be_the_last();
-        if let Some(Decision::Dead(exit)) = shared.options.policy.poisoned(unanswered) {
-            return Some(PlannedCopy {
-                comes_first,
-                ..self.dead_copy(record, &Failure { exit, stderr: Vec::new() })
-            });
-        }
-        if !earlier.must_be_counted() {
-            return None;
-        }
-        if !comes_first && (shared.cannot_count.load(Ordering::Relaxed) || self.copies.are_blocked()) {
-            // Tasks have to go on: it may be this queue that fills the broker.
-            log::warn!("a redelivered task runs uncounted: publishing is blocked or not allowed");
-            return None;
-        }
-        let deliveries = u32::try_from(unanswered).unwrap_or(u32::MAX);
-        log::debug!("delivery {} of a task without an answer: counting it", deliveries.saturating_add(1));
-        let record = Record { deliveries, ..record.clone() };
-        let to = shared.options.queue.clone();
-        Some(PlannedCopy { to, record, purpose: Purpose::Counted, comes_first })
-    }
-
-    fn dead_copy(&self, record: &Record, failure: &Failure) -> PlannedCopy {
-        let to = self.shared.options.queue.dead();
-        let record = self.after_failure(record, record.attempt, failure);
-        PlannedCopy { to, record, purpose: Purpose::Dead(failure.exit.clone()), comes_first: false }
     }
 
     /// Keeps a copy in place of the original.
@@ -328,12 +277,6 @@ impl Judge<'_> {
         })
     }
 
-    fn after_failure(&self, record: &Record, attempt: u32, failure: &Failure) -> Record {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let queue = &self.shared.options.queue.name;
-        record.after_failure(attempt, &failure.exit, &failure.stderr, now, &self.shared.host, queue)
-    }
-
     fn execute(&self, delivery: &Delivery<'_>, record: &Record, handler: &mut dyn Handler) -> Outcome {
         let properties = delivery.properties();
         log::info!("Received a message: {}", output::excerpt(delivery.body()));
@@ -364,6 +307,71 @@ impl Judge<'_> {
         }
         contained(|| handler.run(task, self.abort))
     }
+}
+
+/// The copy of a task that this process does not know, and that has to be counted before it may run, or must not run any
+/// more: it is asked for as soon as the task arrives, however long it is until its turn.
+pub(super) fn copy_on_arrival(
+    shared: &Shared,
+    copies: &Copies,
+    message: &Message<'_>,
+    bell: &Sender<()>,
+) -> Option<Keeping> {
+    let record = message.properties.record();
+    let fingerprint = shared.ledger.fingerprint(message, &record);
+    if shared.ledger.knows(fingerprint) {
+        return None;
+    }
+    let copy = instead_of_running(shared, copies, message, &record)?;
+    let pending = copies.request(copy.clone(), message.body.to_vec(), message.properties, bell);
+    Some(Keeping { pending, copy: Box::new(copy), fingerprint })
+}
+
+/// The copy that has to be kept before the task may run: of a task that is dead, or of one whose deliveries have to be
+/// counted. Should it take the worker down, the count is there.
+fn instead_of_running(
+    shared: &Shared,
+    copies: &Copies,
+    message: &Message<'_>,
+    record: &Record,
+) -> Option<PlannedCopy> {
+    let earlier = Earlier {
+        redelivered: message.redelivered,
+        header: message.properties.delivery_count(),
+        recorded: record.deliveries,
+        queue: shared.queue_kind(),
+    };
+    let unanswered = earlier.unanswered();
+    let comes_first = earlier.next_return_may_be_the_last();
+    if let Some(Decision::Dead(exit)) = shared.options.policy.poisoned(unanswered) {
+        let copy = dead_copy(shared, record, &Failure { exit, stderr: Vec::new() });
+        return Some(PlannedCopy { comes_first, ..copy });
+    }
+    if !earlier.must_be_counted() {
+        return None;
+    }
+    if !comes_first && (shared.cannot_count.load(Ordering::Relaxed) || copies.are_blocked()) {
+        // Tasks have to go on: it may be this queue that fills the broker.
+        log::warn!("a redelivered task runs uncounted: publishing is blocked or not allowed");
+        return None;
+    }
+    let deliveries = u32::try_from(unanswered).unwrap_or(u32::MAX);
+    log::debug!("delivery {} of a task without an answer: counting it", deliveries.saturating_add(1));
+    let record = Record { deliveries, ..record.clone() };
+    let to = shared.options.queue.clone();
+    Some(PlannedCopy { to, record, purpose: Purpose::Counted, comes_first })
+}
+
+fn dead_copy(shared: &Shared, record: &Record, failure: &Failure) -> PlannedCopy {
+    let to = shared.options.queue.dead();
+    let record = after_failure(shared, record, record.attempt, failure);
+    PlannedCopy { to, record, purpose: Purpose::Dead(failure.exit.clone()), comes_first: false }
+}
+
+fn after_failure(shared: &Shared, record: &Record, attempt: u32, failure: &Failure) -> Record {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let queue = &shared.options.queue.name;
+    record.after_failure(attempt, &failure.exit, &failure.stderr, now, &shared.host, queue)
 }
 
 /// A fault in a handler's code fails its task; the thread and its connection go on.

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::copies::PlannedCopy;
-use crate::broker::{Delivery, Record};
+use crate::broker::{Message, Record};
 use crate::handler::Never;
 use crate::lock::lock;
 
@@ -102,13 +102,13 @@ impl Ledger {
     }
 
     /// `None` for a task without an id: nothing tells it from another one like it.
-    pub(super) fn fingerprint(&self, delivery: &Delivery<'_>, record: &Record) -> Option<Fingerprint> {
-        let properties = delivery.properties();
+    pub(super) fn fingerprint(&self, message: &Message<'_>, record: &Record) -> Option<Fingerprint> {
+        let properties = message.properties;
         if properties.id().is_empty() {
             return None;
         }
         let identity =
-            (properties.id(), properties.timestamp(), record.attempt, record.deliveries, delivery.body());
+            (properties.id(), properties.timestamp(), record.attempt, record.deliveries, message.body);
         let [one, two] = &self.seeds;
         Some(Fingerprint(one.hash_one(identity), two.hash_one(identity)))
     }

@@ -9,14 +9,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
 use super::super::Event;
 use super::super::shared::Shared;
-use super::refusals::Refusals;
+use super::link::{Link, Up};
+use super::refused::Refused;
 use super::{Answer, Job};
 use crate::backoff::Backoff;
 use crate::broker::{
@@ -51,10 +51,7 @@ pub(super) struct Keeper {
     waiting: VecDeque<Job>,
     /// By tag.
     outstanding: BTreeMap<u64, Outstanding>,
-    /// By the name of the queue.
-    queues: Refusals<String>,
-    /// Single copies, by their number.
-    single: Refusals<u64>,
+    refused: Refused,
     limit: Option<Limit>,
     /// The queues that copies went to.
     watch: DelayWatch,
@@ -62,21 +59,6 @@ pub(super) struct Keeper {
     blocked: Arc<AtomicBool>,
     /// A bounded run was told that it cannot go on.
     gave_up: bool,
-}
-
-enum Link {
-    /// Not connected, and not to be before then.
-    Down {
-        until: Instant,
-    },
-    Opening(Receiver<Result<Publisher>>),
-    Up(Box<Up>),
-}
-
-struct Up {
-    publisher: Publisher,
-    /// The broker has refused a copy on this connection.
-    refused: bool,
 }
 
 /// The largest body that the broker takes, as it said when it refused a larger one.
@@ -118,8 +100,7 @@ impl Keeper {
             count: 0,
             waiting: VecDeque::new(),
             outstanding: BTreeMap::new(),
-            queues: Refusals::default(),
-            single: Refusals::default(),
+            refused: Refused::default(),
             limit: None,
             blocked,
             gave_up: false,
@@ -156,7 +137,7 @@ impl Keeper {
     /// Without a connection: the first copy that may be published opens one, and so does a queue that has to be looked at.
     fn rest(&mut self, until: Instant) -> bool {
         let now = Instant::now();
-        let wanted = self.waiting.iter().map(|job| self.allowed_at(job).unwrap_or(now)).min();
+        let wanted = self.waiting.iter().map(|job| self.refused.allows_at(job).unwrap_or(now)).min();
         let Some(wanted) = wanted.into_iter().chain(self.watch.next_look()).min() else {
             return match self.jobs.recv() {
                 Ok(job) => self.accept(job),
@@ -165,7 +146,7 @@ impl Keeper {
         };
         let opens_at = wanted.max(until);
         if opens_at <= now {
-            self.link = open(&self.shared);
+            self.link = Link::open(&self.shared.options.session, &self.shared.options.queue);
             return true;
         }
         match self.jobs.recv_deadline(self.next_to_tell().map_or(opens_at, |tell| tell.min(opens_at))) {
@@ -230,14 +211,15 @@ impl Keeper {
     /// Publishes what comes and answers what is settled.
     fn serve(&mut self) -> bool {
         let now = Instant::now();
-        let blocked = self.is_blocked();
+        let blocked = self.link.is_blocked();
         // However long an alarm lasts, what was published before it is neither kept nor refused.
         let due = self.due().filter(|_| !blocked);
         if due.is_some_and(|due| due <= now) {
             self.lost(&Fault::unconfirmed(), None);
             return true;
         }
-        let again = self.waiting.iter().filter_map(|job| self.allowed_at(job)).filter(|at| *at > now).min();
+        let again =
+            self.waiting.iter().filter_map(|job| self.refused.allows_at(job)).filter(|at| *at > now).min();
         // As for declarations: what is outstanding may have met an alarm that we have not heard of yet.
         let looks_at = self.watch.next_look().filter(|_| !blocked && self.outstanding.is_empty());
         if looks_at.is_some_and(|look| look <= now) {
@@ -314,15 +296,14 @@ impl Keeper {
     }
 
     fn kept(&mut self, job: &Job) {
-        self.queues.lift(&job.copy.to.name);
-        self.single.lift(&job.number);
+        self.refused.taken(job);
         self.backoff.reset();
         job.asker.answer(Answer::Kept);
     }
 
     /// Its queue takes none now; the others for it need not be tried meanwhile.
     fn refused(&mut self, job: Job, reason: &str) {
-        self.queues.note(job.copy.to.name.clone(), reason, Instant::now());
+        self.refused.by_its_queue(&job, reason);
         self.waiting.push_front(job);
     }
 
@@ -349,9 +330,7 @@ impl Keeper {
             return None;
         }
         let now = Instant::now();
-        let allowed =
-            |job: &Job| self.queues.allow(&job.copy.to.name, now) && self.single.allow(&job.number, now);
-        let at = self.waiting.iter().position(allowed)?;
+        let at = self.waiting.iter().position(|job| self.refused.allow(job, now))?;
         let job = &self.waiting[at];
         let alone = job.suspect || !up.publisher.is_prepared(&job.copy.to);
         let beside_suspect = self.outstanding.values().any(|outstanding| outstanding.job.suspect);
@@ -379,7 +358,7 @@ impl Keeper {
         let properties = job.original.copy(own, job.form, up.publisher.frame_max());
         match up.publisher.publish(&to.name, &job.body, &properties) {
             Ok(tag) => {
-                self.queues.ask(&to.name);
+                self.refused.ask(&job);
                 self.outstanding.insert(tag, Outstanding { job, since: Instant::now() });
                 true
             }
@@ -459,7 +438,7 @@ impl Keeper {
         job.suspect = true;
         let id = output::escape(job.original.id());
         let Some(form) = job.form.next(words, &job.original) else {
-            self.single.note(job.number, words, Instant::now());
+            self.refused.by_itself(&job, words);
             self.waiting.push_back(job);
             return;
         };
@@ -474,7 +453,7 @@ impl Keeper {
 
     fn disconnect(&mut self, why: &str, until: Instant) {
         self.blocked.store(false, Ordering::SeqCst);
-        self.queues.forget_asked();
+        self.refused.forget_asked();
         if let Link::Up(up) = std::mem::replace(&mut self.link, Link::Down { until }) {
             log::debug!("closing the connection for copies: {why}");
             up.publisher.cut();
@@ -488,66 +467,37 @@ impl Keeper {
         Some(oldest + confirm_patience(bytes))
     }
 
-    fn is_blocked(&self) -> bool {
-        matches!(&self.link, Link::Up(up) if up.publisher.is_blocked())
-    }
-
-    /// From when on a copy may be published that was refused.
-    fn allowed_at(&self, job: &Job) -> Option<Instant> {
-        self.queues.allows_at(&job.copy.to.name).max(self.single.allows_at(&job.number))
-    }
-
     fn forget_withdrawn(&mut self) {
         self.waiting.retain(|job| !job.asker.is_gone());
-        let Self { waiting, outstanding, .. } = self;
-        let wanted = waiting.iter().chain(outstanding.values().map(|outstanding| &outstanding.job));
-        self.single.retain(|number| wanted.clone().any(|job| job.number == *number));
-        self.queues.retain(|name| wanted.clone().any(|job| job.copy.to.name == *name));
+        let published = self.outstanding.values().map(|outstanding| &outstanding.job);
+        self.refused.retain(&self.waiting.iter().chain(published));
     }
 
     /// Tells everybody who waits whether that may be long.
     fn tell_stuck(&self) {
-        let blocked = self.is_blocked();
+        let blocked = self.link.is_blocked();
         for job in &self.waiting {
-            let refused = !self.queues.is_free(&job.copy.to.name) || !self.single.is_free(&job.number);
-            job.asker.set_stuck(blocked || refused || self.is_down);
+            job.asker.set_stuck(blocked || self.is_down || !self.refused.is_free(job));
         }
         self.outstanding.values().for_each(|outstanding| outstanding.job.asker.set_stuck(blocked));
     }
 
     fn next_to_tell(&self) -> Option<Instant> {
-        [self.queues.tell_at(), self.single.tell_at(), self.gives_up_at()].into_iter().flatten().min()
+        [self.refused.tell_at(), self.gives_up_at()].into_iter().flatten().min()
     }
 
     fn gives_up_at(&self) -> Option<Instant> {
         let waits = self.shared.options.is_bounded() && !self.gave_up;
-        let since =
-            [self.queues.longest(), self.single.longest()].into_iter().flatten().map(|(since, _)| since);
-        since.min().filter(|_| waits).map(|since| since + BOUNDED_PATIENCE)
+        let (since, _) = self.refused.longest().filter(|_| waits)?;
+        Some(since + BOUNDED_PATIENCE)
     }
 
     /// Says what is refused, at first and then each minute, and ends a bounded run over it.
     fn tell_refusals(&mut self) {
-        let now = Instant::now();
-        for (queue, reason) in self.queues.take_due(now) {
-            let tasks = self.waiting.iter().filter(|job| job.copy.to.name == queue).count();
-            log::warn!(
-                "no copy is taken for {queue} ({reason}): the tasks wait here, unacknowledged, until it is ({tasks} now)"
-            );
-        }
-        for (number, reason) in self.single.take_due(now) {
-            if let Some(job) = self.waiting.iter().find(|job| job.number == number) {
-                let (id, queue) = (output::escape(job.original.id()), &job.copy.to.name);
-                log::warn!(
-                    "no copy of the task {id} is taken for {queue} ({reason}): it waits here, unacknowledged, until it \
-                     is"
-                );
-            }
-        }
-        if self.gives_up_at().is_some_and(|at| at <= now) {
+        self.refused.tell(&self.waiting.iter());
+        if self.gives_up_at().is_some_and(|at| at <= Instant::now()) {
             self.gave_up = true;
-            let reasons = [self.queues.longest(), self.single.longest()].into_iter().flatten();
-            let reason = reasons.min().map_or("", |(_, reason)| reason);
+            let reason = self.refused.longest().map_or("", |(_, reason)| reason);
             let queue = &self.shared.options.queue.name;
             // The pool is gone only when the process is about to be.
             let _ = self.events.send(Event::Fatal(Error::try_again(format!(
@@ -564,21 +514,4 @@ impl Limit {
         let over = self.told.elapsed() < LIMIT_VALID && length as u64 > self.bytes;
         over.then_some(Answer::TooLarge { length, limit: self.bytes })
     }
-}
-
-/// Connects on a thread of its own: what comes, and the end of the worker, is heard meanwhile.
-fn open(shared: &Arc<Shared>) -> Link {
-    let (sender, opened) = crossbeam_channel::bounded(1);
-    let spawned = thread::Builder::new().name("connect".into()).spawn({
-        let (sender, shared) = (sender.clone(), Arc::clone(shared));
-        move || {
-            let opened = Publisher::open_carefully(&shared.options.session, &shared.options.queue);
-            // Nobody listens any more when the worker has ended meanwhile.
-            let _ = sender.send(opened);
-        }
-    });
-    if let Err(error) = spawned {
-        let _ = sender.send(Err(Error::internal(format!("cannot start a thread: {error}"))));
-    }
-    Link::Opening(opened)
 }
