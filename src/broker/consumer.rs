@@ -47,6 +47,7 @@ impl Delivery<'_> {
     /// # Errors
     /// The channel or connection is gone, and the broker will deliver the task again.
     pub fn ack(self) -> Result<(), Fault> {
+        self.channel.note_answer();
         self.channel.call("basic.ack", |amqp| self.amqp.ack(amqp))
     }
 
@@ -55,6 +56,7 @@ impl Delivery<'_> {
     /// # Errors
     /// The channel or connection is gone, and the broker will deliver the task again anyway.
     pub fn requeue(self) -> Result<(), Fault> {
+        self.channel.note_answer();
         self.channel.call("basic.reject", |amqp| self.amqp.reject(amqp, true))
     }
 }
@@ -145,6 +147,7 @@ impl Drop for Consumer<'_> {
 fn into_next(channel: &Channel, message: ConsumerMessage) -> Next<'_> {
     match message {
         ConsumerMessage::Delivery(mut delivery) => {
+            channel.note_delivery();
             let properties = Properties::from(std::mem::take(&mut delivery.properties));
             Next::Delivery(Delivery { amqp: delivery, properties, channel })
         }

@@ -21,15 +21,6 @@ pub fn count_messages(session: &mut Session, name: &str) -> Result<Count, Fault>
     look(session, name).map(|(_, count)| count)
 }
 
-/// Whether nothing is ready in the queue, as the queue itself says: it is asked for a message, which goes back to its
-/// place.
-///
-/// # Errors
-/// As [`count_messages`]; also where the queue does not answer.
-pub fn is_empty_for_certain(session: &mut Session, name: &str) -> Result<bool, Fault> {
-    get_and_give_back(&session.open_channel()?, name)
-}
-
 /// Deletes what is ready in the queue and returns how much that was.
 ///
 /// # Errors

@@ -253,7 +253,7 @@ mod tests {
             (secs(15), 40, Duration::from_millis(2)),
             (secs(16), 400, Duration::ZERO),
             // A flood.
-            (LONGEST_PATIENCE - secs(5), 1 << 40, secs(5)),
+            (LONGEST_PATIENCE.saturating_sub(secs(5)), 1 << 40, secs(5)),
             (LONGEST_PATIENCE, 1 << 40, Duration::ZERO),
         ] {
             assert_eq!(more_time(timeout, waited, bytes), more, "{bytes} bytes in {waited:?}");

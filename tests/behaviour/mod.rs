@@ -49,6 +49,7 @@ mod persistent;
 
 mod copies_refused;
 mod dead;
+mod dead_lettered;
 mod dead_quorum;
 mod delay;
 mod poison;
