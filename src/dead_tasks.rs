@@ -1,39 +1,28 @@
 //! The tasks in `<queue>.dead`: looked at without taking them out, and sent again without losing them.
 
-use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::collections::{HashSet, VecDeque};
 
-use crossbeam_channel::never;
-
-use self::walk::{Channels, Manner, Walk};
+use self::mover::{Mover, Moving, WINDOW};
+use self::refresher::Refresher;
+use self::walk::{Channels, Event, Manner, Walk};
 use crate::broker::{
-    Body, CopyForm, Count, Delivery, Fault, Kind, Properties, Publisher, Purpose, QueueSpec, Record, Session,
-    SessionOptions, Settlement, Wake, count_messages, is_empty_for_certain, kind_of, purge,
+    Consumer, Count, DeadLettering, Delivery, Fault, Kind, Properties, Publisher, Purpose, QueueSpec, Record,
+    Session, SessionOptions, count_messages, kind_of, purge,
 };
 use crate::error::{Error, Result};
 
+mod mover;
+mod refresher;
 mod walk;
 
-/// Copies under way at a time when dead tasks are sent again.
-const WINDOW: u16 = 100;
-/// How long to wait for what was only looked at to be back in its queue, and the pause between two looks: a quorum queue
-/// takes a moment. Whoever comes next finds all of it then.
-const BACK_WITHIN: Duration = Duration::from_secs(3);
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 /// Dead tasks that are taken together when they are deleted one by one: only they are in memory, without their bodies.
 const PURGED_AT_ONCE: u32 = 1000;
-/// How long a copy may take to be confirmed.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
-/// To look at a task counts as a delivery of it, and a quorum queue may drop a task after so many: RabbitMQ 4 after 20.
-/// Well before that the task is replaced by a copy that was never delivered, at the price of its place in the row. In a
-/// queue of taskq's own too: a policy may lower the limit that it was declared with, and AMQP does not tell of policies.
-const WORN: u64 = 10;
 
 /// One dead task, as a person looks at it.
 pub struct DeadTask<'a> {
     /// Its properties.
     pub properties: &'a Properties,
-    /// What taskq wrote about it.
+    /// What taskq wrote about it, and where the broker itself moved it here, what that says.
     pub record: Record,
     /// Any bytes.
     pub body: &'a [u8],
@@ -67,9 +56,9 @@ pub fn browse(
 ) -> Result<()> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(()) };
     let channels = Channels::open(&mut place.session, place.ready, Manner::Held)?;
-    browse_on(&channels, options, &mut place, look)?;
-    channels.close()?;
-    place.see_them_back(place.ready);
+    let looked = browse_on(&channels, options, &mut place, look);
+    let closed = channels.close(&mut place.session, &place.dead.name);
+    looked.and(closed)?;
     place.session.close();
     Ok(())
 }
@@ -81,27 +70,45 @@ fn browse_on(
     look: &mut dyn FnMut(&DeadTask<'_>) -> bool,
 ) -> Result<()> {
     let Place { session, dead, ready } = place;
-    let mut refresher = Refresher { options, dead, mover: None, failed: false };
+    let mut refresher = Refresher::new(options, dead);
     let mut walk = Walk::new(channels, session, &dead.name, *ready, Manner::Held);
-    let mut looking = true;
-    while let Some(delivery) = walk.next()? {
-        let properties = delivery.properties();
-        let task = DeadTask { properties, record: properties.record(), body: delivery.body() };
-        looking = looking && look(&task);
-        // What is worn is at the front. Everything else is never answered: it goes back to its place when its channel
-        // closes.
-        if is_worn(&delivery) {
-            refresher.refresh(delivery);
-        } else if !looking {
-            break;
+    let walked = walk.each(|event| {
+        let mut looking = true;
+        match event {
+            Event::Task(delivery) => {
+                let properties = delivery.properties();
+                let task = DeadTask { properties, record: record_of(properties), body: delivery.body() };
+                looking = look(&task);
+                refresher.consider(delivery);
+            }
+            Event::Extra(delivery) => refresher.consider(delivery),
+            Event::Pause => refresher.refresh_worn(),
         }
-    }
+        Ok(looking)
+    });
     refresher.close();
-    walk.stop()
+    walked
 }
 
-fn is_worn(delivery: &Delivery<'_>) -> bool {
-    delivery.properties().delivery_count().is_some_and(|count| count >= WORN)
+/// What is known of how the task ended. The broker's own word is the latest: what taskq copies comes without it.
+fn record_of(properties: &Properties) -> Record {
+    let record = properties.record();
+    let Some(DeadLettering { reason, queue, at }) = properties.dead_lettering() else { return record };
+    let from = queue.as_deref().unwrap_or("its queue");
+    let exit = match reason.as_str() {
+        "delivery_limit" => "the broker gave up on it: delivery limit".to_owned(),
+        "expired" => format!("it expired in {from}"),
+        "maxlen" => format!("dropped, {from} was full"),
+        "rejected" => "a consumer rejected it".to_owned(),
+        other => format!("moved by the broker: {other}"),
+    };
+    Record {
+        exit: Some(exit),
+        first_failed_at: record.first_failed_at.or(at),
+        failed_at: at.or(record.failed_at),
+        queue: queue.or(record.queue),
+        ..record
+    }
 }
 
 /// Sends the selected tasks to their queue again, as if they were new. Each is taken out only after the broker has
@@ -120,181 +127,59 @@ pub fn requeue(options: &SessionOptions, queue: &QueueSpec, selection: &Selectio
         Selection::Ids(_) => Manner::Held,
     };
     let channels = Channels::open(&mut place.session, place.ready, manner)?;
-    let mut mover = Mover::new(publisher);
-    let result = mover.run(&channels, &mut place, queue, selection, manner);
-    let Mover { publisher, done, .. } = mover;
+    let (done, moved) = move_on(&channels, publisher, options, &mut place, (queue, selection, manner));
     // The close is what makes sure that the last acknowledgements arrived.
-    let closed = channels.close();
-    publisher.close();
-    place.see_them_back(place.ready.saturating_sub(done.count));
+    let closed = channels.close(&mut place.session, &place.dead.name);
     place.session.close();
-    result.and(closed).map_err(|error| {
+    moved.and(closed).map_err(|error| {
         error.context(&format!("{} sent again, the others are still in {}", done.count, place.dead.name))
     })?;
     Ok(done)
 }
 
-/// Replaces tasks by copies, some of them at a time.
-struct Mover<'c> {
+fn move_on<'c>(
+    channels: &'c Channels,
     publisher: Publisher,
-    under_way: HashMap<u64, Moving<'c>>,
-    done: Requeued,
-}
-
-/// A task whose copy is published and not confirmed.
-struct Moving<'c> {
-    original: Delivery<'c>,
-    /// The copy is what was asked for.
-    counts: bool,
-}
-
-impl<'c> Mover<'c> {
-    fn new(publisher: Publisher) -> Self {
-        Self { publisher, under_way: HashMap::new(), done: Requeued::default() }
-    }
-
-    fn run(
-        &mut self,
-        channels: &'c Channels,
-        place: &mut Place,
-        queue: &QueueSpec,
-        selection: &Selection,
-        manner: Manner,
-    ) -> Result<()> {
-        let Place { session, dead, ready } = place;
-        let mut walk = Walk::new(channels, session, &dead.name, *ready, manner);
-        while let Some(delivery) = walk.next()? {
-            let wanted = match selection {
-                Selection::All => true,
-                Selection::Ids(ids) => ids.contains(delivery.properties().id()),
-            };
-            if wanted {
-                let copy = self.copy_of(&delivery, &Record::default());
-                self.replace(Moving { original: delivery, counts: true }, &queue.name, &copy)?;
-            } else if is_worn(&delivery) {
-                self.refresh(delivery, &dead.name)?;
-            }
-        }
-        self.finish()?;
-        walk.stop()
-    }
-
-    fn copy_of(&self, original: &Delivery<'_>, record: &Record) -> Properties {
-        original.properties().copy(record, CopyForm::Full, self.publisher.frame_max())
-    }
-
-    /// Puts a copy into the same queue. It is the same in everything but how often it was delivered, and its place.
-    fn refresh(&mut self, original: Delivery<'c>, name: &str) -> Result<()> {
-        let copy = self.copy_of(&original, &original.properties().record());
-        self.replace(Moving { original, counts: false }, name, &copy)
-    }
-
-    fn replace(&mut self, mut moving: Moving<'c>, to: &str, copy: &Properties) -> Result<()> {
-        let body = Body::new(moving.original.take_body());
-        match self.publisher.publish(to, &body, copy) {
-            Ok(tag) => self.under_way.insert(tag, moving),
-            Err(fault) => {
-                self.take_out_settled()?;
-                return Err(fault.into_error());
-            }
-        };
-        // The broker sends nothing more while so many are unanswered.
-        while self.publisher.is_busy() || self.under_way.len() >= usize::from(WINDOW) {
-            self.settle()?;
-        }
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        while !self.under_way.is_empty() {
-            self.settle()?;
-        }
-        Ok(())
-    }
-
-    /// Waits for confirms, and takes out what they confirm.
-    fn settle(&mut self) -> Result<()> {
-        let deadline = Instant::now() + CONFIRM_TIMEOUT;
-        match self.publisher.wait::<(), ()>(None, &never(), Some(deadline)) {
-            Wake::Settled => {}
-            Wake::Blocked(reason) => {
-                log::warn!("the broker has blocked publishing ({reason}); waiting for it to go on");
-                return Ok(());
-            }
-            Wake::Unblocked | Wake::Input(_) | Wake::Interrupted(()) => return Ok(()),
-            Wake::Lost(fault) => {
-                self.take_out_settled()?;
-                return Err(fault.into_error());
-            }
-            Wake::TimedOut => return Err(Error::try_again("the broker did not confirm in time")),
-        }
-        self.take_out_settled()
-    }
-
-    fn take_out_settled(&mut self) -> Result<()> {
-        for (tag, settlement) in self.publisher.take_settled() {
-            let Some(Moving { original, counts }) = self.under_way.remove(&tag) else { continue };
-            match settlement {
-                Settlement::Confirmed => {
-                    if counts {
-                        self.done.count += 1;
-                        self.done.ids.insert(original.properties().id().to_owned());
-                    }
-                    original.ack().map_err(Fault::into_error)?;
+    options: &SessionOptions,
+    place: &mut Place,
+    (queue, selection, manner): (&QueueSpec, &Selection, Manner),
+) -> (Requeued, Result<()>) {
+    let Place { session, dead, ready } = place;
+    let mut refresher = Refresher::new(options, dead);
+    let mut mover = Mover::new(publisher);
+    let mut wanted = VecDeque::new();
+    let mut walk = Walk::new(channels, session, &dead.name, *ready, manner);
+    let move_one = |mover: &mut Mover<'c>, task: Moving<'c>| {
+        // As if new, but for what is missing of it.
+        let dropped = task.original.properties().record().dropped;
+        mover.replace(task, &queue.name, &Record { dropped, ..Record::default() })
+    };
+    let walked = walk.each(|event| {
+        match event {
+            Event::Task(delivery) => match selection {
+                Selection::All => move_one(&mut mover, delivery.into())?,
+                Selection::Ids(ids) if ids.contains(delivery.properties().id()) => {
+                    wanted.push_back(Moving::from(delivery));
                 }
-                Settlement::Unroutable => {
-                    return Err(Error::configuration("the queue to send them to is gone"));
+                Selection::Ids(_) => refresher.consider(delivery),
+            },
+            Event::Extra(delivery) => refresher.consider(delivery),
+            Event::Pause => {
+                while let Some(task) = wanted.pop_front() {
+                    move_one(&mut mover, task)?;
                 }
-                Settlement::Nacked => {
-                    return Err(Error::try_again("the broker refused a copy; is the queue full?"));
-                }
+                mover.finish()?;
+                refresher.refresh_worn();
             }
         }
-        Ok(())
+        Ok(true)
+    });
+    let (done, left) = mover.close();
+    for task in left.into_iter().chain(wanted) {
+        refresher.consider(task);
     }
-}
-
-/// Refreshes worn tasks for somebody who only wants to look: connects when there are any, and failing is no error.
-struct Refresher<'o, 'c> {
-    options: &'o SessionOptions,
-    dead: &'o QueueSpec,
-    mover: Option<Mover<'c>>,
-    failed: bool,
-}
-
-impl<'c> Refresher<'_, 'c> {
-    fn refresh(&mut self, original: Delivery<'c>) {
-        if !self.failed {
-            let refreshed = self.try_refresh(original);
-            self.note(refreshed);
-        }
-    }
-
-    fn try_refresh(&mut self, original: Delivery<'c>) -> Result<()> {
-        let mover = match &mut self.mover {
-            Some(mover) => mover,
-            none => none.insert(Mover::new(Publisher::open_carefully(self.options, self.dead)?)),
-        };
-        mover.refresh(original, &self.dead.name)
-    }
-
-    fn note(&mut self, refreshed: Result<()>) {
-        if let Err(error) = refreshed {
-            self.failed = true;
-            log::warn!(
-                "tasks in {} were looked at more than {WORN} times, and could not be replaced by copies ({error}); a \
-                 quorum queue drops what was delivered too often, by default 20 times on RabbitMQ 4",
-                self.dead.name
-            );
-        }
-    }
-
-    fn close(mut self) {
-        let Some(mut mover) = self.mover.take() else { return };
-        let finished = mover.finish();
-        mover.publisher.close();
-        self.note(finished);
-    }
+    refresher.close();
+    (done, walked)
 }
 
 /// Deletes the oldest dead tasks, so many of them, one by one, and returns how many there were. Any that die meanwhile
@@ -354,6 +239,28 @@ fn count_again(session: &mut Session, name: &str) -> Result<u32> {
     }
 }
 
+/// Whether the queue is empty, as it says itself: one whose leader does not answer counts no messages, and not even the
+/// consumer that it is asked by.
+fn is_empty(session: &mut Session, options: &SessionOptions, dead: &QueueSpec) -> Result<bool> {
+    let channels = Channels::open(session, 1, Manner::Held)?;
+    let mut refresher = Refresher::new(options, dead);
+    let empty = {
+        let consumer = Consumer::start(channels.first()?, &dead.name, 1, None).map_err(Fault::into_error)?;
+        let Count { ready, consumers } = count_messages(session, &dead.name).map_err(Fault::into_error)?;
+        consumer.cancel().map_err(Fault::into_error)?;
+        // One has come after all.
+        let come = consumer.leftover();
+        let empty = ready == 0 && consumers > 0 && come.is_none();
+        if let Some(delivery) = come {
+            refresher.consider(delivery);
+        }
+        empty
+    };
+    refresher.close();
+    channels.close(session, &dead.name)?;
+    Ok(empty)
+}
+
 /// A connection, and what was in the queue of dead tasks when it was opened.
 struct Place {
     session: Session,
@@ -373,18 +280,12 @@ impl Place {
         }
         match count_messages(&mut session, &dead.name) {
             Ok(Count { ready: 0, .. }) => {
-                let empty = is_empty_for_certain(&mut session, &dead.name).map_err(Fault::into_error)?;
+                let empty = is_empty(&mut session, options, &dead)?;
                 let ready = if empty { 0 } else { count_again(&mut session, &dead.name)? };
                 Ok(Some(Self { session, dead, ready }))
             }
             Ok(Count { ready, .. }) => Ok(Some(Self { session, dead, ready })),
             Err(fault) if fault.kind == Kind::NotFound => Ok(None),
-            // Who may read a queue, and not configure it, is refused a look at one that is missing.
-            Err(fault) if fault.kind == Kind::Refused => match is_empty_for_certain(&mut session, &dead.name)
-            {
-                Err(missing) if missing.kind == Kind::NotFound => Ok(None),
-                _ => Err(fault.into_error()),
-            },
             Err(fault) => Err(fault.into_error()),
         }
     }
@@ -394,25 +295,16 @@ impl Place {
         let channels = Channels::open(&mut self.session, count, Manner::Held)?;
         let mut walk = Walk::new(&channels, &mut self.session, &self.dead.name, count, Manner::Held);
         let mut taken = Vec::new();
-        while let Some(mut delivery) = walk.next()? {
-            drop(delivery.take_body());
-            taken.push(delivery);
-        }
-        walk.stop()?;
-        drop(walk);
+        walk.each(|event| {
+            if let Event::Task(mut delivery) = event {
+                drop(delivery.take_body());
+                taken.push(delivery);
+            }
+            Ok(true)
+        })?;
         let deleted = u32::try_from(taken.len()).unwrap_or(u32::MAX);
         taken.into_iter().try_for_each(Delivery::ack).map_err(Fault::into_error)?;
-        channels.close()?;
+        channels.close(&mut self.session, &self.dead.name)?;
         Ok(deleted)
-    }
-
-    /// Waits until so many are ready again. Not for ever: others may have taken some.
-    fn see_them_back(&mut self, wanted: u32) {
-        let deadline = Instant::now() + BACK_WITHIN;
-        while count_messages(&mut self.session, &self.dead.name).is_ok_and(|counted| counted.ready < wanted)
-            && Instant::now() < deadline
-        {
-            std::thread::sleep(LOOK_AGAIN_AFTER);
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! One AMQP channel, owned by the thread that uses it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use amiquip::ConsumerMessage;
@@ -19,6 +19,8 @@ pub struct Channel {
     /// when it finds a consumer's receiver gone, which a cancel or close can make it look for at any time
     /// (AMIQUIP.md, H1). Declared after the channel, so dropped after it.
     keepalive: RefCell<Vec<Receiver<ConsumerMessage>>>,
+    /// Deliveries that came and are not settled.
+    unanswered: Cell<u32>,
     kill: KillSwitch,
     rpc_timeout: Duration,
     /// See [`Channel::holding_for`].
@@ -28,7 +30,7 @@ pub struct Channel {
 impl Channel {
     pub(super) fn new(amqp: amiquip::Channel, kill: KillSwitch, rpc_timeout: Duration) -> Self {
         let keepalive = RefCell::new(Vec::new());
-        Self { amqp: Some(amqp), keepalive, kill, rpc_timeout, hold: None }
+        Self { amqp: Some(amqp), keepalive, kill, rpc_timeout, hold: None, unanswered: Cell::new(0) }
     }
 
     /// The broker is to wait for so long for the acknowledgement of what is delivered on this channel. Only where
@@ -41,6 +43,20 @@ impl Channel {
 
     pub(super) fn hold(&self) -> Option<Duration> {
         self.hold
+    }
+
+    /// How many deliveries of its consumers were taken and are not settled.
+    #[must_use]
+    pub fn unanswered(&self) -> u32 {
+        self.unanswered.get()
+    }
+
+    pub(super) fn note_delivery(&self) {
+        self.unanswered.set(self.unanswered.get().saturating_add(1));
+    }
+
+    pub(super) fn note_answer(&self) {
+        self.unanswered.set(self.unanswered.get().saturating_sub(1));
     }
 
     /// Calls amiquip under the channel's deadline, which begins anew as long as other things arrive; `what` names the
@@ -78,6 +94,15 @@ impl Channel {
         let mut receivers = self.keepalive.borrow_mut();
         receivers.retain(|receiver| !matches!(receiver.try_recv(), Err(TryRecvError::Disconnected)));
         receivers.push(receiver);
+    }
+
+    /// Gives back all that was delivered and is not settled. A nack, because RabbitMQ 4.3 does not count it as a delivery
+    /// that failed; earlier versions count every way back.
+    ///
+    /// # Errors
+    /// The channel or connection is gone.
+    pub fn give_all_back(&self) -> Result<(), Fault> {
+        self.call("basic.nack", |amqp| amqp.nack_all(true))
     }
 
     /// Closes the channel. When it returns `Ok`, the broker has processed everything sent on it before,

@@ -89,6 +89,7 @@ impl Delivery<'_> {
     /// # Errors
     /// The channel or connection is gone, and the broker will deliver the task again.
     pub fn ack(self) -> Result<(), Fault> {
+        self.channel.note_answer();
         self.channel.call("basic.ack", |amqp| self.amqp.ack(amqp))
     }
 
@@ -98,6 +99,7 @@ impl Delivery<'_> {
     /// # Errors
     /// The channel or connection is gone, and the broker will deliver the task again anyway.
     pub fn requeue(self) -> Result<(), Fault> {
+        self.channel.note_answer();
         self.channel.call("basic.nack", |amqp| self.amqp.nack(amqp, true))
     }
 }
@@ -253,6 +255,7 @@ fn watched(
 fn into_next(channel: &Channel, message: ConsumerMessage) -> Next<'_> {
     match message {
         ConsumerMessage::Delivery(mut delivery) => {
+            channel.note_delivery();
             let properties = Properties::from(std::mem::take(&mut delivery.properties));
             Next::Delivery(Delivery { amqp: delivery, properties, channel })
         }

@@ -21,19 +21,6 @@ pub fn count_messages(session: &mut Session, name: &str) -> Result<Count, Fault>
     look(session, name).map(|(_, count)| count)
 }
 
-/// Whether nothing is ready in the queue, as the queue itself says: it is asked for a message, which goes back to its
-/// place.
-///
-/// # Errors
-/// As [`count_messages`]; also where the queue does not answer.
-pub fn is_empty_for_certain(session: &mut Session, name: &str) -> Result<bool, Fault> {
-    let channel = session.open_channel()?;
-    channel.call("basic.get", |amqp| match amqp.basic_get(name, false)? {
-        None => Ok(true),
-        Some(got) => got.reject(amqp, true).map(|()| false),
-    })
-}
-
 /// Deletes what is ready in the queue and returns how much that was.
 ///
 /// # Errors

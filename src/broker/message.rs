@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 
+use super::dead_lettering::DeadLettering;
 use super::frames::FRAME_OVERHEAD;
 use super::headers::{self, Dropped, Record};
 
@@ -147,6 +148,12 @@ impl Properties {
     #[must_use]
     pub fn delivery_count(&self) -> Option<u64> {
         headers::integer(self.0.headers().as_ref()?.get("x-delivery-count")?)
+    }
+
+    /// What the broker says where it has moved this message to its queue itself.
+    #[must_use]
+    pub fn dead_lettering(&self) -> Option<DeadLettering> {
+        DeadLettering::read(self.0.headers().as_ref()?)
     }
 
     /// The properties of a copy of this message that fits frames of `frame_max` bytes: everything of the original, as far

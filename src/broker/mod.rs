@@ -8,6 +8,7 @@ mod channel;
 mod consumer;
 mod contents;
 mod count;
+mod dead_lettering;
 mod desk;
 mod dial;
 mod fault;
@@ -30,7 +31,8 @@ mod watchdog;
 pub use book::Settlement;
 pub use channel::Channel;
 pub use consumer::{Consumer, Delivery, Message, Next, Watch};
-pub use count::{Count, count_messages, is_empty_for_certain, purge};
+pub use count::{Count, count_messages, purge};
+pub use dead_lettering::DeadLettering;
 pub use fault::{Fault, Kind, Scope};
 #[allow(unused_imports)] // For the bound on copies.
 pub use headers::Record;

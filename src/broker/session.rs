@@ -155,6 +155,13 @@ impl Session {
         self.sightings.frame_max().unwrap_or(FRAME_MAX) as usize
     }
 
+    /// Whether a quorum queue takes back in their order what is given back together. RabbitMQ before 4.0 does so where
+    /// they are left behind by a channel that ends, and not where they are nacked.
+    #[must_use]
+    pub fn keeps_order_of_nacks(&self) -> bool {
+        keeps_order_of_nacks(&self.server.name)
+    }
+
     /// Tells when the broker blocks and unblocks publishing.
     pub(super) fn blocked(&self) -> &Receiver<ConnectionBlockedNotification> {
         &self.blocked
@@ -185,6 +192,12 @@ impl Drop for Session {
     }
 }
 
+fn keeps_order_of_nacks(server: &str) -> bool {
+    let major =
+        server.strip_prefix("RabbitMQ ").and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+    major.is_some_and(|major| major >= 4)
+}
+
 /// The cause behind amiquip's view of an end, where it is known here: a deadline that passed, or what the peer sent.
 pub(super) fn explain(fault: Fault, kill: &KillSwitch) -> Fault {
     if fault.kind == Kind::Lost { fault.because(kill.fired()) } else { fault }
@@ -194,4 +207,22 @@ pub(super) fn explain(fault: Fault, kill: &KillSwitch) -> Fault {
 #[must_use]
 pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_rabbitmq_4_is_trusted_with_nacks() {
+        for (server, trusted) in [
+            ("RabbitMQ 3.10.8", false),
+            ("RabbitMQ 4.0.5", true),
+            ("RabbitMQ 10.0", true),
+            ("RabbitMQ", false),
+            ("LavinMQ 4.0", false),
+        ] {
+            assert_eq!(keeps_order_of_nacks(server), trusted, "{server}");
+        }
+    }
 }

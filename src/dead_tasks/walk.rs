@@ -7,10 +7,19 @@ use crossbeam_channel::never;
 use crate::broker::{Channel, Consumer, Count, Delivery, Fault, Next, Session, count_messages};
 use crate::error::{Error, Result};
 
-/// The most unanswered tasks that AMQP lets a consumer have. A quorum queue takes "no limit" for 2,000.
-const MOST: u16 = u16::MAX;
+/// Tasks that one consumer brings where nearly all go back. What is to be done about some of them is done when it has
+/// brought all, so that so many bodies may be in memory.
+const ROOM: u32 = 1000;
+/// A connection has some two thousand channels, and each consumer needs one: where there are more tasks than that brings,
+/// each brings more.
+const MOST_CHANNELS: u32 = 1000;
 /// The broker sends what it has at once: when nothing comes for so long, it is asked.
 const SILENCE: Duration = Duration::from_secs(3);
+
+/// How long to wait for what a channel gives back to be in its queue again, and the pause between two looks: a quorum
+/// queue takes a moment.
+const BACK_WITHIN: Duration = Duration::from_secs(3);
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// What becomes of the tasks meanwhile.
 #[derive(Clone, Copy)]
@@ -22,21 +31,21 @@ pub(super) enum Manner {
 }
 
 impl Manner {
-    /// No more than `left` tasks are wanted: each that is handed out counts.
-    fn prefetch(self, left: u32) -> u16 {
-        let most = match self {
-            Self::Held => MOST,
-            Self::Answered(at_a_time) => at_a_time,
-        };
-        u16::try_from(left).map_or(most, |left| left.min(most))
-    }
-
-    /// How many tasks one consumer brings.
-    fn room(self) -> u32 {
+    /// How many tasks one consumer brings, of so many.
+    fn room(self, count: u32) -> u32 {
         match self {
-            Self::Held => u32::from(MOST),
+            Self::Held => ROOM.max(count.div_ceil(MOST_CHANNELS)).min(u32::from(u16::MAX)),
             Self::Answered(_) => u32::MAX,
         }
+    }
+
+    /// How many of these it may have unanswered. No more than are wanted: to be handed out counts.
+    fn prefetch(self, wanted: u32) -> u16 {
+        let most = match self {
+            Self::Held => u16::MAX,
+            Self::Answered(at_a_time) => at_a_time,
+        };
+        u16::try_from(wanted).map_or(most, |wanted| wanted.min(most))
     }
 }
 
@@ -46,15 +55,67 @@ pub(super) struct Channels(Vec<Channel>);
 
 impl Channels {
     pub(super) fn open(session: &mut Session, count: u32, manner: Manner) -> Result<Self> {
-        let needed = count.div_ceil(manner.room()).max(1);
+        let needed = count.div_ceil(manner.room(count)).max(1);
         let opened: std::result::Result<_, _> = (0..needed).map(|_| session.open_channel()).collect();
         opened.map(Self).map_err(Fault::into_error)
     }
 
-    /// Gives back what was not answered, the oldest first. When it returns, the answers have arrived too.
-    pub(super) fn close(self) -> Result<()> {
-        self.0.into_iter().try_for_each(Channel::close).map_err(Fault::into_error)
+    /// Gives back to the queue what was not answered, the oldest first, and waits for each part to be there: what two
+    /// channels give back at the same time would come in any order, and whoever looks next should find all of it. When it
+    /// returns, the answers have arrived too.
+    pub(super) fn close(self, session: &mut Session, queue: &str) -> Result<()> {
+        let mut back = BackInPlace::begin(session, queue);
+        for channel in self.0 {
+            let unanswered = channel.unanswered();
+            if unanswered > 0 && session.keeps_order_of_nacks() {
+                channel.give_all_back().map_err(Fault::into_error)?;
+            }
+            channel.close().map_err(Fault::into_error)?;
+            back.wait_for(unanswered, session, queue);
+        }
+        Ok(())
     }
+
+    pub(super) fn first(&self) -> Result<&Channel> {
+        self.0.first().ok_or_else(|| Error::internal("no channel was opened"))
+    }
+}
+
+/// How many are ready again.
+struct BackInPlace {
+    ready: u32,
+    /// Others have taken some, or the queue does not answer: nothing more is waited for.
+    given_up: bool,
+}
+
+impl BackInPlace {
+    fn begin(session: &mut Session, queue: &str) -> Self {
+        let counted = count_messages(session, queue);
+        Self { ready: counted.as_ref().map_or(0, |count| count.ready), given_up: counted.is_err() }
+    }
+
+    /// Waits until so many more are.
+    fn wait_for(&mut self, more: u32, session: &mut Session, queue: &str) {
+        self.ready += more;
+        let deadline = Instant::now() + BACK_WITHIN;
+        while more > 0 && !self.given_up {
+            match count_messages(session, queue) {
+                Ok(Count { ready, .. }) if ready >= self.ready => return,
+                Ok(_) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN_AFTER),
+                Ok(_) | Err(_) => self.given_up = true,
+            }
+        }
+    }
+}
+
+/// What a walk meets.
+pub(super) enum Event<'c> {
+    /// The next task.
+    Task(Delivery<'c>),
+    /// One that was handed out and is not asked for.
+    Extra(Delivery<'c>),
+    /// Nothing is handed out just now. In between, each answer to a task would have the broker hand out one more.
+    Pause,
 }
 
 /// A walk through the first tasks of a queue, oldest first.
@@ -64,10 +125,10 @@ pub(super) struct Walk<'c, 'p> {
     session: &'p mut Session,
     queue: &'p str,
     manner: Manner,
+    /// How many tasks a consumer brings.
+    room: u32,
     /// Tasks still to come.
     left: u32,
-    /// None before the first step.
-    window: Option<Window<'c>>,
 }
 
 impl<'c, 'p> Walk<'c, 'p> {
@@ -79,53 +140,77 @@ impl<'c, 'p> Walk<'c, 'p> {
         count: u32,
         manner: Manner,
     ) -> Self {
-        Self { channels: channels.0.iter(), session, queue, manner, left: count, window: None }
+        let room = manner.room(count);
+        Self { channels: channels.0.iter(), session, queue, manner, room, left: count }
     }
 
-    /// The next task; `None` after the last one, and when others have taken the rest.
+    /// Hands on one task after the other, until `take` returns false or an error, or others have taken the rest.
     ///
     /// # Errors
-    /// Try again: there are more, and the broker does not hand them out. Or the broker's.
-    pub(super) fn next(&mut self) -> Result<Option<Delivery<'c>>> {
-        let mut silences = 0;
-        while self.left > 0 {
-            let Some(window) = self.window.as_mut().filter(|window| !window.used_up) else {
-                if !self.relieve()? {
-                    break;
-                }
-                continue;
-            };
-            if let Some(delivery) = window.next().map_err(Fault::into_error)? {
-                self.left -= 1;
-                return Ok(Some(delivery));
+    /// Try again: there are more, and the broker does not hand them out. Or the broker's, or that of `take`.
+    pub(super) fn each(&mut self, mut take: impl FnMut(Event<'c>) -> Result<bool>) -> Result<()> {
+        let mut going_on = true;
+        while going_on && self.left > 0 {
+            let Some(channel) = self.channels.next() else { break };
+            let room = self.room.min(self.left);
+            let consumer = Consumer::start(channel, self.queue, self.manner.prefetch(room), None)
+                .map_err(Fault::into_error)?;
+            let walked = self.through(&consumer, room, &mut take);
+            let cancelled = consumer.cancel().map_err(Fault::into_error);
+            while let Some(delivery) = consumer.leftover() {
+                take(Event::Extra(delivery))?;
             }
-            if window.open {
-                silences += 1;
-                self.ask(silences)?;
-            }
+            going_on = walked.and_then(|going_on| cancelled.map(|()| going_on))?;
+            take(Event::Pause)?;
         }
-        Ok(None)
+        Ok(())
     }
 
-    /// The next channel's consumer takes over, where there is one.
-    fn relieve(&mut self) -> Result<bool> {
-        let Some(channel) = self.channels.next() else { return Ok(false) };
-        let prefetch = self.manner.prefetch(self.left);
-        let consumer = Consumer::start(channel, self.queue, prefetch, None).map_err(Fault::into_error)?;
-        self.window = Some(Window { consumer, room: self.manner.room(), open: true, used_up: false });
+    /// Returns whether to go on with another consumer.
+    fn through(
+        &mut self,
+        consumer: &Consumer<'c>,
+        mut room: u32,
+        take: &mut impl FnMut(Event<'c>) -> Result<bool>,
+    ) -> Result<bool> {
+        let mut silences = 0;
+        while room > 0 {
+            match consumer.next(&never(), &never(), Some(Instant::now() + SILENCE)) {
+                Next::Delivery(delivery) => {
+                    silences = 0;
+                    room -= 1;
+                    self.left -= 1;
+                    if !take(Event::Task(delivery))? {
+                        return Ok(false);
+                    }
+                }
+                Next::Stopped | Next::Woken | Next::TimedOut => {
+                    silences += 1;
+                    if !self.has_more(silences)? {
+                        // What was on its way has arrived when this returns.
+                        consumer.cancel().map_err(Fault::into_error)?;
+                        while let Some(delivery) = consumer.leftover() {
+                            take(Event::Task(delivery))?;
+                        }
+                        return Ok(false);
+                    }
+                }
+                Next::Ended(fault) => return Err(fault.into_error()),
+            }
+        }
         Ok(true)
     }
 
     /// Nothing comes: either there is nothing more, or the broker has a reason of its own.
-    fn ask(&mut self, silences: u32) -> Result<()> {
+    fn has_more(&mut self, silences: u32) -> Result<bool> {
         let Count { ready, consumers } =
             count_messages(self.session, self.queue).map_err(Fault::into_error)?;
         // Where not even this consumer is counted, nobody answers for the queue.
         if ready == 0 && consumers > 0 {
-            return self.stop();
+            return Ok(false);
         }
         if silences < 2 {
-            return Ok(());
+            return Ok(true);
         }
         let what = if consumers == 0 {
             "nobody answers for it".to_owned()
@@ -133,47 +218,5 @@ impl<'c, 'p> Walk<'c, 'p> {
             format!("more tasks are ready there: {ready}")
         };
         Err(Error::try_again(format!("the broker does not hand out what is in {}; {what}", self.queue)))
-    }
-
-    /// Takes nothing more. What came and is not answered stays with its channel.
-    pub(super) fn stop(&mut self) -> Result<()> {
-        self.window.as_mut().map_or(Ok(()), Window::close).map_err(Fault::into_error)
-    }
-}
-
-/// One consumer, and how much it may still bring.
-struct Window<'c> {
-    consumer: Consumer<'c>,
-    room: u32,
-    open: bool,
-    /// It is closed, and what was on its way has been taken as well.
-    used_up: bool,
-}
-
-impl<'c> Window<'c> {
-    /// `None` when it is used up, and when nothing comes for a time.
-    fn next(&mut self) -> std::result::Result<Option<Delivery<'c>>, Fault> {
-        if self.room == 0 {
-            self.close()?;
-        }
-        if !self.open {
-            // Answers have made room for some more.
-            let delivery = self.consumer.leftover();
-            self.used_up = delivery.is_none();
-            return Ok(delivery);
-        }
-        match self.consumer.next(&never(), &never(), Some(Instant::now() + SILENCE)) {
-            Next::Delivery(delivery) => {
-                self.room -= 1;
-                Ok(Some(delivery))
-            }
-            Next::Stopped | Next::Woken | Next::TimedOut => Ok(None),
-            Next::Ended(fault) => Err(fault),
-        }
-    }
-
-    /// Nothing more is sent; what is on its way has arrived.
-    fn close(&mut self) -> std::result::Result<(), Fault> {
-        if std::mem::take(&mut self.open) { self.consumer.cancel() } else { Ok(()) }
     }
 }

@@ -10,6 +10,9 @@ use crate::support::handler::{attempt, body, header};
 /// More than any limit in these tests.
 const LOOKS: u32 = 24;
 
+/// The lowest that allows for more than one look at all.
+const LOWEST_LIMIT: i32 = 2;
+
 /// Two dead tasks, `a` and `b`.
 fn two_dead(sandbox: &Sandbox, kind: &str) {
     for id in ["a", "b"] {
@@ -61,7 +64,7 @@ fn dead_tasks_in_taskqs_own_quorum_queue_can_be_looked_at_for_ever() {
 #[test]
 fn dead_tasks_in_a_queue_that_drops_what_is_delivered_often_are_renewed_in_time() {
     let sandbox = Sandbox::new();
-    let limited = [("x-queue-type", text("quorum")), ("x-delivery-limit", number(15))];
+    let limited = [("x-queue-type", text("quorum")), ("x-delivery-limit", number(LOWEST_LIMIT))];
     sandbox.broker().declare_with(&sandbox.dead_queue(), durable(arguments(&limited)));
     two_dead(&sandbox, "classic");
     look_often(&sandbox);
@@ -72,11 +75,34 @@ fn dead_tasks_in_a_queue_that_drops_what_is_delivered_often_are_renewed_in_time(
 fn a_policy_that_drops_what_is_delivered_often_costs_no_dead_task() {
     let sandbox = Sandbox::new();
     let name = sandbox.dead_queue();
-    let policy = ["set_policy", &name, &format!("^{name}$"), r#"{"delivery-limit": 15}"#];
+    let policy =
+        ["set_policy", &name, &format!("^{name}$"), &format!(r#"{{"delivery-limit": {LOWEST_LIMIT}}}"#)];
     sandbox.node().ctl(&policy);
     two_dead(&sandbox, "quorum");
     look_often(&sandbox);
     sandbox.node().ctl(&["clear_policy", &name]);
+}
+
+#[test]
+fn dead_tasks_that_cannot_be_sent_again_are_not_worn_out_by_trying() {
+    const TASKS: usize = 150;
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    let dead = sandbox.dead_queue();
+    let limited = [("x-queue-type", text("quorum")), ("x-delivery-limit", number(LOWEST_LIMIT))];
+    broker.declare_with(&dead, durable(arguments(&limited)));
+    let full = [("x-max-length", number(0)), ("x-overflow", text("reject-publish"))];
+    broker.declare_with(&sandbox.queue, durable(arguments(&full)));
+    // More than are under way at a time.
+    let bodies = (0..TASKS).map(|n| n.to_string()).collect::<Vec<_>>().join("\n");
+    sandbox.taskq(["send", "--lines", "--queue", &dead]).feed(bodies).exits(0);
+    for _ in 0..LOWEST_LIMIT + 3 {
+        sandbox.taskq(["dead", "requeue", "--all"]).run().exits(75).says("0 sent again");
+    }
+    broker.wait_ready(&dead, u32::try_from(TASKS).unwrap());
+    let mut left: Vec<usize> = broker.bodies(&dead).iter().map(|body| body.parse().unwrap()).collect();
+    left.sort_unstable();
+    assert_eq!(left, (0..TASKS).collect::<Vec<_>>());
 }
 
 #[test]

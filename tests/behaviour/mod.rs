@@ -55,6 +55,7 @@ mod persistent;
 mod copies_refused;
 mod copy_forms;
 mod dead;
+mod dead_lettered;
 mod dead_quorum;
 mod delay;
 mod delivery_limit;

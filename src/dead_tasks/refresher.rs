@@ -1,0 +1,85 @@
+//! Keeps what is handed out again and again from being dropped for that.
+//!
+//! To look at a task is a delivery, and a quorum queue drops what goes back to it more often than its limit says. Measured
+//! with RabbitMQ 3.10, 4.0 and 4.3: each way back counts, whether a task is rejected or its channel or connection ends;
+//! only a nack does not, on 4.3. The limit may come from a policy, and AMQP does not tell of those.
+
+use super::mover::{Mover, Moving};
+use super::record_of;
+use crate::broker::{Properties, Publisher, QueueSpec, SessionOptions};
+use crate::error::Result;
+
+/// A task that has gone back so often is replaced by a copy, which has not, at the price of its place in the row: with a
+/// limit of 2, the smallest that allows for looking at all, its next way back would be its last.
+const WORN: u64 = 2;
+
+/// Refreshes worn tasks of those that go back: connects when there are any, and failing is told and no error.
+pub(super) struct Refresher<'o, 'c> {
+    options: &'o SessionOptions,
+    dead: &'o QueueSpec,
+    worn: Vec<Moving<'c>>,
+    mover: Option<Mover<'c>>,
+    failed: bool,
+}
+
+impl<'o, 'c> Refresher<'o, 'c> {
+    pub(super) fn new(options: &'o SessionOptions, dead: &'o QueueSpec) -> Self {
+        Self { options, dead, worn: Vec::new(), mover: None, failed: false }
+    }
+
+    /// This task goes back when its channel is closed, unless it is replaced before.
+    pub(super) fn consider(&mut self, task: impl Into<Moving<'c>>) {
+        let task = task.into();
+        if !self.failed && is_worn(task.original.properties()) {
+            self.worn.push(task);
+        }
+    }
+
+    /// Replaces them. Meanwhile nothing is to be handed out: the copies would be.
+    pub(super) fn refresh_worn(&mut self) {
+        for task in std::mem::take(&mut self.worn) {
+            if self.failed {
+                break;
+            }
+            let refreshed = self.refresh(task);
+            self.note(refreshed);
+        }
+        if let Some(mover) = self.mover.as_mut().filter(|_| !self.failed) {
+            let finished = mover.finish();
+            self.note(finished);
+        }
+    }
+
+    fn refresh(&mut self, task: Moving<'c>) -> Result<()> {
+        let mover = match &mut self.mover {
+            Some(mover) => mover,
+            none => none.insert(Mover::new(Publisher::open_carefully(self.options, self.dead)?)),
+        };
+        // The same in everything but how often it was delivered, and its place.
+        let record = record_of(task.original.properties());
+        mover.replace(task, &self.dead.name, &record)
+    }
+
+    fn note(&mut self, refreshed: Result<()>) {
+        if let Err(error) = refreshed {
+            self.failed = true;
+            log::warn!(
+                "tasks in {} went back there {WORN} times and more, and could not be replaced by copies ({error}); a \
+                 quorum queue drops what goes back more often than its limit says",
+                self.dead.name
+            );
+        }
+    }
+
+    /// Ends with the last of them.
+    pub(super) fn close(mut self) {
+        self.refresh_worn();
+        if let Some(mover) = self.mover.take() {
+            mover.close();
+        }
+    }
+}
+
+fn is_worn(properties: &Properties) -> bool {
+    properties.delivery_count().is_some_and(|count| count >= WORN)
+}
