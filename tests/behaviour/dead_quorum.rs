@@ -119,7 +119,9 @@ fn who_may_only_read_is_told_that_dead_tasks_wear_out() {
         assert_eq!(listed.stdout_lines().len(), 3);
         told += u32::from(listed.stderr.contains("could not be replaced"));
     }
-    assert!(told > 0, "nothing was said");
+    // A look that does not count wears nothing out.
+    let counts = sandbox.broker().version() < [4, 3, 0];
+    assert_eq!(told > 0, counts, "told {told} times");
     sandbox.broker().wait_ready(&sandbox.dead_queue(), 2);
 }
 
