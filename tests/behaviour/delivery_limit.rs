@@ -82,11 +82,12 @@ fn tasks_that_were_only_prefetched_are_not_dropped() {
 fn a_task_that_comes_back_for_the_first_time_keeps_its_place() {
     let sandbox = sandbox_with(3);
     sandbox.taskq(["send", "--lines"]).feed("first\nsecond\n").exits(0);
-    end_in_the_middle(&sandbox, &[], false);
-    end_in_the_middle(&sandbox, &[], false);
+    // Killed: RabbitMQ 4.3 does not count what a worker gives back itself.
+    end_in_the_middle(&sandbox, &[], true);
+    end_in_the_middle(&sandbox, &[], true);
     assert_eq!(sandbox.lines("runs"), ["first 0", "first 1"]);
     // The second time it is counted, which costs its place.
-    end_in_the_middle(&sandbox, &[], false);
+    end_in_the_middle(&sandbox, &[], true);
     assert_eq!(sandbox.lines("runs")[2], "second 0");
     let broker = sandbox.broker();
     broker.wait_ready(&sandbox.queue, 2);
