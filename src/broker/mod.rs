@@ -34,7 +34,6 @@ pub use consumer::{Consumer, Delivery, Message, Next, Watch};
 pub use count::{Count, count_messages, purge};
 pub use dead_lettering::DeadLettering;
 pub use fault::{Fault, Kind, Scope};
-#[allow(unused_imports)] // For the bound on copies.
 pub use headers::Record;
 pub use message::{CopyForm, MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
 pub use publisher::{Body, Publisher, Wake, confirm_patience};
