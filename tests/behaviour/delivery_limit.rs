@@ -69,6 +69,25 @@ fn a_limit_that_a_policy_sets_is_no_different() {
 }
 
 #[test]
+fn what_the_broker_gives_up_on_is_kept_where_a_policy_dead_letters_it() {
+    let sandbox = Sandbox::new();
+    let pattern = format!("^{}$", sandbox.queue.replace('.', "[.]"));
+    let policy = format!(
+        r#"{{"delivery-limit":1,"dead-letter-exchange":"","dead-letter-routing-key":"{}"}}"#,
+        sandbox.dead_queue()
+    );
+    sandbox.node().ctl(&["set_policy", &sandbox.queue, &pattern, &policy, "--apply-to", "queues"]);
+    sandbox.taskq(["send", "--queue-type", "quorum", "precious"]).run().exits(0);
+    for _ in 0..2 {
+        end_in_the_middle(&sandbox, &["--queue-type", "quorum"], true);
+    }
+    sandbox.broker().wait_ready(&sandbox.dead_queue(), 1);
+    let listed = sandbox.taskq(["dead", "list"]).run().exits(0);
+    assert!(listed.stdout_lines().iter().any(|line| line.contains("gave up") && line.contains("precious")));
+    sandbox.node().ctl(&["clear_policy", &sandbox.queue]);
+}
+
+#[test]
 fn tasks_that_were_only_prefetched_are_not_dropped() {
     let sandbox = sandbox_with(2);
     sandbox.taskq(["send", "--lines"]).feed("1\n2\n3\n4\n5\n").exits(0);
