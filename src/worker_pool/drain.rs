@@ -23,10 +23,11 @@ impl Drain {
         self.drain.close();
     }
 
-    /// Because the worker was sent a signal.
+    /// Because the worker was sent a signal. The drain first: whoever hears of the signal gives its task back, and must
+    /// not take it again.
     pub(super) fn begin_by_signal(&self) {
-        self.signal.close();
         self.begin();
+        self.signal.close();
     }
 
     /// Closes when it begins.
@@ -60,5 +61,24 @@ impl Latch {
 
     fn close(&self) {
         drop(lock(&self.open).take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_hears_of_the_signal_knows_of_the_drain() {
+        for _ in 0..1000 {
+            let drain = Drain::new();
+            let told = drain.clone();
+            let heard = std::thread::spawn(move || {
+                assert!(told.signalled().recv().is_err());
+                told.has_begun()
+            });
+            drain.begin_by_signal();
+            assert!(heard.join().unwrap());
+        }
     }
 }
