@@ -19,7 +19,10 @@ pub(super) const LONG: Duration = Duration::from_secs(30);
 /// For what is expected not to happen, and for time-outs.
 pub(super) const SHORT: Duration = Duration::from_millis(200);
 
-/// Keeps all that is written.
+/// What [`Captured`] keeps: far more than a test looks at, and `yes` writes gigabytes a second.
+const CAPTURED_MAX: usize = 16 << 20;
+
+/// Keeps what is written first.
 #[derive(Clone, Default)]
 pub(super) struct Captured(Arc<Mutex<Vec<u8>>>);
 
@@ -41,7 +44,9 @@ impl Captured {
 
 impl Write for Captured {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        let mut kept = self.0.lock().unwrap();
+        let room = CAPTURED_MAX - kept.len();
+        kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
         Ok(bytes.len())
     }
 
