@@ -98,8 +98,13 @@ pub fn run(options: Options, handlers: &Arc<HandlerFactory>, signals: &Receiver<
             End::Forced(exit) => return Ok(exit),
         }
         let closing = pool.join()?;
-        if let Some(error) = pool.fatal {
-            return Err(error);
+        match (pool.fatal, shared.last_returns()) {
+            (None, None) => {}
+            (Some(error), None) | (None, Some(error)) => return Err(error),
+            (Some(error), Some(last_returns)) => {
+                log::warn!("{last_returns}");
+                return Err(error);
+            }
         }
         log::debug!("{} tasks done", shared.count_finished());
         // Somebody sent more while the pool finished, or the connection was lost before that could be seen.

@@ -162,6 +162,13 @@ impl Session {
         keeps_order_of_nacks(&self.server.name)
     }
 
+    /// Whether a quorum queue counts towards its delivery limit what is given back by a nack. RabbitMQ does not from 4.3
+    /// on.
+    #[must_use]
+    pub fn counts_nacks(&self) -> bool {
+        self.server.ack_timeout != AckTimeout::PerConsumer
+    }
+
     /// Tells when the broker blocks and unblocks publishing.
     pub(super) fn blocked(&self) -> &Receiver<ConnectionBlockedNotification> {
         &self.blocked

@@ -10,8 +10,9 @@ use super::judge::{Judge, Judged, Keeping, Verdict, copy_on_arrival};
 use super::ledger::Unproven;
 use super::shared::Permit;
 use super::slot::{Pauses, Slot};
-use crate::broker::{Channel, Fault, QueueType};
+use crate::broker::{Channel, Delivery, Fault, QueueType};
 use crate::handler::Handler;
+use crate::output;
 use crate::shortage;
 
 /// At the end: how often to look after the last copies although no bell rang.
@@ -91,13 +92,12 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     }
 
     fn take(&mut self, waiting: Waiting<'c>, mut permit: Permit<'s>) -> Result<Step<'s>, Fault> {
-        let Waiting { mut delivery, consumer, uncounted, keeping } = waiting;
         let shared = &self.slot.shared;
         if self.slot.drain.has_begun() && !shared.finishing() {
-            self.intake.consumer.cancel()?;
-            delivery.requeue()?;
+            self.intake.put_first(waiting);
             return Ok(Step::Stop);
         }
+        let Waiting { mut delivery, consumer, uncounted, keeping } = waiting;
         if shared.queue_kind().is_none() && delivery.names_a_stream() {
             return Err(Fault::maybe_a_stream(&shared.options.queue.name));
         }
@@ -139,12 +139,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         }
         if let Some((answer, delivery)) = answer {
             self.intake.settled(consumer);
-            if let Verdict::Acknowledge = answer {
-                delivery.ack()?;
-                shared.settle();
-            } else {
-                delivery.requeue()?;
-            }
+            self.answer(delivery, &answer)?;
         }
         if cancelled {
             return Err(Fault::cancelled(Some(since.elapsed())));
@@ -188,14 +183,22 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
 
     /// Settles what was set aside and has an answer by now, or has waited for one for too long.
     fn settle_answered(&mut self) -> Result<(), Fault> {
+        let mut crowded = self.intake.is_crowded();
         // One by one: those that are left when the channel is lost must not be forgotten.
         for _ in 0..self.intake.aside.len() {
             let Some(aside) = self.intake.aside.pop_front() else { break };
-            let verdict =
+            let mut verdict =
                 aside.keeping.as_ref().and_then(|keeping| self.judge().look_at(keeping, Duration::ZERO));
-            match verdict
-                .or_else(|| aside.is_overdue(self.slot.shared.hold_limit()).then_some(Verdict::GiveBack))
-            {
+            if verdict.is_none() && aside.is_overdue(self.slot.shared.hold_limit()) {
+                verdict = Some(Verdict::GiveBack);
+            }
+            // Nothing else makes room any more.
+            let waits_for_room = aside.keeping.as_ref().is_some_and(Keeping::waits_for_room);
+            if verdict.is_none() && waits_for_room && std::mem::take(&mut crowded) {
+                log::warn!("a redelivered task runs uncounted: its queue is full");
+                verdict = Some(Verdict::RunUncounted);
+            }
+            match verdict {
                 Some(Verdict::Hold) => {
                     self.intake.aside.push_back(Aside { keeping: None, _busy: None, ..aside });
                 }
@@ -223,6 +226,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         loop {
             self.settle_answered()?;
             self.give_back_waiting()?;
+            self.run_last_chances()?;
             self.give_back_hopeless()?;
             if self.intake.aside.is_empty() {
                 return Ok(());
@@ -235,9 +239,15 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         }
     }
 
-    /// Gives back what has arrived and was not looked at. Where a copy was asked for, it may be kept by now.
+    /// Gives back what has arrived and was not looked at. Where a copy was asked for, it may be kept by now, and what must
+    /// not go back needs one.
     fn give_back_waiting(&mut self) -> Result<(), Fault> {
-        while let Some(Waiting { delivery, consumer, keeping, .. }) = self.intake.leftover() {
+        while let Some(waiting) = self.intake.leftover() {
+            if waiting.keeping.is_none() && self.judge().must_not_go_back(&waiting.delivery) {
+                self.settle_now(waiting)?;
+                continue;
+            }
+            let Waiting { delivery, consumer, keeping, .. } = waiting;
             if keeping.is_some() {
                 let busy = Some(self.slot.shared.begin());
                 self.set_aside(Aside { delivery, consumer, keeping, since: Instant::now(), _busy: busy });
@@ -247,6 +257,67 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
             }
         }
         Ok(())
+    }
+
+    /// The worker ends, and the copies that have to be kept before these tasks may run are not. To go back may be the end
+    /// of them, and to run cannot be worse.
+    fn run_last_chances(&mut self) -> Result<(), Fault> {
+        if !self.slot.drain.has_begun() {
+            return Ok(());
+        }
+        for _ in 0..self.intake.aside.len() {
+            let Some(aside) = self.intake.aside.pop_front() else { break };
+            let stuck =
+                aside.keeping.as_ref().is_some_and(|keeping| keeping.is_stuck() && keeping.would_count());
+            if !stuck || !self.judge().must_not_go_back(&aside.delivery) {
+                self.intake.aside.push_back(aside);
+                continue;
+            }
+            let Aside { delivery, consumer, .. } = aside;
+            log::warn!(
+                "task {} runs now, before this worker ends: its deliveries cannot be counted, and the broker may drop it \
+                 when it goes back",
+                output::escape(delivery.properties().id())
+            );
+            self.settle_now(Waiting { delivery, consumer, uncounted: true, keeping: None })?;
+        }
+        Ok(())
+    }
+
+    /// What [`Self::take`] does, when nothing more is taken after it.
+    fn settle_now(&mut self, waiting: Waiting<'c>) -> Result<(), Fault> {
+        let Waiting { mut delivery, consumer, uncounted, .. } = waiting;
+        let (busy, since) = (self.slot.shared.begin(), Instant::now());
+        let verdict = self.judge().judge(&mut delivery, uncounted, self.unproven, self.handler).verdict;
+        match verdict {
+            Verdict::SetAside(keeping) => {
+                let keeping = Some(keeping);
+                self.set_aside(Aside { delivery, consumer, keeping, since, _busy: Some(busy) });
+            }
+            Verdict::Hold => {
+                self.set_aside(Aside { delivery, consumer, keeping: None, since, _busy: None });
+            }
+            verdict => {
+                self.intake.end_if_cancelled()?;
+                self.intake.settled(consumer);
+                self.answer(delivery, &verdict)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Acknowledges or gives back.
+    fn answer(&self, delivery: Delivery<'_>, verdict: &Verdict) -> Result<(), Fault> {
+        let shared = &self.slot.shared;
+        if let Verdict::Acknowledge = verdict {
+            delivery.ack()?;
+            shared.settle();
+            return Ok(());
+        }
+        if self.judge().must_not_go_back(&delivery) {
+            shared.note_last_return();
+        }
+        delivery.requeue()
     }
 
     /// What there will be no copy of while this worker lives.
@@ -285,12 +356,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         }
         self.intake.end_if_cancelled()?;
         self.intake.settled(consumer);
-        if acknowledged {
-            delivery.ack()?;
-            self.slot.shared.settle();
-            return Ok(());
-        }
-        delivery.requeue()
+        self.answer(delivery, verdict)
     }
 
     /// The channel is gone, and with it what is set aside: when that comes again, what it needs is its copy.

@@ -10,8 +10,8 @@ mod link;
 mod refusals;
 mod refused;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use super::shared::Shared;
 use crate::broker::{Body, CopyForm, Properties, QueueSpec, Record};
 use crate::error::Error;
 use crate::handler::Never;
+use crate::lock::lock;
 use keeper::Keeper;
 
 /// A copy that is to take the place of a task.
@@ -45,6 +46,18 @@ pub(super) enum Purpose {
     Dead(String),
     /// The next delivery of a task whose count of deliveries has to be written before it runs.
     Counted,
+}
+
+/// Why a copy is not kept yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Obstacle {
+    /// None is known; it is under way.
+    #[default]
+    None,
+    /// Its queue is full. To work on what is in there makes room.
+    QueueFull,
+    /// Anything else that may last: an alarm, a broker that is away, a permission that is missing.
+    Other,
 }
 
 /// How asking for a copy ended.
@@ -88,8 +101,8 @@ struct Asker {
 struct State {
     /// Nobody waits any more.
     withdrawn: AtomicBool,
-    /// It cannot be kept now, and may be later.
-    stuck: AtomicBool,
+    /// Why it is not kept yet.
+    obstacle: Mutex<Obstacle>,
 }
 
 impl Asker {
@@ -99,8 +112,8 @@ impl Asker {
         self.ring();
     }
 
-    fn set_stuck(&self, stuck: bool) {
-        if self.state.stuck.swap(stuck, Ordering::SeqCst) != stuck {
+    fn meets(&self, obstacle: Obstacle) {
+        if std::mem::replace(&mut *lock(&self.state.obstacle), obstacle) != obstacle {
             self.ring();
         }
     }
@@ -132,9 +145,9 @@ impl Pending {
         }
     }
 
-    /// The broker takes no copies now, or not this one; it is told by the bell.
-    pub(super) fn is_stuck(&self) -> bool {
-        self.state.stuck.load(Ordering::SeqCst)
+    /// Why it is not kept yet; a change is told by the bell.
+    pub(super) fn obstacle(&self) -> Obstacle {
+        *lock(&self.state.obstacle)
     }
 }
 

@@ -43,6 +43,10 @@ impl Aside<'_, '_> {
     fn comes_first(&self) -> bool {
         self.keeping.as_ref().is_some_and(Keeping::comes_first)
     }
+
+    fn holds_up(&self) -> bool {
+        self.keeping.as_ref().is_some_and(Keeping::holds_up)
+    }
 }
 
 /// What there is to do.
@@ -172,7 +176,12 @@ impl<'c> Intake<'c, '_> {
 
     /// A task that is set aside must neither go back nor be put at risk by another one before its copy is kept.
     fn is_held_up(&self) -> bool {
-        self.aside.iter().any(Aside::comes_first)
+        self.aside.iter().any(Aside::holds_up)
+    }
+
+    /// So many are set aside that nothing more is taken.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.aside.len() >= MAX_ASIDE
     }
 
     /// Whether the broker has cancelled the consumer. To be asked before a delivery is answered: a consumer that RabbitMQ
@@ -206,7 +215,7 @@ impl<'c> Intake<'c, '_> {
     /// The channel or connection is gone.
     pub(super) fn make_room(&mut self) -> Result<(), Fault> {
         let used_up = self.backlog.is_empty() && self.unsettled >= u32::from(self.prefetch);
-        if !used_up || self.aside.len() >= MAX_ASIDE || self.is_held_up() {
+        if !used_up || self.is_crowded() || self.is_held_up() {
             return Ok(());
         }
         self.consumer.cancel()?;

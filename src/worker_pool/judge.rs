@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
 use super::Event;
-use super::copies::{Answer, Copies, Pending, PlannedCopy, Purpose};
+use super::copies::{Answer, Copies, Obstacle, Pending, PlannedCopy, Purpose};
 use super::drain::Drain;
 use super::ledger::{Claim, Fingerprint, Unproven};
 use super::redelivery::Earlier;
@@ -58,15 +58,29 @@ impl Keeping {
         self.fingerprint
     }
 
-    /// The broker takes no copies now, or not this one.
+    /// Something that may last keeps the copy from being kept.
     pub(super) fn is_stuck(&self) -> bool {
-        self.pending.is_stuck()
+        self.pending.obstacle() != Obstacle::None
     }
 
-    /// The task must neither run nor go back before its copy is kept, and no other one may run that could end this
-    /// process meanwhile.
+    /// The task must neither run nor go back before its copy is kept.
     pub(super) fn comes_first(&self) -> bool {
         self.copy.comes_first
+    }
+
+    /// No other task may run that could end this process before the copy is kept.
+    pub(super) fn holds_up(&self) -> bool {
+        self.copy.comes_first && !self.waits_for_room()
+    }
+
+    /// The copy goes to the queue that the task came from, and that is full: other tasks that are done make room.
+    pub(super) fn waits_for_room(&self) -> bool {
+        self.would_count() && self.pending.obstacle() == Obstacle::QueueFull
+    }
+
+    /// The copy only counts a delivery of a task that may run.
+    pub(super) fn would_count(&self) -> bool {
+        self.copy.purpose == Purpose::Counted
     }
 
     /// What is known of the task although its copy is not kept: how it ended, where it ran.
@@ -277,6 +291,13 @@ impl Judge<'_> {
         })
     }
 
+    /// Whether the broker may drop the task when it is given back.
+    pub(super) fn must_not_go_back(&self, delivery: &Delivery<'_>) -> bool {
+        let message = delivery.message();
+        self.shared.broker_counts_nacks()
+            && earlier(self.shared, &message, &message.properties.record()).next_return_may_be_the_last()
+    }
+
     fn execute(&self, delivery: &Delivery<'_>, record: &Record, handler: &mut dyn Handler) -> Outcome {
         let properties = delivery.properties();
         log::info!("Received a message: {}", output::excerpt(delivery.body()));
@@ -335,12 +356,7 @@ fn instead_of_running(
     message: &Message<'_>,
     record: &Record,
 ) -> Option<PlannedCopy> {
-    let earlier = Earlier {
-        redelivered: message.redelivered,
-        header: message.properties.delivery_count(),
-        recorded: record.deliveries,
-        queue: shared.queue_kind(),
-    };
+    let earlier = earlier(shared, message, record);
     let unanswered = earlier.unanswered();
     let comes_first = earlier.next_return_may_be_the_last();
     if let Some(Decision::Dead(exit)) = shared.options.policy.poisoned(unanswered) {
@@ -360,6 +376,15 @@ fn instead_of_running(
     let record = Record { deliveries, ..record.clone() };
     let to = shared.options.queue.clone();
     Some(PlannedCopy { to, record, purpose: Purpose::Counted, comes_first })
+}
+
+fn earlier(shared: &Shared, message: &Message<'_>, record: &Record) -> Earlier {
+    Earlier {
+        redelivered: message.redelivered,
+        header: message.properties.delivery_count(),
+        recorded: record.deliveries,
+        queue: shared.queue_kind(),
+    }
 }
 
 fn dead_copy(shared: &Shared, record: &Record, failure: &Failure) -> PlannedCopy {

@@ -9,7 +9,7 @@ use super::ledger::Ledger;
 use super::surroundings::Surroundings;
 use crate::backoff::Reminder;
 use crate::broker::QueueType;
-use crate::error::Exit;
+use crate::error::{Error, Exit};
 use crate::lock::lock;
 
 /// How long a delivery is held in all: less than the 30 minutes that the broker waits for an acknowledgement.
@@ -35,6 +35,10 @@ pub(super) struct Shared {
     dead: AtomicU64,
     /// Failed tasks that went back to the queue at the end of this round, because no copy of them can be kept.
     held_back: AtomicU32,
+    /// Tasks that went back to the queue although the broker may drop them for it.
+    last_returns: AtomicU32,
+    /// To give a delivery back counts towards the delivery limit of its queue.
+    broker_counts_nacks: AtomicBool,
     /// How long a delivery may be held, in milliseconds.
     hold_limit: AtomicU64,
     /// This user may not publish, so that redelivered tasks cannot be counted.
@@ -74,6 +78,8 @@ impl Shared {
             finished: AtomicU64::new(0),
             dead: AtomicU64::new(0),
             held_back: AtomicU32::new(0),
+            last_returns: AtomicU32::new(0),
+            broker_counts_nacks: AtomicBool::new(true),
             hold_limit: AtomicU64::new(as_millis(HOLD_LIMIT)),
             cannot_count: AtomicBool::new(false),
             no_timeout: AtomicBool::new(false),
@@ -124,6 +130,30 @@ impl Shared {
 
     pub(super) fn held_back(&self) -> u32 {
         self.held_back.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn note_last_return(&self) {
+        self.last_returns.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// What to say of tasks that went back although the broker may drop them for it.
+    pub(super) fn last_returns(&self) -> Option<Error> {
+        let count = self.last_returns.load(Ordering::SeqCst);
+        let queue = &self.options.queue.name;
+        (count > 0).then(|| {
+            Error::try_again(format!(
+                "tasks that went back to {queue} for at least the third time, without a copy: {count}; the broker drops \
+                 those that are over a delivery limit"
+            ))
+        })
+    }
+
+    pub(super) fn broker_counts_nacks(&self) -> bool {
+        self.broker_counts_nacks.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_broker_counts_nacks(&self, counts: bool) {
+        self.broker_counts_nacks.store(counts, Ordering::Relaxed);
     }
 
     /// A delivery has arrived; it counts as running until the guard is dropped.

@@ -268,6 +268,7 @@ impl Supervisor {
                 self.generation += 1;
                 self.refusals.end();
                 self.shared.tell_connected(session.introduction());
+                self.shared.set_broker_counts_nacks(session.counts_nacks());
                 let warning = ack_timeout::warning(self.shared.options.timeout, session.ack_timeout());
                 if let Some(warning) = warning.filter(|_| first) {
                     log::warn!("{warning}");

@@ -98,6 +98,18 @@ fn a_worker_that_stops_when_the_queue_is_empty_waits_for_the_end_of_an_alarm() {
 }
 
 #[test]
+fn whoever_waits_for_a_bounded_run_hears_of_an_alarm_that_goes_on() {
+    let sandbox = Sandbox::exclusive();
+    sandbox.taskq(["send", "--lines"]).feed("bad\ngood\n").exits(0);
+    alarm(&sandbox, true);
+    let script = r"read -r kind; [ $kind = good ]";
+    let ended = sandbox.work_with(&["--until-empty"], script).run().exits(75);
+    ended.says("Done").says("takes no copies of tasks (it has blocked publishing)");
+    assert_eq!(bodies(&sandbox.broker(), &sandbox.queue), BTreeSet::from(["bad".to_owned()]));
+    alarm(&sandbox, false);
+}
+
+#[test]
 fn tasks_that_were_delivered_before_run_during_an_alarm() {
     let sandbox = Sandbox::exclusive();
     sandbox.taskq(["send", "--lines"]).feed("one\ntwo\nthree\n").exits(0);

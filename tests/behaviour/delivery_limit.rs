@@ -114,29 +114,134 @@ fn a_task_that_comes_back_for_the_first_time_keeps_its_place() {
     assert_eq!(tasks.iter().map(body).collect::<Vec<_>>(), ["second", "first"]);
 }
 
+/// The oldest tasks of the queue are handed out and come back twice: with a limit of 2, never again.
+fn return_twice(sandbox: &Sandbox, tasks: u32) {
+    let broker = sandbox.broker();
+    let all = broker.ready(&sandbox.queue);
+    for _ in 0..2 {
+        let channel = broker.channel();
+        for _ in 0..tasks {
+            channel.basic_get(&sandbox.queue, false).unwrap().unwrap();
+        }
+        drop(channel);
+        broker.wait_ready(&sandbox.queue, all);
+    }
+}
+
+fn alarm(sandbox: &Sandbox, on: bool) {
+    let watermark = if on { "0.000001" } else { "0.4" };
+    sandbox.node().ctl(&["set_vm_memory_high_watermark", watermark]);
+}
+
+/// RabbitMQ does not from 4.3 on.
+fn counts_nacks(sandbox: &Sandbox) -> bool {
+    sandbox.broker().version() < [4, 3, 0]
+}
+
+const NOTES: &str = r#"echo "$(cat)" >>"$1/runs""#;
+
 #[test]
 fn a_task_that_may_not_come_back_again_does_not_run_during_an_alarm_and_no_other_beside_it() {
     let sandbox = Sandbox::exclusive();
     limited(&sandbox, &sandbox.queue, 2);
     sandbox.taskq(["send", "--lines"]).feed("returned\nfresh\n").exits(0);
-    let broker = sandbox.broker();
-    for _ in 0..2 {
-        // Its channel closes, so that both go back, but only the first one was taken.
-        drop(broker.channel().basic_get(&sandbox.queue, false).unwrap().unwrap());
-        broker.wait_ready(&sandbox.queue, 2);
-    }
-    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.000001"]);
-    let mut worker = sandbox.handling(&[], r#"echo "$(cat)" >>"$1/runs""#);
+    return_twice(&sandbox, 1);
+    alarm(&sandbox, true);
+    let mut worker = sandbox.handling(&[], NOTES);
     worker.says("has blocked publishing");
     // The other one is still there, and not with the worker.
+    let broker = sandbox.broker();
     assert_eq!(broker.ready(&sandbox.queue), 1);
     assert!(sandbox.lines("runs").is_empty() && worker.is_running());
-    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    alarm(&sandbox, false);
     worker.says_times("Done", 2);
     worker.signal(SIGTERM);
     worker.end().exits(0);
     assert_eq!(sandbox.lines("runs"), ["fresh", "returned"]);
     assert_eq!(broker.counts(&sandbox.queue), Some((0, 0)));
+}
+
+#[test]
+fn what_may_not_come_back_again_runs_before_a_worker_stops_during_an_alarm() {
+    let sandbox = Sandbox::exclusive();
+    limited(&sandbox, &sandbox.queue, 2);
+    sandbox.taskq(["send", "--lines"]).feed("1\n2\n3\n").exits(0);
+    return_twice(&sandbox, 3);
+    alarm(&sandbox, true);
+    // One each, and more than one of a thread.
+    let counts_nacks = counts_nacks(&sandbox);
+    for (prefetch, taken) in [("1", 1), ("5", 3)] {
+        let worker = sandbox.handling(&["--prefetch", prefetch], NOTES);
+        worker.says("has blocked publishing");
+        sandbox.broker().wait_ready(&sandbox.queue, if taken == 1 { 2 } else { 0 });
+        worker.signal(SIGTERM);
+        let ended = worker.end().exits(0);
+        if counts_nacks {
+            ended.says("runs now, before this worker ends");
+        } else {
+            ended.never_says("runs now");
+            sandbox.broker().wait_ready(&sandbox.queue, 3);
+        }
+        assert_eq!(sandbox.lines("runs").len(), if counts_nacks { taken } else { 0 });
+    }
+    assert_eq!(sandbox.broker().ready(&sandbox.queue), if counts_nacks { 0 } else { 3 });
+    alarm(&sandbox, false);
+}
+
+/// Nothing can be done for it then, but to say so.
+#[test]
+fn a_task_that_fails_then_goes_back_and_the_worker_says_that_it_may_be_lost() {
+    let sandbox = Sandbox::exclusive();
+    limited(&sandbox, &sandbox.queue, 2);
+    sandbox.taskq(["send", "precious"]).run().exits(0);
+    return_twice(&sandbox, 1);
+    alarm(&sandbox, true);
+    let worker = sandbox.handling(&[], "exit 1");
+    worker.says("has blocked publishing");
+    worker.signal(SIGTERM);
+    if counts_nacks(&sandbox) {
+        let ended = worker.end().exits(75);
+        ended.says("without a copy: 1; the broker drops those that are over a delivery limit");
+    } else {
+        worker.end().exits(0).never_says("delivery limit");
+        sandbox.broker().wait_ready(&sandbox.queue, 1);
+    }
+    alarm(&sandbox, false);
+}
+
+#[test]
+fn a_full_queue_does_not_keep_a_worker_from_making_room_in_it() {
+    let sandbox = Sandbox::new();
+    limited(&sandbox, &sandbox.queue, 2);
+    sandbox.taskq(["send", "--lines"]).feed("1\n2\n3\n").exits(0);
+    return_twice(&sandbox, 1);
+    let pattern = format!("^{}$", sandbox.queue.replace('.', "[.]"));
+    let full = r#"{"max-length":1,"overflow":"reject-publish"}"#;
+    sandbox.node().ctl(&["set_policy", &sandbox.queue, &pattern, full]);
+    let worker = sandbox.work_with(&["--until-empty"], NOTES);
+    worker.run().exits(0).says("is the queue full?");
+    assert_eq!(sandbox.lines("runs"), ["2", "3", "1"]);
+    sandbox.node().ctl(&["clear_policy", &sandbox.queue]);
+}
+
+#[test]
+fn where_only_tasks_that_were_returned_twice_are_in_a_full_queue_they_run() {
+    let sandbox = sandbox_with(2);
+    let lines = (1..=60).fold(String::new(), |lines, n| lines + &n.to_string() + "\n");
+    sandbox.taskq(["send", "--lines"]).feed(lines).exits(0);
+    return_twice(&sandbox, 60);
+    let pattern = format!("^{}$", sandbox.queue.replace('.', "[.]"));
+    let full = r#"{"max-length":1,"overflow":"reject-publish"}"#;
+    sandbox.node().ctl(&["set_policy", &sandbox.queue, &pattern, full]);
+    let worker = sandbox.handling(&[], NOTES);
+    // There is no room for any copy before most of them are done.
+    sandbox.wait_lines("runs", 20);
+    worker.says("a redelivered task runs uncounted: its queue is full");
+    sandbox.node().ctl(&["clear_policy", &sandbox.queue]);
+    sandbox.wait_lines("runs", 60);
+    worker.signal(SIGTERM);
+    worker.end().exits(0);
+    assert_eq!(sandbox.broker().counts(&sandbox.queue), Some((0, 0)));
 }
 
 #[test]

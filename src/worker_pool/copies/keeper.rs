@@ -16,8 +16,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 use super::super::Event;
 use super::super::shared::Shared;
 use super::link::{Link, Up};
+use super::refusals::Reason;
 use super::refused::Refused;
-use super::{Answer, Job};
+use super::{Answer, Job, Obstacle};
 use crate::backoff::Backoff;
 use crate::broker::{
     CopyForm, DelayWatch, Fault, Kind, Publisher, Scope, Settlement, Wake, confirm_patience, vanished,
@@ -33,7 +34,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// How long a limit on the size of messages is believed without asking again, which costs a connection: it may be
 /// raised meanwhile.
 const LIMIT_VALID: Duration = Duration::from_mins(10);
-/// How long copies are refused before a bounded run ends: whoever waits for it has to do something.
+/// How long copies are refused, or publishing is blocked, before a bounded run ends: whoever waits for it has to do something.
 const BOUNDED_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the publishing thread knows.
@@ -57,6 +58,8 @@ pub(super) struct Keeper {
     watch: DelayWatch,
     /// What [`super::Copies::are_blocked`] tells.
     blocked: Arc<AtomicBool>,
+    /// Since when somebody waits for a broker that has blocked publishing.
+    blocked_since: Option<Instant>,
     /// A bounded run was told that it cannot go on.
     gave_up: bool,
 }
@@ -103,6 +106,7 @@ impl Keeper {
             refused: Refused::default(),
             limit: None,
             blocked,
+            blocked_since: None,
             gave_up: false,
         }
     }
@@ -119,7 +123,8 @@ impl Keeper {
     fn step(&mut self) -> bool {
         self.forget_withdrawn();
         self.publish_waiting();
-        self.tell_stuck();
+        self.tell_obstacles();
+        self.note_blocked();
         self.tell_refusals();
         match &self.link {
             Link::Down { until } => {
@@ -285,12 +290,12 @@ impl Keeper {
                 job.came_back = true;
                 self.waiting.push_front(job);
             }
-            Settlement::Unroutable => self.refused(job, "the queue is missing"),
+            Settlement::Unroutable => self.refused(job, Reason::Told("the queue is missing".to_owned())),
             Settlement::Nacked => {
                 if let Link::Up(up) = &mut self.link {
                     up.refused = true;
                 }
-                self.refused(job, "the broker does not take it; is the queue full?");
+                self.refused(job, Reason::QueueFull);
             }
         }
     }
@@ -302,7 +307,7 @@ impl Keeper {
     }
 
     /// Its queue takes none now; the others for it need not be tried meanwhile.
-    fn refused(&mut self, job: Job, reason: &str) {
+    fn refused(&mut self, job: Job, reason: Reason) {
         self.refused.by_its_queue(&job, reason);
         self.waiting.push_front(job);
     }
@@ -374,7 +379,7 @@ impl Keeper {
         if matches!(fault.kind, Kind::Refused | Kind::Configuration) {
             self.not_allowed(job, &fault.clone().into_error());
         } else if fault.scope == Scope::Channel {
-            self.refused(job, &fault.to_string());
+            self.refused(job, Reason::Told(fault.to_string()));
         } else {
             self.lost(fault, Some(job));
             return false;
@@ -385,7 +390,7 @@ impl Keeper {
     /// A task that must not run before its copy is kept waits for the permission, too.
     fn not_allowed(&mut self, job: Job, error: &Error) {
         if job.copy.comes_first {
-            self.refused(job, &error.to_string());
+            self.refused(job, Reason::Told(error.to_string()));
         } else {
             job.asker.answer(Answer::NotAllowed(error.clone()));
         }
@@ -438,7 +443,7 @@ impl Keeper {
         job.suspect = true;
         let id = output::escape(job.original.id());
         let Some(form) = job.form.next(words, &job.original) else {
-            self.refused.by_itself(&job, words);
+            self.refused.by_itself(&job, Reason::Told(words.to_owned()));
             self.waiting.push_back(job);
             return;
         };
@@ -473,13 +478,19 @@ impl Keeper {
         self.refused.retain(&self.waiting.iter().chain(published));
     }
 
-    /// Tells everybody who waits whether that may be long.
-    fn tell_stuck(&self) {
+    /// Tells everybody who waits what stands in the way.
+    fn tell_obstacles(&self) {
         let blocked = self.link.is_blocked();
         for job in &self.waiting {
-            job.asker.set_stuck(blocked || self.is_down || !self.refused.is_free(job));
+            job.asker.meets(match self.refused.reason(job) {
+                _ if blocked || self.is_down => Obstacle::Other,
+                Some(Reason::QueueFull) => Obstacle::QueueFull,
+                Some(Reason::Told(_)) => Obstacle::Other,
+                None => Obstacle::None,
+            });
         }
-        self.outstanding.values().for_each(|outstanding| outstanding.job.asker.set_stuck(blocked));
+        let under_way = if blocked { Obstacle::Other } else { Obstacle::None };
+        self.outstanding.values().for_each(|outstanding| outstanding.job.asker.meets(under_way));
     }
 
     fn next_to_tell(&self) -> Option<Instant> {
@@ -488,8 +499,20 @@ impl Keeper {
 
     fn gives_up_at(&self) -> Option<Instant> {
         let waits = self.shared.options.is_bounded() && !self.gave_up;
-        let (since, _) = self.refused.longest().filter(|_| waits)?;
+        let refused = self.refused.longest().map(|(since, _)| since);
+        let since = refused.into_iter().chain(self.blocked_since).min().filter(|_| waits)?;
         Some(since + BOUNDED_PATIENCE)
+    }
+
+    /// Since when somebody waits for the broker to take publishes.
+    fn note_blocked(&mut self) {
+        let wanted = !self.waiting.is_empty()
+            || self.outstanding.values().any(|outstanding| !outstanding.job.asker.is_gone());
+        if wanted && self.link.is_blocked() {
+            self.blocked_since.get_or_insert_with(Instant::now);
+        } else {
+            self.blocked_since = None;
+        }
     }
 
     /// Says what is refused, at first and then each minute, and ends a bounded run over it.
@@ -497,12 +520,15 @@ impl Keeper {
         self.refused.tell(&self.waiting.iter());
         if self.gives_up_at().is_some_and(|at| at <= Instant::now()) {
             self.gave_up = true;
-            let reason = self.refused.longest().map_or("", |(_, reason)| reason);
+            let why = match self.refused.longest() {
+                Some((_, reason)) => format!("copies of tasks are refused ({reason})"),
+                None => "the broker takes no copies of tasks (it has blocked publishing)".to_owned(),
+            };
             let queue = &self.shared.options.queue.name;
             // The pool is gone only when the process is about to be.
-            let _ = self.events.send(Event::Fatal(Error::try_again(format!(
-                "copies of tasks are refused ({reason}); the tasks are still in {queue}"
-            ))));
+            let _ = self
+                .events
+                .send(Event::Fatal(Error::try_again(format!("{why}; the tasks are still in {queue}"))));
         }
     }
 }

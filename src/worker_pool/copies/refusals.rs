@@ -2,6 +2,7 @@
 //! broker does not take.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
@@ -16,11 +17,29 @@ const TELL_EVERY: Duration = Duration::from_mins(1);
 /// What lasts since a copy was refused. `K` names who refused it, or which one.
 pub(super) struct Refusals<K>(HashMap<K, Refusal>);
 
+/// Why a copy was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// The broker refused it without a word, as a queue does that is full.
+    QueueFull,
+    /// In somebody's words.
+    Told(String),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::QueueFull => "the broker does not take it; is the queue full?",
+            Self::Told(words) => words,
+        })
+    }
+}
+
 struct Refusal {
     since: Instant,
     again_at: Instant,
     backoff: Backoff,
-    reason: String,
+    reason: Reason,
     /// A copy is under way that will tell whether it still lasts.
     asked: bool,
     tell_at: Instant,
@@ -34,19 +53,19 @@ impl<K> Default for Refusals<K> {
 
 impl<K: Eq + Hash + Clone> Refusals<K> {
     /// A copy was refused.
-    pub(super) fn note(&mut self, whose: K, reason: &str, now: Instant) {
+    pub(super) fn note(&mut self, whose: K, reason: Reason, now: Instant) {
         let refusal = self.0.entry(whose).or_insert_with(|| Refusal {
             since: now,
             again_at: now,
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
-            reason: String::new(),
+            reason: reason.clone(),
             asked: false,
             tell_at: now,
         });
         refusal.again_at = now + refusal.backoff.pause();
         refusal.asked = false;
         if refusal.reason != reason {
-            reason.clone_into(&mut refusal.reason);
+            refusal.reason = reason;
             refusal.tell_at = now;
         }
     }
@@ -61,9 +80,9 @@ impl<K: Eq + Hash + Clone> Refusals<K> {
         self.0.get(whose).is_none_or(|refusal| !refusal.asked && refusal.again_at <= now)
     }
 
-    /// Nothing was refused.
-    pub(super) fn is_free(&self, whose: &K) -> bool {
-        !self.0.contains_key(whose)
+    /// Why the last one was refused, if none was taken since.
+    pub(super) fn reason(&self, whose: &K) -> Option<&Reason> {
+        self.0.get(whose).map(|refusal| &refusal.reason)
     }
 
     /// From when on [`Refusals::allow`] does, as far as that is a matter of time.
@@ -89,7 +108,7 @@ impl<K: Eq + Hash + Clone> Refusals<K> {
     }
 
     /// What has to be told now, with the reasons.
-    pub(super) fn take_due(&mut self, now: Instant) -> Vec<(K, String)> {
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<(K, Reason)> {
         let due = self.0.iter_mut().filter(|(_, refusal)| refusal.tell_at <= now);
         due.map(|(whose, refusal)| {
             refusal.tell_at = now + TELL_EVERY;
@@ -104,7 +123,7 @@ impl<K: Eq + Hash + Clone> Refusals<K> {
     }
 
     /// Since when the first of them lasts, and why.
-    pub(super) fn longest(&self) -> Option<(Instant, &str)> {
+    pub(super) fn longest(&self) -> Option<(Instant, &Reason)> {
         let oldest = self.0.values().min_by_key(|refusal| refusal.since)?;
         Some((oldest.since, &oldest.reason))
     }
@@ -114,12 +133,16 @@ impl<K: Eq + Hash + Clone> Refusals<K> {
 mod tests {
     use super::*;
 
+    fn told(words: &str) -> Reason {
+        Reason::Told(words.to_owned())
+    }
+
     #[test]
     fn a_queue_that_refuses_is_asked_by_one_copy_after_each_pause() {
         let start = Instant::now();
         let mut refusals = Refusals::default();
         assert!(refusals.allow(&"q", start) && refusals.allows_at(&"q").is_none());
-        refusals.note("q", "full", start);
+        refusals.note("q", told("full"), start);
         assert!(!refusals.allow(&"q", start) && refusals.allow(&"other", start));
         let again = start + FIRST_PAUSE;
         assert!(refusals.allow(&"q", again));
@@ -128,11 +151,11 @@ mod tests {
         assert!(!refusals.allow(&"q", again) && refusals.allow(&"other", again));
         // The pauses grow to the longest.
         for _ in 0..10 {
-            refusals.note("q", "full", again);
+            refusals.note("q", told("full"), again);
         }
         assert!(!refusals.allow(&"q", again + LONGEST_PAUSE / 3));
         assert!(refusals.allow(&"q", again + LONGEST_PAUSE));
-        assert_eq!(refusals.longest(), Some((start, "full")));
+        assert_eq!(refusals.longest(), Some((start, &told("full"))));
         refusals.lift(&"q");
         assert!(refusals.allow(&"q", again) && refusals.longest().is_none());
     }
@@ -141,7 +164,7 @@ mod tests {
     fn what_was_asked_and_lost_is_asked_again() {
         let start = Instant::now();
         let mut refusals = Refusals::default();
-        refusals.note("q", "full", start);
+        refusals.note("q", told("full"), start);
         refusals.ask(&"q");
         refusals.forget_asked();
         assert!(refusals.allow(&"q", start + FIRST_PAUSE));
@@ -151,19 +174,19 @@ mod tests {
     fn a_refusal_is_told_at_once_and_each_minute_and_when_its_reason_changes() {
         let start = Instant::now();
         let mut refusals = Refusals::default();
-        let told = |refusals: &mut Refusals<&str>, after| {
+        let due = |refusals: &mut Refusals<&str>, after| {
             refusals
                 .take_due(start + Duration::from_secs(after))
                 .into_iter()
-                .map(|(_, why)| why)
+                .map(|(_, why)| why.to_string())
                 .collect::<Vec<_>>()
         };
-        refusals.note("q", "full", start);
-        assert_eq!(told(&mut refusals, 0), ["full"]);
-        refusals.note("q", "full", start + Duration::from_secs(10));
-        assert!(told(&mut refusals, 10).is_empty() && told(&mut refusals, 59).is_empty());
-        assert_eq!(told(&mut refusals, 60), ["full"]);
-        refusals.note("q", "away", start + Duration::from_secs(61));
-        assert_eq!(told(&mut refusals, 61), ["away"]);
+        refusals.note("q", told("full"), start);
+        assert_eq!(due(&mut refusals, 0), ["full"]);
+        refusals.note("q", told("full"), start + Duration::from_secs(10));
+        assert!(due(&mut refusals, 10).is_empty() && due(&mut refusals, 59).is_empty());
+        assert_eq!(due(&mut refusals, 60), ["full"]);
+        refusals.note("q", told("away"), start + Duration::from_secs(61));
+        assert_eq!(due(&mut refusals, 61), ["away"]);
     }
 }

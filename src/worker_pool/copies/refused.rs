@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::Job;
-use super::refusals::Refusals;
+use super::refusals::{Reason, Refusals};
 use crate::output;
 
 /// See the module.
@@ -17,12 +17,12 @@ pub(super) struct Refused {
 
 impl Refused {
     /// Its queue takes none now; the others for it need not be tried meanwhile.
-    pub(super) fn by_its_queue(&mut self, job: &Job, reason: &str) {
+    pub(super) fn by_its_queue(&mut self, job: &Job, reason: Reason) {
         self.queues.note(job.copy.to.name.clone(), reason, Instant::now());
     }
 
     /// The broker does not take this one.
-    pub(super) fn by_itself(&mut self, job: &Job, reason: &str) {
+    pub(super) fn by_itself(&mut self, job: &Job, reason: Reason) {
         self.single.note(job.number, reason, Instant::now());
     }
 
@@ -58,14 +58,14 @@ impl Refused {
         self.queues.allows_at(&job.copy.to.name).max(self.single.allows_at(&job.number))
     }
 
-    /// Neither it nor one for the same queue was refused.
-    pub(super) fn is_free(&self, job: &Job) -> bool {
-        self.queues.is_free(&job.copy.to.name) && self.single.is_free(&job.number)
+    /// Why it, or one for the same queue, is refused.
+    pub(super) fn reason(&self, job: &Job) -> Option<&Reason> {
+        self.single.reason(&job.number).or_else(|| self.queues.reason(&job.copy.to.name))
     }
 
     /// Since when the first of them is refused, and why.
-    pub(super) fn longest(&self) -> Option<(Instant, &str)> {
-        [self.queues.longest(), self.single.longest()].into_iter().flatten().min()
+    pub(super) fn longest(&self) -> Option<(Instant, &Reason)> {
+        [self.queues.longest(), self.single.longest()].into_iter().flatten().min_by_key(|(since, _)| *since)
     }
 
     /// When there is something to tell again.
