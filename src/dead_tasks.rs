@@ -6,8 +6,8 @@ use self::mover::{Mover, Moving, WINDOW};
 use self::refresher::Refresher;
 use self::walk::{Channels, Event, Manner, Walk};
 use crate::broker::{
-    Consumer, Count, DeadLettering, Delivery, Fault, Kind, Properties, Publisher, Purpose, QueueSpec, Record,
-    Session, SessionOptions, count_messages, kind_of, purge,
+    Consumer, Count, DeadLettering, Delivery, Fault, Kind, Properties, Publisher, Publishing, Purpose,
+    QueueSpec, QueueType, Record, Session, SessionOptions, count_messages, kind_of, purge,
 };
 use crate::error::{Error, Result};
 
@@ -55,22 +55,22 @@ pub fn browse(
     look: &mut dyn FnMut(&DeadTask<'_>) -> bool,
 ) -> Result<()> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(()) };
+    let refresher = place.refresher(options)?;
     let channels = Channels::open(&mut place.session, place.ready, Manner::Held)?;
-    let looked = browse_on(&channels, options, &mut place, look);
+    let looked = browse_on(&channels, refresher, &mut place, look);
     let closed = channels.close(&mut place.session, &place.dead.name);
     looked.and(closed)?;
     place.session.close();
     Ok(())
 }
 
-fn browse_on(
-    channels: &Channels,
-    options: &SessionOptions,
+fn browse_on<'c>(
+    channels: &'c Channels,
+    mut refresher: Refresher<'c>,
     place: &mut Place,
     look: &mut dyn FnMut(&DeadTask<'_>) -> bool,
 ) -> Result<()> {
-    let Place { session, dead, ready } = place;
-    let mut refresher = Refresher::new(options, dead);
+    let Place { session, dead, ready, .. } = place;
     let mut walk = Walk::new(channels, session, &dead.name, *ready, Manner::Held);
     let walked = walk.each(|event| {
         let mut looking = true;
@@ -120,7 +120,10 @@ pub fn requeue(options: &SessionOptions, queue: &QueueSpec, selection: &Selectio
     let Some(mut place) = Place::open(options, queue)? else { return Ok(Requeued::default()) };
     // Nothing would ever be taken out of a stream.
     kind_of(&mut place.session, &queue.name).map_err(Fault::into_error)?;
-    let publisher = Publisher::open_carefully(options, queue)?;
+    let mut publisher = Publisher::open_carefully(options, queue)?;
+    if let Some(why) = why_not(&mut publisher) {
+        return Err(Error::try_again(format!("{why}; 0 sent again, all are still in {}", place.dead.name)));
+    }
     let manner = match selection {
         Selection::All => Manner::Answered(WINDOW),
         // What is not wanted must not keep the broker from sending what is.
@@ -144,7 +147,7 @@ fn move_on<'c>(
     place: &mut Place,
     (queue, selection, manner): (&QueueSpec, &Selection, Manner),
 ) -> (Requeued, Result<()>) {
-    let Place { session, dead, ready } = place;
+    let Place { session, dead, ready, .. } = place;
     let mut refresher = Refresher::new(options, dead);
     let mut mover = Mover::new(publisher);
     let mut wanted = VecDeque::new();
@@ -267,6 +270,17 @@ struct Place {
     /// The queue, as it is.
     dead: QueueSpec,
     ready: u32,
+    /// A task that is looked at and goes back too often may be dropped for it.
+    wears_out: bool,
+}
+
+/// Why the broker takes no copies now. A permission that is missing is told where a copy is needed.
+fn why_not(publisher: &mut Publisher) -> Option<String> {
+    match publisher.probe() {
+        Ok(Publishing::Works) | Err(_) => None,
+        Ok(Publishing::Blocked(reason)) => Some(format!("the broker has blocked publishing ({reason})")),
+        Ok(Publishing::Unknown) => Some("the broker does not answer what is published".to_owned()),
+    }
 }
 
 impl Place {
@@ -274,20 +288,40 @@ impl Place {
     fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Option<Self>> {
         let mut session = Session::open(options, Purpose::Consume).map_err(Error::on_first_connect)?;
         let dead = QueueSpec { declare: false, ..queue.dead() };
-        match kind_of(&mut session, &dead.name) {
+        let kind = match kind_of(&mut session, &dead.name) {
             Err(fault) if fault.kind == Kind::NotFound => return Ok(None),
-            known => drop(known.map_err(Fault::into_error)?),
-        }
-        match count_messages(&mut session, &dead.name) {
-            Ok(Count { ready: 0, .. }) => {
-                let empty = is_empty(&mut session, options, &dead)?;
-                let ready = if empty { 0 } else { count_again(&mut session, &dead.name)? };
-                Ok(Some(Self { session, dead, ready }))
+            known => known.map_err(Fault::into_error)?,
+        };
+        let wears_out = kind != Some(QueueType::Classic) && session.counts_nacks();
+        let ready = match count_messages(&mut session, &dead.name) {
+            Ok(Count { ready: 0, .. }) if is_empty(&mut session, options, &dead)? => 0,
+            Ok(Count { ready: 0, .. }) => count_again(&mut session, &dead.name)?,
+            Ok(Count { ready, .. }) => ready,
+            Err(fault) if fault.kind == Kind::NotFound => return Ok(None),
+            Err(fault) => return Err(fault.into_error()),
+        };
+        Ok(Some(Self { session, dead, ready, wears_out }))
+    }
+
+    /// Where to look is to wear tasks out, nobody looks while the broker takes no copies that could take their place.
+    fn refresher<'c>(&self, options: &SessionOptions) -> Result<Refresher<'c>> {
+        if self.wears_out && self.ready > 0 {
+            match Publisher::open_carefully(options, &self.dead) {
+                Ok(mut publisher) => match why_not(&mut publisher) {
+                    None => return Ok(Refresher::with(publisher, options, &self.dead)),
+                    Some(why) => {
+                        publisher.cut();
+                        return Err(Error::try_again(format!(
+                            "{why}, and {} cannot be looked at meanwhile: each look counts as a delivery, and what was \
+                             delivered too often could not be replaced by a copy",
+                            self.dead.name
+                        )));
+                    }
+                },
+                Err(error) => log::debug!("no connection for copies: {error}"),
             }
-            Ok(Count { ready, .. }) => Ok(Some(Self { session, dead, ready })),
-            Err(fault) if fault.kind == Kind::NotFound => Ok(None),
-            Err(fault) => Err(fault.into_error()),
         }
+        Ok(Refresher::new(options, &self.dead))
     }
 
     /// Nothing is acknowledged before all have come: each answer would have the broker hand out one more.

@@ -36,7 +36,7 @@ pub use dead_lettering::DeadLettering;
 pub use fault::{Fault, Kind, Scope};
 pub use headers::Record;
 pub use message::{CopyForm, MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
-pub use publisher::{Body, Publisher, Wake, confirm_patience};
+pub use publisher::{Body, Publisher, Publishing, Wake, confirm_patience};
 pub use server::AckTimeout;
 pub use session::{Purpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;

@@ -27,8 +27,8 @@ const ROOM: usize = 12 * 1024 * 1024;
 const HANDOVER_TIMEOUT: Duration = Duration::from_hours(1);
 /// How long a handover may go on that has nothing to wait for any more.
 const HANDOVER_END: Duration = Duration::from_secs(5);
-/// How long [`Publisher::check_permission`] waits for an answer.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long [`Publisher::probe`] waits for an answer.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a confirm may take from a broker that has not blocked publishing, and the slowest line that is allowed for.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(15);
@@ -43,6 +43,16 @@ pub fn confirm_patience(bytes: usize) -> Duration {
 
 /// The body of a message. It is shared, because handing it over can outlast the interest in it.
 pub type Body = Arc<Vec<u8>>;
+
+/// Whether the broker takes publishes.
+pub enum Publishing {
+    /// It does.
+    Works,
+    /// It does not, for this reason: an alarm.
+    Blocked(String),
+    /// It has not said in time.
+    Unknown,
+}
 
 /// Why a wait ended.
 pub enum Wake<I, S> {
@@ -205,36 +215,43 @@ impl Publisher {
         self.prepared.clear();
     }
 
-    /// Finds out whether publishing is allowed at all, by a message that no queue takes. A broker that does not
-    /// answer in time (it may be blocked by an alarm) counts as willing.
+    /// Finds out whether the broker takes publishes, by a message that no queue takes.
+    ///
+    /// # Errors
+    /// The connection or its channel is gone, or this user may not publish.
+    pub fn probe(&mut self) -> std::result::Result<Publishing, Fault> {
+        let nowhere = uuid::Uuid::now_v7().to_string();
+        let deadline = Instant::now() + PROBE_TIMEOUT;
+        let properties = Properties::new_task("text/plain").with_id(&nowhere);
+        self.publish(&nowhere, &Body::default(), &properties)?;
+        loop {
+            match self.wait::<(), ()>(None, &never(), Some(deadline)) {
+                Wake::Settled if !self.take_settled().is_empty() => return Ok(Publishing::Works),
+                Wake::Settled | Wake::Unblocked | Wake::Input(_) | Wake::Interrupted(()) => {}
+                Wake::Blocked(reason) => return Ok(Publishing::Blocked(reason)),
+                Wake::TimedOut => return Ok(Publishing::Unknown),
+                Wake::Lost(fault) => return Err(fault),
+            }
+        }
+    }
+
+    /// Finds out whether publishing is allowed at all. A broker that does not answer in time (it may be blocked by an
+    /// alarm) counts as willing.
     ///
     /// # Errors
     /// As [`Session::open`], and refused where the broker says so.
     pub fn check_permission(options: &SessionOptions, queue: &QueueSpec) -> Result<()> {
         let mut publisher = Self::open_carefully(options, queue)?;
-        let nowhere = uuid::Uuid::now_v7().to_string();
-        let deadline = Instant::now() + CHECK_TIMEOUT;
-        let refused = |fault: Fault| match fault.kind {
-            Kind::Refused => Err(fault.into_error().context("retries need the permission to publish")),
-            _ => Ok(()),
-        };
-        let properties = Properties::new_task("text/plain").with_id(&nowhere);
-        if let Err(fault) = publisher.publish(&nowhere, &Body::default(), &properties) {
-            return refused(fault);
-        }
-        loop {
-            match publisher.wait::<(), ()>(None, &never(), Some(deadline)) {
-                Wake::Lost(fault) => return refused(fault),
-                Wake::Unblocked => {}
-                Wake::Settled
-                | Wake::TimedOut
-                | Wake::Blocked(_)
-                | Wake::Input(_)
-                | Wake::Interrupted(()) => break,
+        match publisher.probe() {
+            Ok(_) => {
+                publisher.close();
+                Ok(())
             }
+            Err(fault) if fault.kind == Kind::Refused => {
+                Err(fault.into_error().context("retries need the permission to publish"))
+            }
+            Err(_) => Ok(()),
         }
-        publisher.close();
-        Ok(())
     }
 
     /// Publishes one message and returns its tag. `Ok` means under way: the settlement comes later. Never waits for the

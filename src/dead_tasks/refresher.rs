@@ -14,17 +14,23 @@ use crate::error::Result;
 const WORN: u64 = 2;
 
 /// Refreshes worn tasks of those that go back: connects when there are any, and failing is told and no error.
-pub(super) struct Refresher<'o, 'c> {
-    options: &'o SessionOptions,
-    dead: &'o QueueSpec,
+pub(super) struct Refresher<'c> {
+    options: SessionOptions,
+    dead: QueueSpec,
     worn: Vec<Moving<'c>>,
     mover: Option<Mover<'c>>,
     failed: bool,
 }
 
-impl<'o, 'c> Refresher<'o, 'c> {
-    pub(super) fn new(options: &'o SessionOptions, dead: &'o QueueSpec) -> Self {
+impl<'c> Refresher<'c> {
+    pub(super) fn new(options: &SessionOptions, dead: &QueueSpec) -> Self {
+        let (options, dead) = (options.clone(), dead.clone());
         Self { options, dead, worn: Vec::new(), mover: None, failed: false }
+    }
+
+    /// With a connection that is there already.
+    pub(super) fn with(publisher: Publisher, options: &SessionOptions, dead: &QueueSpec) -> Self {
+        Self { mover: Some(Mover::new(publisher)), ..Self::new(options, dead) }
     }
 
     /// This task goes back when its channel is closed, unless it is replaced before.
@@ -53,7 +59,7 @@ impl<'o, 'c> Refresher<'o, 'c> {
     fn refresh(&mut self, task: Moving<'c>) -> Result<()> {
         let mover = match &mut self.mover {
             Some(mover) => mover,
-            none => none.insert(Mover::new(Publisher::open_carefully(self.options, self.dead)?)),
+            none => none.insert(Mover::new(Publisher::open_carefully(&self.options, &self.dead)?)),
         };
         // The same in everything but how often it was delivered, and its place.
         let record = record_of(task.original.properties());

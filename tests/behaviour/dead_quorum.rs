@@ -83,6 +83,45 @@ fn a_policy_that_drops_what_is_delivered_often_costs_no_dead_task() {
     sandbox.node().ctl(&["clear_policy", &name]);
 }
 
+/// It would count as a look, and no copy could take the place of what was looked at too often.
+#[test]
+fn nobody_looks_at_what_wears_out_while_publishing_is_blocked() {
+    let sandbox = Sandbox::exclusive();
+    let limited = [("x-queue-type", text("quorum")), ("x-delivery-limit", number(LOWEST_LIMIT))];
+    sandbox.broker().declare_with(&sandbox.dead_queue(), durable(arguments(&limited)));
+    two_dead(&sandbox, "classic");
+    for _ in 0..LOWEST_LIMIT {
+        sandbox.taskq(["dead", "list"]).run().exits(0);
+    }
+    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.000001"]);
+    let counts = sandbox.broker().version() < [4, 3, 0];
+    for look in 0..LOWEST_LIMIT + 1 {
+        for looking in [&["dead", "list"][..], &["dead", "list", "--json"], &["dead", "show", "a"]] {
+            let looked = sandbox.taskq(looking).run().exits(if counts { 75 } else { 0 });
+            assert!(
+                !counts || looked.stderr.contains("has blocked publishing"),
+                "look {look}: {}",
+                looked.stderr
+            );
+        }
+        let requeue = sandbox.taskq(["dead", "requeue", "--all"]).run().exits(75);
+        requeue.says("has blocked publishing").says("0 sent again");
+    }
+    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    sandbox.broker().wait_ready(&sandbox.dead_queue(), 2);
+    sandbox.taskq(["dead", "requeue", "--all"]).run().exits(0).says("2 sent again");
+}
+
+#[test]
+fn what_does_not_wear_out_is_looked_at_during_an_alarm() {
+    let sandbox = Sandbox::exclusive();
+    two_dead(&sandbox, "classic");
+    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.000001"]);
+    let listed = sandbox.taskq(["dead", "list"]).run().exits(0);
+    assert_eq!(listed.stdout_lines().len(), 3);
+    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.4"]);
+}
+
 #[test]
 fn dead_tasks_that_cannot_be_sent_again_are_not_worn_out_by_trying() {
     const TASKS: usize = 150;
