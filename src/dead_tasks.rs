@@ -185,24 +185,24 @@ fn move_on<'c>(
     (done, walked)
 }
 
-/// Deletes the oldest dead tasks, so many of them, one by one, and returns how many there were. Any that die meanwhile
-/// stay.
+/// Deletes the oldest dead tasks, at most so many of them, one by one, and returns how many there were. Any that died
+/// after `until` (unix time) stay: others may have taken some of those that were meant.
 ///
 /// # Errors
 /// The broker's; what was not deleted is still there.
-pub fn purge_oldest(options: &SessionOptions, queue: &QueueSpec, count: u32) -> Result<u32> {
+pub fn purge_oldest(options: &SessionOptions, queue: &QueueSpec, count: u32, until: u64) -> Result<u32> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(0) };
     let mut deleted = 0;
     while deleted < count {
         let part = (count - deleted).min(PURGED_AT_ONCE);
-        let purged = place.purge_part(part).map_err(|error| {
+        let purged = place.purge_part(options, part, until).map_err(|error| {
             error.context(&format!(
                 "{deleted} deleted, perhaps some more; the others are still in {}",
                 place.dead.name
             ))
         })?;
         deleted += purged;
-        // Others have taken the rest.
+        // Others have taken the rest, or what is left is younger.
         if purged < part {
             break;
         }
@@ -325,17 +325,25 @@ impl Place {
     }
 
     /// Nothing is acknowledged before all have come: each answer would have the broker hand out one more.
-    fn purge_part(&mut self, count: u32) -> Result<u32> {
+    fn purge_part(&mut self, options: &SessionOptions, count: u32, until: u64) -> Result<u32> {
         let channels = Channels::open(&mut self.session, count, Manner::Held)?;
+        let mut refresher = Refresher::new(options, &self.dead);
         let mut walk = Walk::new(&channels, &mut self.session, &self.dead.name, count, Manner::Held);
         let mut taken = Vec::new();
         walk.each(|event| {
-            if let Event::Task(mut delivery) = event {
-                drop(delivery.take_body());
-                taken.push(delivery);
+            match event {
+                Event::Task(mut delivery)
+                    if record_of(delivery.properties()).failed_at.is_none_or(|at| at <= until) =>
+                {
+                    drop(delivery.take_body());
+                    taken.push(delivery);
+                }
+                Event::Task(delivery) | Event::Extra(delivery) => refresher.consider(delivery),
+                Event::Pause => {}
             }
             Ok(true)
         })?;
+        refresher.close();
         let deleted = u32::try_from(taken.len()).unwrap_or(u32::MAX);
         taken.into_iter().try_for_each(Delivery::ack).map_err(Fault::into_error)?;
         channels.close(&mut self.session, &self.dead.name)?;

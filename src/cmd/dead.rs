@@ -158,11 +158,12 @@ fn purge(yes: bool, place: Place) -> Result<Exit> {
             log::info!("no dead tasks in {}", queue.dead().name);
             return Ok(Exit::Success);
         }
+        let asked_at = unix_time();
         if !confirmed(&format!("Delete {count} dead tasks from {}? [y/N] ", queue.dead().name))? {
             log::info!("nothing was deleted");
             return Ok(Exit::Success);
         }
-        dead_tasks::purge_oldest(&options, &queue, count)?
+        dead_tasks::purge_oldest(&options, &queue, count, asked_at)?
     };
     log::info!("{deleted} deleted from {}", queue.dead().name);
     Ok(Exit::Success)
@@ -300,9 +301,13 @@ fn ago(at: Option<u64>) -> String {
     }
 }
 
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// How long ago, to about two digits.
 fn age(at: Option<u64>) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = unix_time();
     let Some(seconds) = at.map(|at| now.saturating_sub(at)) else { return "?".to_owned() };
     let (count, unit) = match seconds {
         0..120 => (seconds, "s"),
@@ -345,7 +350,7 @@ mod tests {
 
     #[test]
     fn ages_are_short() {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = unix_time();
         assert_eq!(age(None), "?");
         assert_eq!(age(Some(now + 1000)), "0s", "a clock that is wrong elsewhere");
         assert_eq!(age(Some(now - 3600 * 3 - 5)), "3h");

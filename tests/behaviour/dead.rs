@@ -6,6 +6,7 @@ use amiquip::{AmqpProperties, AmqpValue};
 use nix::sys::signal::Signal::SIGKILL;
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
 
 /// Three dead tasks, `id-1` to `id-3`, each with an error of its own.
 fn three_dead() -> Sandbox {
@@ -205,6 +206,28 @@ fn purge_deletes_what_was_shown_and_not_what_came_after_the_question() {
         // They were not even handed out.
         assert!(left.iter().all(|task| !task.redelivered), "{kind}");
     }
+}
+
+/// The question was about others, that somebody has sent again meanwhile.
+#[test]
+fn purge_does_not_delete_tasks_that_died_after_the_question() {
+    let sandbox = Sandbox::new();
+    sandbox.taskq(["send", "--lines"]).feed("shown 1\nshown 2\n").exits(0);
+    let die = || sandbox.work_with(&["--until-empty"], "exit 65").run().exits(1);
+    die();
+    let asking = format!("{} dead purge", env!("CARGO_BIN_EXE_taskq"));
+    let mut purge = sandbox.program("script", ["-q", "-e", "-c", &asking, "/dev/null"]).start();
+    until("the question", || purge.stdout().contains("Delete 2 dead tasks").then_some(()));
+    let asked_at = SystemTime::now();
+    dead(&sandbox, &["requeue", "--all"]).exits(0);
+    // They have to die in another second.
+    until("the next second", || (asked_at.elapsed().ok()? > Duration::from_secs(1)).then_some(()));
+    die();
+    purge.write("y\n");
+    until("the end", || purge.stdout().contains("0 deleted").then_some(()));
+    purge.close_stdin();
+    purge.end().exits(0);
+    sandbox.broker().wait_ready(&sandbox.dead_queue(), 2);
 }
 
 #[test]
