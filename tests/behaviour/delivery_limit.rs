@@ -237,11 +237,12 @@ fn where_only_tasks_that_were_returned_twice_are_in_a_full_queue_they_run() {
     // There is no room for any copy before most of them are done.
     sandbox.wait_lines("runs", 20);
     worker.says("a redelivered task runs uncounted: its queue is full");
-    sandbox.node().ctl(&["clear_policy", &sandbox.queue]);
-    sandbox.wait_lines("runs", 60);
     worker.signal(SIGTERM);
     worker.end().exits(0);
-    assert_eq!(sandbox.broker().counts(&sandbox.queue), Some((0, 0)));
+    sandbox.node().ctl(&["clear_policy", &sandbox.queue]);
+    // Those that it held ran, or went back where that does not count.
+    let done = u32::try_from(sandbox.lines("runs").len()).unwrap();
+    sandbox.broker().wait_ready(&sandbox.queue, 60 - done);
 }
 
 #[test]
