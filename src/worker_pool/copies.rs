@@ -92,6 +92,8 @@ struct Job {
 /// Who waits for the answer.
 struct Asker {
     reply: Sender<Answer>,
+    /// Something that may last stands in the way.
+    met: Sender<()>,
     bell: Sender<()>,
     state: Arc<State>,
 }
@@ -114,6 +116,9 @@ impl Asker {
 
     fn meets(&self, obstacle: Obstacle) {
         if std::mem::replace(&mut *lock(&self.state.obstacle), obstacle) != obstacle {
+            if obstacle != Obstacle::None {
+                let _ = self.met.try_send(());
+            }
             self.ring();
         }
     }
@@ -131,16 +136,18 @@ impl Asker {
 /// A copy that was asked for. Dropping it withdraws it, unless it is published already.
 pub(super) struct Pending {
     replies: Receiver<Answer>,
+    met: Receiver<()>,
     state: Arc<State>,
 }
 
 impl Pending {
-    /// Waits for the answer; `None` when there was none within `patience`.
+    /// Waits for the answer; `None` when there was none within `patience`, or when it may be long.
     pub(super) fn wait(&self, patience: Duration, abort: &Receiver<Never>) -> Option<Answer> {
         let gone = || Answer::NotAllowed(Error::internal("the publishing thread is gone"));
         select! {
             recv(self.replies) -> answer => Some(answer.unwrap_or_else(|_| gone())),
             recv(abort) -> _ => Some(Answer::Aborted),
+            recv(self.met) -> _ => self.replies.try_recv().ok(),
             default(patience) => None,
         }
     }
@@ -192,9 +199,10 @@ impl Copies {
         original: &Properties,
         bell: &Sender<()>,
     ) -> Pending {
-        let (reply, replies) = crossbeam_channel::bounded(1);
+        let ((reply, replies), (met_in, met)) =
+            (crossbeam_channel::bounded(1), crossbeam_channel::bounded(1));
         let state = Arc::new(State::default());
-        let asker = Asker { reply, bell: bell.clone(), state: Arc::clone(&state) };
+        let asker = Asker { reply, met: met_in, bell: bell.clone(), state: Arc::clone(&state) };
         let job = Job {
             number: 0,
             copy,
@@ -207,7 +215,7 @@ impl Copies {
         };
         // Without the thread the reply channel is closed, which is an answer.
         let _ = self.jobs.send(job);
-        Pending { replies, state }
+        Pending { replies, met, state }
     }
 
     /// The broker is known not to take any copy now.
