@@ -48,16 +48,16 @@ pub(super) enum Purpose {
     Counted,
 }
 
-/// Why a copy is not kept yet.
+/// What a copy waits for that is not kept yet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Obstacle {
-    /// None is known; it is under way.
+pub(super) enum WaitsFor {
+    /// The broker's confirm, as always.
     #[default]
-    None,
-    /// Its queue is full. To work on what is in there makes room.
-    QueueFull,
-    /// Anything else that may last: an alarm, a broker that is away, a permission that is missing.
-    Other,
+    Confirm,
+    /// Room in its queue, which is full. To work on what is in there makes some.
+    Room,
+    /// The end of an alarm, a broker that is away, a permission: nothing that can be done here.
+    Change,
 }
 
 /// How asking for a copy ended.
@@ -103,8 +103,8 @@ struct Asker {
 struct State {
     /// Nobody waits any more.
     withdrawn: AtomicBool,
-    /// Why it is not kept yet.
-    obstacle: Mutex<Obstacle>,
+    /// See [`Pending::waits_for`].
+    waits_for: Mutex<WaitsFor>,
 }
 
 impl Asker {
@@ -114,9 +114,9 @@ impl Asker {
         self.ring();
     }
 
-    fn meets(&self, obstacle: Obstacle) {
-        if std::mem::replace(&mut *lock(&self.state.obstacle), obstacle) != obstacle {
-            if obstacle != Obstacle::None {
+    fn set_waits_for(&self, what: WaitsFor) {
+        if std::mem::replace(&mut *lock(&self.state.waits_for), what) != what {
+            if what != WaitsFor::Confirm {
                 let _ = self.met.try_send(());
             }
             self.ring();
@@ -152,9 +152,9 @@ impl Pending {
         }
     }
 
-    /// Why it is not kept yet; a change is told by the bell.
-    pub(super) fn obstacle(&self) -> Obstacle {
-        *lock(&self.state.obstacle)
+    /// What it waits for; a change is told by the bell.
+    pub(super) fn waits_for(&self) -> WaitsFor {
+        *lock(&self.state.waits_for)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
 use super::Event;
-use super::copies::{Answer, Copies, Obstacle, Pending, PlannedCopy, Purpose};
+use super::copies::{Answer, Copies, Pending, PlannedCopy, Purpose, WaitsFor};
 use super::drain::Drain;
 use super::ledger::{Claim, Fingerprint, Unproven};
 use super::redelivery::Earlier;
@@ -60,7 +60,7 @@ impl Keeping {
 
     /// Something that may last keeps the copy from being kept.
     pub(super) fn is_stuck(&self) -> bool {
-        self.pending.obstacle() != Obstacle::None
+        self.pending.waits_for() != WaitsFor::Confirm
     }
 
     /// The task must neither run nor go back before its copy is kept.
@@ -75,7 +75,7 @@ impl Keeping {
 
     /// The copy goes to the queue that the task came from, and that is full: other tasks that are done make room.
     pub(super) fn waits_for_room(&self) -> bool {
-        self.would_count() && self.pending.obstacle() == Obstacle::QueueFull
+        self.would_count() && self.pending.waits_for() == WaitsFor::Room
     }
 
     /// The copy only counts a delivery of a task that may run.

@@ -18,7 +18,7 @@ use super::super::shared::Shared;
 use super::link::{Link, Up};
 use super::refusals::Reason;
 use super::refused::Refused;
-use super::{Answer, Job, Obstacle};
+use super::{Answer, Job, WaitsFor};
 use crate::backoff::Backoff;
 use crate::broker::{
     CopyForm, DelayWatch, Fault, Kind, Publisher, Scope, Settlement, Wake, confirm_patience, vanished,
@@ -123,7 +123,7 @@ impl Keeper {
     fn step(&mut self) -> bool {
         self.forget_withdrawn();
         self.publish_waiting();
-        self.tell_obstacles();
+        self.tell_what_they_wait_for();
         self.note_blocked();
         self.tell_refusals();
         match &self.link {
@@ -479,18 +479,18 @@ impl Keeper {
     }
 
     /// Tells everybody who waits what stands in the way.
-    fn tell_obstacles(&self) {
+    fn tell_what_they_wait_for(&self) {
         let blocked = self.link.is_blocked();
         for job in &self.waiting {
-            job.asker.meets(match self.refused.reason(job) {
-                _ if blocked || self.is_down => Obstacle::Other,
-                Some(Reason::QueueFull) => Obstacle::QueueFull,
-                Some(Reason::Told(_)) => Obstacle::Other,
-                None => Obstacle::None,
+            job.asker.set_waits_for(match self.refused.reason(job) {
+                _ if blocked || self.is_down => WaitsFor::Change,
+                Some(Reason::QueueFull) => WaitsFor::Room,
+                Some(Reason::Told(_)) => WaitsFor::Change,
+                None => WaitsFor::Confirm,
             });
         }
-        let under_way = if blocked { Obstacle::Other } else { Obstacle::None };
-        self.outstanding.values().for_each(|outstanding| outstanding.job.asker.meets(under_way));
+        let under_way = if blocked { WaitsFor::Change } else { WaitsFor::Confirm };
+        self.outstanding.values().for_each(|outstanding| outstanding.job.asker.set_waits_for(under_way));
     }
 
     fn next_to_tell(&self) -> Option<Instant> {
