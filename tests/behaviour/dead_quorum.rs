@@ -95,7 +95,7 @@ fn nobody_looks_at_what_wears_out_while_publishing_is_blocked() {
     }
     sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.000001"]);
     let counts = sandbox.broker().version() < [4, 3, 0];
-    for look in 0..LOWEST_LIMIT + 1 {
+    for look in 0..=LOWEST_LIMIT {
         for looking in [&["dead", "list"][..], &["dead", "list", "--json"], &["dead", "show", "a"]] {
             let looked = sandbox.taskq(looking).run().exits(if counts { 75 } else { 0 });
             assert!(
