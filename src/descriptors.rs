@@ -6,6 +6,7 @@ use std::fs;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::error::{Error, Result};
+use crate::output::counted;
 
 /// Connections, signals, the standard streams, the files of a resolver or of TLS.
 const FIXED: u64 = 64;
@@ -31,13 +32,7 @@ pub fn ensure(threads: u16) -> Result<()> {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return Ok(()) };
     // Where there is no /proc, the fixed part has to do.
     let open = fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64);
-    let refuse = |needed: u64| {
-        Error::configuration(format!(
-            "{threads} threads that run commands need up to {needed} open files, and {hard} are allowed (ulimit -Hn, \
-             LimitNOFILE=): raise that limit, or work with at most {} threads",
-            threads_with(hard, open).max(1)
-        ))
-    };
+    let refuse = |needed: u64| Error::configuration(refusal(threads, needed, hard, open));
     match step(threads, open, soft, hard) {
         Step::Leave => Ok(()),
         Step::Refuse { needed } => Err(refuse(needed)),
@@ -58,6 +53,17 @@ fn needed(threads: u16, open: u64) -> u64 {
 
 fn threads_with(limit: u64, open: u64) -> u64 {
     limit.saturating_sub(FIXED + open) / FOR_A_COMMAND
+}
+
+fn refusal(threads: u16, needed: u64, hard: u64, open: u64) -> String {
+    let who = counted(threads.into(), "thread that runs commands needs", "threads that run commands need");
+    let allowed = counted(hard, "is", "are");
+    let remedy = match threads_with(hard, open) {
+        0 => format!("raise that limit to {needed} or more"),
+        1 => "raise that limit, or work with 1 thread".to_owned(),
+        fit => format!("raise that limit, or work with at most {fit} threads"),
+    };
+    format!("{who} up to {needed} open files, and {allowed} allowed (ulimit -Hn, LimitNOFILE=): {remedy}")
 }
 
 fn step(threads: u16, open: u64, soft: u64, hard: u64) -> Step {
@@ -87,5 +93,27 @@ mod tests {
         assert_eq!(step(200, 4, 1024, 2867), Step::Refuse { needed: 2868 });
         assert_eq!(threads_with(2867, 4), 199);
         assert_eq!(threads_with(10, 4), 0);
+    }
+
+    #[test]
+    fn a_refusal_says_what_would_do() {
+        assert_eq!(
+            refusal(30, 488, 200, 4),
+            "30 threads that run commands need up to 488 open files, and 200 are allowed (ulimit -Hn, LimitNOFILE=): \
+             raise that limit, or work with at most 9 threads"
+        );
+        let one = refusal(2, 96, 82, 4);
+        assert!(one.ends_with("raise that limit, or work with 1 thread"), "{one}");
+        // Not one has room.
+        assert_eq!(
+            refusal(1, 82, 64, 4),
+            "1 thread that runs commands needs up to 82 open files, and 64 are allowed (ulimit -Hn, LimitNOFILE=): \
+             raise that limit to 82 or more"
+        );
+        let many = refusal(30, 488, 1, 4);
+        assert!(
+            many.contains("and 1 is allowed") && many.ends_with("raise that limit to 488 or more"),
+            "{many}"
+        );
     }
 }

@@ -45,6 +45,12 @@ pub fn excerpt(bytes: &[u8]) -> String {
     out
 }
 
+/// A number and what it is a number of: `1 task`, `2 tasks`.
+#[must_use]
+pub fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// Text from outside (a broker's reason, a file name) as one printable line of any length.
 #[must_use]
 pub fn escape(text: &str) -> String {
@@ -137,6 +143,12 @@ mod tests {
         assert_eq!(excerpt(b"\x1b[2J\x07\r\n\tx\x7f"), "\\x1b[2J\\x07\\r\\n\\tx\\x7f");
         assert_eq!(excerpt("\u{9b}31m\u{202e}abc\u{200b}".as_bytes()), "\\x9b31m\\u{202e}abc\\u{200b}");
         assert_eq!(excerpt(b"a\xff\xfeb\xc3"), "a\\xff\\xfeb\\xc3");
+    }
+
+    #[test]
+    fn one_is_told_as_one() {
+        let told = [0, 1, 2, 1000].map(|count| counted(count, "task", "tasks"));
+        assert_eq!(told, ["0 tasks", "1 task", "2 tasks", "1000 tasks"]);
     }
 
     #[test]

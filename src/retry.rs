@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::handler::{Failure, Outcome};
+use crate::output::counted;
 
 /// The pause where a policy names none: never 0, which would be a hot loop.
 const DEFAULT_BACKOFF: Duration = Duration::from_secs(5);
@@ -67,8 +68,10 @@ impl Policy {
     /// Before a task runs that was delivered `unanswered` times without an answer: why it must not, if so.
     #[must_use]
     pub fn poisoned(&self, unanswered: u64) -> Option<Decision> {
-        (unanswered >= u64::from(self.max_deliveries))
-            .then(|| Decision::Dead(format!("{unanswered} deliveries ended without an answer")))
+        (unanswered >= u64::from(self.max_deliveries)).then(|| {
+            let deliveries = counted(unanswered, "delivery", "deliveries");
+            Decision::Dead(format!("{deliveries} ended without an answer"))
+        })
     }
 
     fn pause_after(&self, attempt: u32) -> Duration {
@@ -137,5 +140,7 @@ mod tests {
         let dead = Decision::Dead("20 deliveries ended without an answer".into());
         assert_eq!(policy().poisoned(20), Some(dead));
         assert!(policy().poisoned(u64::MAX).is_some());
+        let dead = Decision::Dead("1 delivery ended without an answer".into());
+        assert_eq!(Policy { max_deliveries: 1, ..policy() }.poisoned(1), Some(dead));
     }
 }

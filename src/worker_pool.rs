@@ -27,6 +27,7 @@ use crate::broker::{QueueSpec, SessionOptions};
 use crate::duration;
 use crate::error::{Error, Exit, Result};
 use crate::handler::{Handler, Never};
+use crate::output;
 use crate::retry::Policy;
 use crate::shortage;
 use crate::shutdown;
@@ -106,7 +107,7 @@ pub fn run(options: Options, handlers: &Arc<HandlerFactory>, signals: &Receiver<
                 return Err(error);
             }
         }
-        log::debug!("{} tasks done", shared.count_finished());
+        log::debug!("{} done", output::counted(shared.count_finished(), "task", "tasks"));
         // Somebody sent more while the pool finished, or the connection was lost before that could be seen.
         let is_empty = closing.ready.is_some_and(|ready| ready <= shared.held_back());
         let again = pool.why == Some(Why::Empty) && !is_empty;

@@ -15,6 +15,7 @@ use super::socket::{Sightings, Socket};
 use super::url::{BrokerUrl, Credentials};
 use super::watchdog::KillSwitch;
 use crate::error::{Error, Result};
+use crate::output::counted;
 use crate::shortage;
 
 /// What one connection may have open at most; without a limit amiquip hangs at the 65,536th. RabbitMQ's own
@@ -259,7 +260,8 @@ fn together(mut failures: Vec<(SocketAddr, Fault)>) -> Fault {
     let mut told: Vec<String> =
         failures.iter().take(MAX_TOLD).map(|(address, fault)| format!("{address}: {fault}")).collect();
     if let Some(others @ 1..) = failures.len().checked_sub(MAX_TOLD) {
-        told.push(format!("{others} other addresses failed as well"));
+        let others = counted(others as u64, "other address", "other addresses");
+        told.push(format!("{others} failed as well"));
     }
     Fault::connection(kind, told.join("; "))
 }
@@ -363,6 +365,8 @@ mod tests {
         let many = together((1..=100).map(lost).collect()).to_string();
         assert_eq!(many.matches("no answer").count(), MAX_TOLD);
         assert!(many.ends_with("; 93 other addresses failed as well"), "{many}");
+        let eight = together((1..=8).map(lost).collect()).to_string();
+        assert!(eight.ends_with("; 1 other address failed as well"), "{eight}");
         assert!(!together((1..=7).map(lost).collect()).to_string().contains("other"));
     }
 

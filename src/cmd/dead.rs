@@ -159,7 +159,8 @@ fn purge(yes: bool, place: Place) -> Result<Exit> {
             return Ok(Exit::Success);
         }
         let asked_at = unix_time();
-        if !confirmed(&format!("Delete {count} dead tasks from {}? [y/N] ", queue.dead().name))? {
+        let them = output::counted(count.into(), "dead task", "dead tasks");
+        if !confirmed(&format!("Delete {them} from {}? [y/N] ", queue.dead().name))? {
             log::info!("nothing was deleted");
             return Ok(Exit::Success);
         }
@@ -290,7 +291,8 @@ fn details(task: &DeadTask<'_>) -> String {
     if let Some(error) = &record.error {
         let _ = write!(text, "\nerror:\n{}\n", output::escape_lines(error.trim_end().as_bytes()));
     }
-    let _ = write!(text, "\nbody ({} bytes):\n{}\n", task.body.len(), output::escape_lines(task.body));
+    let length = output::counted(task.body.len() as u64, "byte", "bytes");
+    let _ = write!(text, "\nbody ({length}):\n{}\n", output::escape_lines(task.body));
     text
 }
 

@@ -168,7 +168,7 @@ fn conclude(
 ) -> Result<Exit> {
     let Summary { confirmed, failed, ended, worst } = summary;
     let why = ended.or(worst);
-    let mut counts = format!("{confirmed} {} confirmed, {failed} not", tasks(confirmed));
+    let mut counts = format!("{} confirmed, {failed} not", tasks(confirmed));
     if let (Some((path, Ok(Saved::InPlace))), 1..) = (&unsent, failed) {
         let _ = write!(counts, " (saved in {})", path.display());
     }
@@ -187,7 +187,7 @@ fn conclude(
         Some(error) => Err(error),
         None => {
             if bulk {
-                log::info!(" [x] Sent {confirmed} {}", tasks(confirmed));
+                log::info!(" [x] Sent {}", tasks(confirmed));
             }
             Ok(Exit::Success)
         }
@@ -201,8 +201,8 @@ fn cannot_save(counts: &str, path: &Path, unsaved: &Unsaved, why: Option<Error>)
     Error::new(exit, why.map_or(text.clone(), |why| format!("{text} ({why})")))
 }
 
-fn tasks(count: u64) -> &'static str {
-    if count == 1 { "task" } else { "tasks" }
+fn tasks(count: u64) -> String {
+    output::counted(count, "task", "tasks")
 }
 
 fn properties(args: &Args) -> Result<Properties> {

@@ -53,7 +53,8 @@ impl Loss {
     pub(super) fn told(&self) -> Option<String> {
         let lost = lock(&self.lost);
         let Lost { bytes, why } = lost.as_ref()?;
-        Some(format!("{bytes} bytes that commands wrote to {} are lost: {why}", self.stream))
+        let (what, are) = if *bytes == 1 { ("byte", "is") } else { ("bytes", "are") };
+        Some(format!("{bytes} {what} that commands wrote to {} {are} lost: {why}", self.stream))
     }
 }
 
@@ -73,7 +74,10 @@ mod tests {
     fn what_is_lost_is_counted_and_the_first_reason_kept() {
         let loss = Loss::of("stdout");
         assert_eq!(loss.told(), None);
-        loss.note(3, &io::ErrorKind::BrokenPipe.into());
+        loss.note(1, &io::ErrorKind::BrokenPipe.into());
+        let told = "1 byte that commands wrote to stdout is lost: nobody reads it any more";
+        assert_eq!(loss.told().as_deref(), Some(told));
+        loss.note(2, &io::ErrorKind::BrokenPipe.into());
         loss.note_given_up(4);
         let told = "7 bytes that commands wrote to stdout are lost: nobody reads it any more";
         assert_eq!(loss.told().as_deref(), Some(told));

@@ -14,6 +14,7 @@ use crossbeam_channel::Sender;
 
 use crate::handler::Never;
 use crate::lock::lock;
+use crate::output::counted;
 
 /// How many bytes of messages wait for a reader; further ones are dropped, and counted.
 const MESSAGES_BYTES: usize = 256 * 1024;
@@ -250,9 +251,8 @@ impl Inner {
         if *lost == 0 {
             return;
         }
-        let messages = if *lost == 1 { "message is" } else { "messages are" };
-        let line =
-            format!("taskq: warning: {lost} {messages} missing here: nobody took them from {}\n", self.name);
+        let lost_here = counted(*lost, "message is", "messages are");
+        let line = format!("taskq: warning: {lost_here} missing here: nobody took them from {}\n", self.name);
         if self.write(to, line.as_bytes()).is_ok() {
             *lost = 0;
         }

@@ -12,7 +12,7 @@ use super::shared::Permit;
 use super::slot::{Pauses, Slot};
 use crate::broker::{Channel, Delivery, Fault, QueueType};
 use crate::handler::Handler;
-use crate::output;
+use crate::output::{self, counted};
 use crate::shortage;
 
 /// At the end: how often to look after the last copies although no bell rang.
@@ -340,7 +340,9 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
             }
         }
         if given_back > 0 {
-            log::warn!("{given_back} tasks whose copies are not kept go back to the queue");
+            let tasks =
+                counted(given_back, "task whose copy is not kept goes", "tasks whose copies are not kept go");
+            log::warn!("{tasks} back to the queue");
         }
         Ok(())
     }

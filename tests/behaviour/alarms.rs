@@ -175,7 +175,7 @@ fn a_worker_stops_in_time_while_a_large_failed_task_waits_for_the_end_of_an_alar
     let worker = sandbox.handling(&["--backoff", "1h"], "exit 1");
     worker.says("has blocked publishing");
     worker.signal(SIGTERM);
-    worker.end_within(SLACK).exits(0).says("go back to the queue");
+    worker.end_within(SLACK).exits(0).says("1 task whose copy is not kept goes back to the queue");
     let broker = sandbox.broker();
     broker.wait_ready(&sandbox.queue, 1);
     assert_eq!(broker.counts(&sandbox.delay_queue(3_600_000)), Some((0, 0)));

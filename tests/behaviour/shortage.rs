@@ -58,6 +58,18 @@ fn more_threads_than_the_machine_allows_are_refused_with_the_numbers() {
 }
 
 #[test]
+fn where_not_one_thread_has_room_fewer_threads_are_not_proposed() {
+    let sandbox = Sandbox::new();
+    for (threads, told) in
+        [("1", "1 thread that runs commands needs"), ("4", "4 threads that run commands need")]
+    {
+        let options = ["work", "--threads", threads, "--", "true"];
+        let refused = limited(&sandbox, "-n 64", &options).run().exits(78).in_one_line();
+        refused.says(told).says("raise that limit to ").never_says("work with");
+    }
+}
+
+#[test]
 fn a_shortage_uses_up_no_attempt_and_leaves_the_tasks_to_others() {
     for options in
         [&["--", "true"][..], &["--persistent", "--", "sh", "-c", "while read -r _; do echo OK; done"]]
