@@ -173,10 +173,11 @@ fn conclude(
         let _ = write!(counts, " (saved in {})", path.display());
     }
     if why.is_some() && !all_was_read {
-        counts.push_str(", and the input after them was not read");
+        let _ =
+            write!(counts, ", and nothing was taken of the input from line {} on", confirmed + failed + 1);
     }
     match unsent {
-        Some((path, Err(unsaved))) => return Err(cannot_save(&counts, path, &unsaved, why)),
+        Some((path, Err(unsaved))) => return Err(cannot_save(&counts, path, &unsaved, failed, why)),
         Some((path, Ok(Saved::InputLeft))) => {
             let _ = write!(counts, " ({} was left as it was, the confirmed ones included)", path.display());
         }
@@ -195,9 +196,10 @@ fn conclude(
 }
 
 /// Whatever sending has ended with, this needs a person.
-fn cannot_save(counts: &str, path: &Path, unsaved: &Unsaved, why: Option<Error>) -> Error {
+fn cannot_save(counts: &str, path: &Path, unsaved: &Unsaved, failed: u64, why: Option<Error>) -> Error {
     let exit = unsaved.signal.map_or(Exit::Internal, Exit::Signal);
-    let text = format!("{counts}; cannot save what was not confirmed in {}: {unsaved}", path.display());
+    let (path, unsaved) = (path.display(), unsaved.told(failed));
+    let text = format!("{counts}; cannot save what was not confirmed in {path}: {unsaved}");
     Error::new(exit, why.map_or(text.clone(), |why| format!("{text} ({why})")))
 }
 

@@ -4,7 +4,6 @@ mod directory;
 mod merge;
 mod place;
 
-use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -17,6 +16,7 @@ use self::directory::{Locked, Refusal};
 use self::merge::Kept;
 use self::place::{directory_of, open_there, resolve};
 use super::Fingerprint;
+use crate::output::counted;
 
 /// Tasks that are written at once.
 const BUFFER: usize = 64 * 1024;
@@ -61,9 +61,17 @@ pub struct UnsentFile {
     file: File,
     /// Bytes in the temporary file: whole tasks.
     length: u64,
+    /// How many those are.
+    kept: u64,
     /// Whole tasks that follow.
     buffer: Vec<u8>,
+    /// Their numbers in the input.
+    waiting: Vec<u64>,
+    /// The first one that had no room.
+    without_room: Option<u64>,
     separator: Option<u8>,
+    /// The input is a file, and not this one.
+    input_remains: bool,
     /// The input, where it is this file.
     input: Option<InputFile>,
     added: bool,
@@ -84,17 +92,56 @@ pub struct Unsaved {
     /// The signal that ended it, if one did.
     pub signal: Option<i32>,
     why: String,
-    kept: Option<PathBuf>,
-    complete: bool,
+    remains: Remains,
 }
 
-impl fmt::Display for Unsaved {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.why)?;
-        match &self.kept {
-            Some(path) if self.complete => write!(f, "; they are kept in {}", path.display()),
-            Some(path) => write!(f, "; what could be written of them is in {}", path.display()),
-            None => Ok(()),
+/// What there is of the tasks that were not confirmed.
+#[derive(Debug, PartialEq, Eq)]
+enum Remains {
+    /// So many of them are in this file, and the rest could not be saved at all.
+    Beside { path: PathBuf, kept: u64 },
+    /// As `Beside`, but the disk has not said that it has them.
+    NotForCertain { path: PathBuf },
+    /// Those before this one, numbered as in the input, and no more had room.
+    Until { line: u64, beside: Option<(PathBuf, u64)>, input_remains: bool },
+    /// The file is the input, as it was before.
+    InputLeft,
+    /// Nothing was to be saved.
+    Nothing,
+}
+
+impl Unsaved {
+    /// Where so many were not confirmed.
+    #[must_use]
+    pub fn told(&self, unconfirmed: u64) -> String {
+        let Self { why, remains, .. } = self;
+        let are = |count| counted(count, "is", "are");
+        match remains {
+            Remains::Beside { path, kept } if *kept == unconfirmed => {
+                format!("{why}; {} kept in {}", if *kept == 1 { "it is" } else { "they are" }, path.display())
+            }
+            Remains::Beside { path, kept } => {
+                let of_them = counted(*kept, "of them is", "of them are");
+                format!("{why}; {of_them} kept in {}", path.display())
+            }
+            Remains::NotForCertain { path } => {
+                format!("{why}; what could be written of them is in {}", path.display())
+            }
+            Remains::Until { line, beside, input_remains } => {
+                let kept = beside.as_ref().map_or(0, |(_, kept)| *kept);
+                let what = if *input_remains { "in the input only" } else { "lost" };
+                let rest = are(unconfirmed.saturating_sub(kept));
+                match beside {
+                    Some((path, _)) => format!(
+                        "{why}; {} kept in {}, {rest} {what}: nothing is kept from line {line} on",
+                        counted(kept, "of them is", "of them are"),
+                        path.display()
+                    ),
+                    None => format!("{why}; nothing is kept, {rest} {what}"),
+                }
+            }
+            Remains::InputLeft => format!("{why}; it was left as it was, the confirmed ones included"),
+            Remains::Nothing => why.clone(),
         }
     }
 }
@@ -119,8 +166,12 @@ impl UnsentFile {
             temporary,
             file,
             length: 0,
+            kept: 0,
             buffer: Vec::new(),
+            waiting: Vec::new(),
+            without_room: None,
             separator: form.separator,
+            input_remains: form.input.is_some() && input.is_none(),
             input,
             added: false,
         })
@@ -132,19 +183,24 @@ impl UnsentFile {
         &self.path
     }
 
-    /// Adds one task.
+    /// Adds one task, which has this number in the input.
     ///
     /// # Errors
-    /// Whatever the system says; the task is not saved then, and perhaps some before it.
-    pub fn add(&mut self, body: &[u8]) -> io::Result<()> {
+    /// Whatever the system says; the task is not saved then, and perhaps some before it. None may be added after that.
+    pub fn add(&mut self, number: u64, body: &[u8]) -> io::Result<()> {
         self.added = true;
         self.buffer.extend_from_slice(body);
         self.buffer.extend(self.separator);
-        if self.buffer.len() >= BUFFER { self.write_buffer() } else { Ok(()) }
+        self.waiting.push(number);
+        if self.buffer.len() >= BUFFER { self.flush() } else { Ok(()) }
     }
 
-    /// A part of a task must not pass for a task: where not all can be written, the file ends with a whole one.
-    fn write_buffer(&mut self) -> io::Result<()> {
+    /// Writes what was added, so that a lack of room is known before more is read that would need some. A part of a
+    /// task must not pass for a task: where not all can be written, the file ends with a whole one.
+    ///
+    /// # Errors
+    /// As those of [`UnsentFile::add`].
+    pub fn flush(&mut self) -> io::Result<()> {
         let mut written = 0;
         while written < self.buffer.len() {
             match self.file.write(&self.buffer[written..]) {
@@ -155,15 +211,25 @@ impl UnsentFile {
             }
         }
         self.length += written as u64;
+        self.kept += self.waiting.len() as u64;
         self.buffer.clear();
+        self.waiting.clear();
         Ok(())
     }
 
     fn cut(&mut self, written: usize, error: io::Error) -> io::Result<()> {
-        self.length += whole_tasks(&self.buffer[..written], self.separator) as u64;
+        let (tasks, bytes) = whole_tasks(&self.buffer[..written], self.separator);
+        self.length += bytes as u64;
+        self.kept += tasks as u64;
+        self.without_room = self.waiting.get(tasks).copied();
         self.buffer.clear();
-        self.file.set_len(self.length)?;
-        Err(error)
+        self.waiting.clear();
+        match self.file.set_len(self.length) {
+            Ok(()) => Err(error),
+            Err(cut) => {
+                Err(io::Error::other(format!("{error}, and its last line is a part of a task ({cut})")))
+            }
+        }
     }
 
     /// Whether it is to take the place of the input, which has to be read to its end before that.
@@ -182,8 +248,12 @@ impl UnsentFile {
         if !self.added && !replaces {
             return Ok(if self.input.is_some() { Saved::InputLeft } else { Saved::InPlace });
         }
-        if let Err(error) = self.write_buffer().and_then(|()| self.file.sync_all()) {
+        if let Err(error) = self.flush() {
             return Err(self.give_up(&error));
+        }
+        if let Err(error) = self.file.sync_all() {
+            let remains = Remains::NotForCertain { path: self.temporary.clone() };
+            return Err(Unsaved { signal: None, why: error.to_string(), remains });
         }
         match self.put_in_place(read, signals) {
             Ok(saved) => {
@@ -191,23 +261,43 @@ impl UnsentFile {
                 self.length = 0;
                 Ok(saved)
             }
-            Err(Refusal::Error(error)) => Err(self.unsaved(None, error.to_string(), true)),
+            Err(Refusal::Error(error)) => Err(self.beside(None, error.to_string())),
             Err(Refusal::Signal(signal)) => {
                 let why = format!("{} came before that was done", crate::shutdown::name(signal));
-                Err(self.unsaved(Some(signal), why, true))
+                Err(self.beside(Some(signal), why))
             }
         }
     }
 
-    /// After [`UnsentFile::add`] has failed.
-    #[must_use]
-    pub fn give_up(self, error: &io::Error) -> Unsaved {
-        self.unsaved(None, error.to_string(), false)
+    /// All that was added is under the temporary name, and stays there.
+    fn beside(&self, signal: Option<i32>, why: String) -> Unsaved {
+        let remains = match self.kept {
+            0 => Remains::Nothing,
+            kept => Remains::Beside { path: self.temporary.clone(), kept },
+        };
+        Unsaved { signal, why, remains }
     }
 
-    fn unsaved(self, signal: Option<i32>, why: String, complete: bool) -> Unsaved {
-        // The file stays where it holds anything.
-        Unsaved { signal, why, kept: (self.length > 0).then(|| self.temporary.clone()), complete }
+    /// After [`UnsentFile::add`] or [`UnsentFile::flush`] has failed.
+    #[must_use]
+    pub fn give_up(mut self, error: &io::Error) -> Unsaved {
+        let remains = if self.input_is_in_place() {
+            // A part of the tasks beside all of them would be sent twice.
+            self.length = 0;
+            Remains::InputLeft
+        } else {
+            Remains::Until {
+                line: self.without_room.unwrap_or_default(),
+                beside: (self.kept > 0).then(|| (self.temporary.clone(), self.kept)),
+                input_remains: self.input_remains,
+            }
+        };
+        Unsaved { signal: None, why: error.to_string(), remains }
+    }
+
+    fn input_is_in_place(&self) -> bool {
+        let there = || open_there(&self.path, geteuid()).ok().flatten();
+        self.input.is_some_and(|input| there().is_some_and(|there| input.is(&there)))
     }
 
     fn put_in_place(&self, read: Option<Fingerprint>, signals: &Receiver<i32>) -> Result<Saved, Refusal> {
@@ -275,11 +365,10 @@ fn holds_something() -> io::Error {
     io::Error::other("it holds something already, perhaps an earlier task that was not sent")
 }
 
-/// How many of the bytes are whole tasks. A single body is whole or not there.
-fn whole_tasks(bytes: &[u8], separator: Option<u8>) -> usize {
-    separator
-        .and_then(|separator| bytes.iter().rposition(|byte| *byte == separator))
-        .map_or(0, |last| last + 1)
+/// How many whole tasks the bytes begin with, and how many bytes those are. A single body is whole or not there.
+fn whole_tasks(bytes: &[u8], separator: Option<u8>) -> (usize, usize) {
+    let ends = bytes.iter().enumerate().filter(|(_, byte)| Some(**byte) == separator);
+    ends.fold((0, 0), |(tasks, _), (at, _)| (tasks + 1, at + 1))
 }
 
 #[cfg(test)]

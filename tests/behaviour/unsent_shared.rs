@@ -1,7 +1,7 @@
 //! `taskq send --unsent` with a file that others write to as well, or that cannot be written: no task is lost.
 
 use super::bulk_outage::{SLACK, lines};
-use crate::support::{Finished, Process, Sandbox, until};
+use crate::support::{Finished, Invocation, Process, Sandbox, until};
 use nix::sys::signal::Signal;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -158,19 +158,89 @@ fn a_single_task_that_cannot_be_put_in_place_is_kept_and_named() {
     assert_eq!(read(&kept_beside(&unsent, &failed)), "hello");
 }
 
+/// A bulk send that nobody confirms, under a limit on the size of files, which stands for a full disk.
+fn without_room(sandbox: &Sandbox, limit: &str, options: &[&str]) -> Invocation {
+    let script = format!(r#"ulimit -f {limit}; exec "$@""#);
+    let start = ["-c", &script, "sh", env!("CARGO_BIN_EXE_taskq"), "send", "--lines", "--unsent"];
+    sandbox.program("sh", start.iter().chain(options)).env("TASKQ_URL", NOWHERE)
+}
+
 #[test]
-fn a_limit_on_the_size_of_files_costs_no_count_and_no_half_task() {
+fn what_has_no_room_is_counted_and_no_half_task_is_kept() {
     const COUNT: usize = 10_000;
     let sandbox = Sandbox::new();
     let unsent = sandbox.path("unsent");
-    let script = r#"ulimit -f 100; exec "$1" send --lines --unsent "$2""#;
-    let args = ["-c", script, "sh", env!("CARGO_BIN_EXE_taskq"), unsent.to_str().unwrap()];
-    let limited = sandbox.program("sh", args).env("TASKQ_URL", NOWHERE).feed(lines(0..COUNT)).exits(70);
+    let limited = without_room(&sandbox, "100", &[unsent.to_str().unwrap()]).feed(lines(0..COUNT)).exits(70);
+    let limited = limited.says("too large").never_says("panicked");
     let kept = read(&kept_beside(&unsent, &limited));
     assert!(kept.len() > 10_000 && lines(0..COUNT).starts_with(&kept), "{} bytes", kept.len());
     assert!(kept.ends_with('\n'), "a part of a task");
-    let limited = limited.says("0 tasks confirmed, 10000 not").says("too large");
-    assert!(!limited.stderr.contains("panicked"));
+    // What had not come yet when the file was full is not taken.
+    let (kept, failed) = (kept.lines().count(), counted(&limited));
+    limited.says(&format!("; {kept} of them are kept in ")).says(&format!(
+        ", {} are lost: nothing is kept from line {} on",
+        failed - kept,
+        kept + 1
+    ));
+}
+
+/// How many tasks were not confirmed.
+fn counted(finished: &Finished) -> usize {
+    let (_, counts) = finished.stderr.split_once("0 tasks confirmed, ").unwrap();
+    counts.split_once(" not").unwrap().0.parse().unwrap()
+}
+
+#[test]
+fn an_input_without_end_is_no_longer_taken_when_there_is_no_room() {
+    let sandbox = Sandbox::new();
+    let unsent = sandbox.path("unsent");
+    let script = r#"yes task | { ulimit -f 100; exec "$1" send --lines --unsent "$2"; }"#;
+    let args = ["-c", script, "sh", env!("CARGO_BIN_EXE_taskq"), unsent.to_str().unwrap()];
+    // `yes` ends when its pipe is closed, and sh when both have ended.
+    let limited = sandbox.program("sh", args).env("TASKQ_URL", NOWHERE).run().exits(70);
+    let kept = read(&kept_beside(&unsent, &limited)).lines().count();
+    let failed = counted(&limited);
+    // What was read ahead.
+    assert!((failed - kept) * "task\n".len() <= 512 * 1024, "{failed} not confirmed, {kept} kept");
+    limited.says(&format!("nothing was taken of the input from line {} on", failed + 1));
+}
+
+#[test]
+fn a_slow_input_is_no_longer_taken_when_there_is_no_room() {
+    let sandbox = Sandbox::new();
+    let unsent = sandbox.path("unsent");
+    // Blocks of 512 or 1024 bytes.
+    let mut send = without_room(&sandbox, "1", &[unsent.to_str().unwrap()]).start();
+    send.says("saving the rest of the input");
+    for number in 0..3 {
+        // Closed after the first or the second.
+        let _ = send.try_write(format!("{number}{}\n", "x".repeat(399)).as_bytes());
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    let limited = send.end_within(SLACK).exits(70).says("lost: nothing is kept from line ");
+    let kept = read(&kept_beside(&unsent, &limited)).lines().count();
+    assert_eq!(counted(&limited), kept + 1);
+}
+
+#[test]
+fn what_is_in_a_file_is_not_lost_where_there_is_no_room() {
+    const COUNT: usize = 10_000;
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path("in")).unwrap();
+    let tasks = sandbox.file("in/tasks", lines(0..COUNT));
+    let path = tasks.to_str().unwrap();
+    let unsent = sandbox.path("unsent");
+    let limited = without_room(&sandbox, "100", &[unsent.to_str().unwrap(), "--file", path]).run().exits(70);
+    assert!(
+        limited.stderr.contains("are in the input only: nothing is kept from line "),
+        "{}",
+        limited.stderr
+    );
+    // A part of it beside all of it would be sent twice.
+    let limited = without_room(&sandbox, "50", &[path, "--file", path]).run().exits(70);
+    limited.says("left as it was");
+    assert_eq!(read(&tasks), lines(0..COUNT));
+    assert_eq!(beside(&tasks), [""; 0].map(PathBuf::from), "a temporary file was left");
 }
 
 #[test]

@@ -33,7 +33,14 @@ impl Teller {
     fn save(&mut self, item: &Item) {
         self.skipped |= item.body.is_err();
         if let (Some(unsent), Ok(body), None) = (&mut self.unsent, &item.body, &self.save_error) {
-            self.save_error = unsent.add(body).err();
+            self.save_error = unsent.add(item.number, body).err();
+        }
+    }
+
+    /// Before more is read.
+    fn write_saved(&mut self) {
+        if let (Some(unsent), None) = (&mut self.unsent, &self.save_error) {
+            self.save_error = unsent.flush().err();
         }
     }
 
@@ -43,8 +50,9 @@ impl Teller {
         self.progress = None;
         let Some(why) = &summary.ended else { return };
         let stopped = matches!(why.exit, Exit::Signal(_));
+        self.write_saved();
         if let Some(unsent) = self.unsent.as_ref().filter(|unsent| !stopped || unsent.replaces_input()) {
-            if !input.is_at_its_end() {
+            if !input.is_at_its_end() && self.save_error.is_none() {
                 let path = unsent.path().display();
                 log::warn!("{why}; saving the rest of the input in {path}, until it ends or you stop it");
             }
@@ -64,7 +72,10 @@ impl Teller {
                     return;
                 }
                 recv(input.parcels) -> parcel => match parcel {
-                    Ok(Ok(items)) => self.keep(&items, summary),
+                    Ok(Ok(items)) => {
+                        self.keep(&items, summary);
+                        self.write_saved();
+                    }
                     Ok(Err(error)) => log::warn!("cannot read the input: {error}"),
                     Err(_) => return,
                 },
