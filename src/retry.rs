@@ -50,7 +50,7 @@ impl Policy {
             Outcome::Done => Decision::Ack,
             Outcome::GivenUp => Decision::Requeue,
             Outcome::NoResources(what) => Decision::RequeueAndPause(what.clone()),
-            Outcome::CannotRun(why) => Decision::StopWorker(why.clone()),
+            Outcome::CannotRun(obstacle) => Decision::StopWorker(obstacle.why.clone()),
             Outcome::Dead(Failure { exit, .. }) => Decision::Dead(exit.clone()),
             Outcome::Failed(failure)
             | Outcome::Terminated(failure)
@@ -83,6 +83,7 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handler::Obstacle;
 
     fn policy() -> Policy {
         Policy { attempts: 5, max_deliveries: 20, backoff: [1, 2, 3].map(Duration::from_secs).to_vec() }
@@ -128,7 +129,8 @@ mod tests {
             assert_eq!(after(&Outcome::GivenUp), Decision::Requeue);
             let what = "no files left".to_owned();
             assert_eq!(after(&Outcome::NoResources(what.clone())), Decision::RequeueAndPause(what));
-            assert_eq!(after(&Outcome::CannotRun("why".into())), Decision::StopWorker("why".into()));
+            let obstacle = Obstacle::lasting("why".into());
+            assert_eq!(after(&Outcome::CannotRun(obstacle)), Decision::StopWorker("why".into()));
             assert_eq!(after(&dead), Decision::Dead("DEAD no such order".into()));
         }
     }

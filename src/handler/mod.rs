@@ -85,8 +85,25 @@ pub enum Outcome {
     /// goes back. The text says what is missing.
     NoResources(String),
     /// No task can run here (the command is missing or not executable): the worker has to stop, the task goes
-    /// back. The text says what is wrong, for the person who reads it.
-    CannotRun(String),
+    /// back.
+    CannotRun(Obstacle),
+}
+
+/// Why no task can run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// For the person who reads it.
+    pub why: String,
+    /// Nothing was started, and it may be gone in a moment: the command is being replaced, say.
+    pub may_pass: bool,
+}
+
+impl Obstacle {
+    /// One that is there for good, or that hides whether the task ran.
+    #[must_use]
+    pub fn lasting(why: String) -> Self {
+        Self { why, may_pass: false }
+    }
 }
 
 /// Why an attempt failed, for the headers of the retried or dead task.

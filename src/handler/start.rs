@@ -4,7 +4,7 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::{Failure, Outcome};
+use super::{Failure, Obstacle, Outcome};
 use crate::descriptors::FOR_A_COMMAND;
 use crate::shortage;
 
@@ -24,11 +24,19 @@ pub(super) fn cannot_start(name: &str, error: &io::Error, has_headers: bool) -> 
         Some(Errno::E2BIG) if has_headers => {
             Outcome::Failed(Failure { exit: format!("could not be started: {error}"), stderr: Vec::new() })
         }
-        Some(Errno::ENOEXEC) => Outcome::CannotRun(format!(
+        Some(Errno::E2BIG) => {
+            Outcome::CannotRun(Obstacle::lasting(format!("{name} cannot be executed: {error}")))
+        }
+        // One that is written anew is empty at first.
+        Some(Errno::ENOEXEC) => may_pass(format!(
             "{name} cannot be executed: {error} (a script has to begin with #! and its interpreter)"
         )),
-        _ => Outcome::CannotRun(format!("{name} cannot be executed: {error}")),
+        _ => may_pass(format!("{name} cannot be executed: {error}")),
     }
+}
+
+fn may_pass(why: String) -> Outcome {
+    Outcome::CannotRun(Obstacle { why, may_pass: true })
 }
 
 /// The process of the command called `name` is gone by now: dropping it killed it.
@@ -38,9 +46,9 @@ pub(super) fn lost_track(name: &str, error: &io::Error) -> Outcome {
     }
     if error.raw_os_error().map(Errno::from_raw) == Some(Errno::ECHILD) {
         // Its task may well be done. The next one would fare no better.
-        return Outcome::CannotRun(format!(
+        return Outcome::CannotRun(Obstacle::lasting(format!(
             "how {name} ended cannot be known: something takes the exit statuses of this process's children"
-        ));
+        )));
     }
     Outcome::Failed(Failure { exit: format!("could not be watched: {error}"), stderr: Vec::new() })
 }
@@ -74,14 +82,21 @@ mod tests {
     #[test]
     fn an_exit_status_that_somebody_else_took_is_no_failure_of_the_task() {
         let lost = lost_track("convert", &Errno::ECHILD.into());
-        assert!(matches!(lost, Outcome::CannotRun(why) if why.contains("convert")));
+        assert!(
+            matches!(lost, Outcome::CannotRun(Obstacle { why, may_pass: false }) if why.contains("convert"))
+        );
     }
 
     #[test]
     fn headers_that_are_too_long_are_the_tasks_fault_and_a_command_that_cannot_run_the_workers() {
         assert!(matches!(outcome(Errno::E2BIG, true), Outcome::Failed(_)));
         for errno in [Errno::E2BIG, Errno::ENOENT, Errno::EACCES, Errno::ENOEXEC] {
-            assert!(matches!(outcome(errno, false), Outcome::CannotRun(why) if why.contains("convert")));
+            let Outcome::CannotRun(Obstacle { why, may_pass }) = outcome(errno, false) else {
+                panic!("{errno}")
+            };
+            assert!(why.contains("convert"));
+            // Neither the arguments nor the environment get shorter.
+            assert_eq!(may_pass, errno != Errno::E2BIG, "{errno}");
         }
     }
 

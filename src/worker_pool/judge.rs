@@ -16,18 +16,18 @@ use crate::backoff::Backoff;
 use crate::broker::{Delivery, Message, Record};
 use crate::duration;
 use crate::error::Error;
-use crate::handler::{Failure, Handler, Never, Outcome, Task};
+use crate::handler::{Failure, Handler, Never, Obstacle, Outcome, Task};
 use crate::output;
 use crate::retry::Decision;
 
 /// How long a worker thread waits for a copy to be kept before it turns to the next task.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What the machine lacks (descriptors, processes) may be there again in a moment. Only then the task goes back, which
-/// counts as a delivery; others have more.
-const SHORTAGE_TRIES: u32 = 4;
-const FIRST_SHORTAGE_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_SHORTAGE_PAUSE: Duration = Duration::from_secs(2);
+/// What the machine lacks (descriptors, processes, the command while it is replaced) may be there again in a moment. Only
+/// then the task goes back, which counts as a delivery; others have more.
+const WAITS_TO_RUN: u32 = 4;
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// What the broker is told.
 pub(super) enum Verdict {
@@ -312,16 +312,19 @@ impl Judge<'_> {
             body: delivery.body(),
         };
         let _running = self.shared.run();
-        let outcome = self.run_when_there_is_room(handler, &task);
+        let outcome = self.run_when_possible(handler, &task);
         self.shared.surroundings.settle(outcome, &task, self.drain.signalled(), self.abort)
     }
 
-    fn run_when_there_is_room(&self, handler: &mut dyn Handler, task: &Task<'_>) -> Outcome {
-        let mut pauses = Backoff::new(FIRST_SHORTAGE_PAUSE, LONGEST_SHORTAGE_PAUSE);
-        for _ in 0..SHORTAGE_TRIES {
+    fn run_when_possible(&self, handler: &mut dyn Handler, task: &Task<'_>) -> Outcome {
+        let mut pauses = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        for _ in 0..WAITS_TO_RUN {
             let outcome = contained(|| handler.run(task, self.abort));
-            let Outcome::NoResources(what) = &outcome else { return outcome };
-            self.shared.tell_shortage(what);
+            match &outcome {
+                Outcome::NoResources(what) => self.shared.tell_shortage(what),
+                Outcome::CannotRun(Obstacle { why, may_pass: true }) => self.shared.tell_obstacle(why),
+                _ => return outcome,
+            }
             if self.drain.begun().recv_timeout(pauses.pause()) == Err(RecvTimeoutError::Disconnected) {
                 return Outcome::GivenUp;
             }

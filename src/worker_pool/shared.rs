@@ -249,11 +249,20 @@ impl Shared {
 
     /// A task cannot run for want of something that this machine lacks now.
     pub(super) fn tell_shortage(&self, what: &str) {
-        if lock(&self.shortage).is_due(what) {
-            log::warn!(
-                "cannot run a task now: {what}; no attempt is used up, the task goes back unless that passes soon, and \
-                 this thread takes no other meanwhile"
-            );
+        let then = "the task goes back unless that passes soon, and this thread takes no other meanwhile";
+        self.tell_cannot_run(what, then);
+    }
+
+    /// A task cannot run because the command cannot be started now.
+    pub(super) fn tell_obstacle(&self, why: &str) {
+        let then =
+            "it is tried again for some seconds, as the command may be being replaced; then the worker stops";
+        self.tell_cannot_run(why, then);
+    }
+
+    fn tell_cannot_run(&self, why: &str, then: &str) {
+        if lock(&self.shortage).is_due(why) {
+            log::warn!("cannot run a task now: {why}; no attempt is used up, {then}");
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, after, select};
 
-use crate::handler::{Never, Outcome, Task};
+use crate::handler::{Never, Obstacle, Outcome, Task};
 use crate::lock::lock;
 
 /// How long an end by a signal waits for the worker's own. Whoever stops a whole service signals all its processes
@@ -46,7 +46,7 @@ impl Surroundings {
         match outcome {
             Outcome::CommandMissing { failure, why } => match missing.next(self.identity(task)) {
                 Ruling::Attempt => Outcome::Failed(failure),
-                Ruling::Stop => Outcome::CannotRun(why),
+                Ruling::Stop => Outcome::CannotRun(Obstacle::lasting(why)),
                 Ruling::GiveBack => {
                     log::warn!(
                         "{why}; the task goes back to the queue once, and if the next one ends like that as well, the \
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn two_different_tasks_in_a_row_stop_the_worker() {
-        let stop = Outcome::CannotRun("why".into());
+        let stop = Outcome::CannotRun(Obstacle::lasting("why".into()));
         assert_eq!(settled(&[("a", missing()), ("b", missing())]), [Outcome::GivenUp, stop]);
     }
 
@@ -177,7 +177,7 @@ mod tests {
                 ("e", Outcome::GivenUp),
                 ("c", missing()),
             ]);
-            let stop = Outcome::CannotRun("why".into());
+            let stop = Outcome::CannotRun(Obstacle::lasting("why".into()));
             let back = Outcome::GivenUp;
             // `a` went back once already; giving a task up says nothing.
             let expected = [back.clone(), other.clone(), back.clone(), other, failed.clone(), back, stop];

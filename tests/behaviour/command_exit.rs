@@ -1,10 +1,12 @@
 //! What the exit status of a command makes of its task.
 
 use crate::support::handler::{attempt, body, header};
-use crate::support::{Broker, Sandbox};
+use crate::support::{Broker, Process, Sandbox};
+use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Exits with the number in the body, or is killed by the signal in it.
 const AS_TOLD: &str =
@@ -180,5 +182,51 @@ fn a_command_that_goes_missing_later_stops_the_worker() {
         break_it(&handler);
         send(&sandbox, &["waits"]);
         stopped_for_configuration(&sandbox, worker.end(), handler.to_str().unwrap(), &["waits"]);
+    }
+}
+
+/// A worker whose command has done a task and is gone when the next one comes; both forms end after each task.
+fn with_a_command_that_is_gone(sandbox: &Sandbox, form: &[&str], script: &str) -> (Process, PathBuf) {
+    let handler = sandbox.file("handler", script);
+    executable(&handler, 0o755);
+    let worker = sandbox.worker(form.iter().chain(&["--", handler.to_str().unwrap()]));
+    send(sandbox, &["first"]);
+    worker.says("Done");
+    let away = handler.with_extension("away");
+    std::fs::rename(&handler, away).unwrap();
+    send(sandbox, &["waits"]);
+    worker.says("cannot run a task now: ").says("then the worker stops");
+    (worker, handler)
+}
+
+const FORMS: [(&[&str], &str); 2] = [
+    (&["--attempts", "1"], "#!/bin/sh\nexit 0\n"),
+    (&["--attempts", "1", "--persistent"], "#!/bin/sh\nread -r _\necho OK\n"),
+];
+
+#[test]
+fn a_command_that_is_missing_for_a_moment_is_waited_for() {
+    for (form, script) in FORMS {
+        let sandbox = Sandbox::new();
+        let (worker, handler) = with_a_command_that_is_gone(&sandbox, form, script);
+        std::thread::sleep(Duration::from_millis(500));
+        std::fs::rename(handler.with_extension("away"), &handler).unwrap();
+        worker.says_times("Done", 2).signal(Signal::SIGTERM);
+        let stopped = worker.end().exits(0);
+        assert_eq!(stopped.stderr.matches("message: waits\n").count(), 1, "{}", stopped.stderr);
+        assert_eq!(stopped.stderr.matches("cannot run a task").count(), 1, "{}", stopped.stderr);
+        assert!(sandbox.broker().get(&sandbox.dead_queue()).is_none());
+    }
+}
+
+#[test]
+fn a_worker_that_waits_for_its_command_can_be_stopped() {
+    for (form, script) in FORMS {
+        let sandbox = Sandbox::new();
+        let (worker, _) = with_a_command_that_is_gone(&sandbox, form, script);
+        worker.signal(Signal::SIGTERM);
+        worker.end().exits(0);
+        let task = sandbox.broker().take(&sandbox.queue);
+        assert_eq!((body(&task), attempt(&task)), ("waits".to_owned(), None));
     }
 }

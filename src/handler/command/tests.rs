@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 
 use super::super::testing::*;
-use super::super::{Options, Output};
+use super::super::{Obstacle, Options, Output};
 use super::*;
 
 const MIB: usize = 1024 * 1024;
@@ -127,7 +127,7 @@ fn what_cannot_be_executed_is_nobodys_attempt() {
     }
     let (bare, ..) = captured(options(&file("bare", "exit 0\n", 0o755), &[]));
     let outcome = run_when_closed(&mut bare.command().unwrap());
-    assert!(matches!(&outcome, Outcome::CannotRun(why) if why.contains("#!")), "{outcome:?}");
+    assert!(matches!(&outcome, Outcome::CannotRun(obstacle) if obstacle.why.contains("#!")), "{outcome:?}");
     for script in ["no-such-command", "exit 126", "exec /"] {
         let outcome = outcome_of(sh(script));
         assert!(
@@ -153,7 +153,9 @@ fn a_command_may_come_and_go() {
     let mut handler = captured(options(program.to_str().unwrap(), &[])).0.command().unwrap();
     assert_eq!(run_when_closed(&mut handler), Outcome::Done);
     fs::remove_file(&program).unwrap();
-    assert!(matches!(run(&mut handler, b""), Outcome::CannotRun(why) if why.contains("No such file")));
+    assert!(
+        matches!(run(&mut handler, b""), Outcome::CannotRun(Obstacle { why, may_pass: true }) if why.contains("No such file"))
+    );
     install();
     assert_eq!(run_when_closed(&mut handler), Outcome::Done);
     fs::remove_dir_all(folder).unwrap();
