@@ -5,6 +5,7 @@
 
 mod backoff;
 mod broker;
+mod cancel;
 mod cmd;
 mod dead_tasks;
 mod descriptors;

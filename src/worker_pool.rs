@@ -24,9 +24,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, never, select};
 
 use crate::broker::{QueueSpec, SessionOptions};
+use crate::cancel::Never;
 use crate::duration;
 use crate::error::{Error, Exit, Result};
-use crate::handler::{Handler, Never};
+use crate::handler::Handler;
 use crate::output;
 use crate::retry::Policy;
 use crate::shortage;

@@ -11,11 +11,11 @@ use std::time::Instant;
 use self::notices::Notices;
 use self::unanswered::Unanswered;
 use self::unconfirmed::Unconfirmed;
-use super::frames::Violation;
 use super::methods::{
     ACK, BLOCKED, CANCEL, CHANNEL_CLOSE, CHANNEL_CLOSE_OK, CHANNEL_OPEN, CONSUME, DELIVER, Method, NACK,
     PUBLISH, QOS, REJECT, RETURN, UNBLOCKED,
 };
+use super::violation::Violation;
 
 /// How many small methods a channel may get that nothing asked for. RabbitMQ sends none; it costs nothing to bear a few.
 const UNASKED_MAX: u32 = 100;

@@ -7,8 +7,10 @@ use amiquip::ConsumerMessage;
 use crossbeam_channel::{Receiver, TryRecvError};
 
 use super::fault::Fault;
-use super::session::CLOSE_TIMEOUT;
 use super::watchdog::{Guard, KillSwitch};
+
+/// How long a goodbye, of a channel or a connection, may take before the socket is cut: nothing depends on it.
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A channel whose every call has a deadline. It is `Send` but not `Sync`: acknowledgements go back on the
 /// channel that delivered because nobody else has it.

@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, never, select};
 use super::channel::Channel;
 use super::fault::{Fault, Kind, TIMEOUT_ARGUMENT};
 use super::message::Properties;
-use crate::handler::Never;
+use crate::cancel::Never;
 use crate::shortage;
 
 /// The header that a stream sets on all that it hands out, as other queues do not.

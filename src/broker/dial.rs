@@ -13,7 +13,7 @@ use super::server::Server;
 use super::session::{Purpose, Session, SessionOptions, explain, host_name};
 use super::socket::{Sightings, Socket};
 use super::url::{BrokerUrl, Credentials};
-use super::watchdog::KillSwitch;
+use super::watchdog::{self, KillSwitch};
 use crate::error::{Error, Result};
 use crate::output::counted;
 use crate::shortage;
@@ -30,11 +30,19 @@ const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
 /// How many of a name's addresses an error tells of: as many as the largest clusters have nodes. Their texts are short.
 const MAX_TOLD: usize = 7;
 
-/// Connects to the first broker that answers.
-///
-/// # Errors
-/// Unavailable, refused or configuration, with what happened at each address. Returns within the connect timeout.
-pub(super) fn dial(options: &SessionOptions, purpose: Purpose) -> Result<Session> {
+impl Session {
+    /// Connects to the first broker that answers.
+    ///
+    /// # Errors
+    /// Unavailable, refused or configuration, with what happened at each address. Returns within the connect
+    /// timeout.
+    pub fn open(options: &SessionOptions, purpose: Purpose) -> Result<Self> {
+        watchdog::start()?;
+        dial(options, purpose)
+    }
+}
+
+fn dial(options: &SessionOptions, purpose: Purpose) -> Result<Session> {
     // In time, because amiquip panics where it cannot start a thread, and a name that cannot be looked up for want of
     // descriptors looks like one that does not exist.
     if let Err(error) = shortage::probe(DESCRIPTORS, THREADS) {

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::topology::Day;
+use super::day::Day;
 use crate::error::{Error, Exit};
 use crate::output;
 use crate::shortage;
@@ -330,13 +330,6 @@ fn configured_max_size(message: &str) -> Option<u64> {
     tail[..digits].parse().ok()
 }
 
-/// The property that differs, from "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'x' in vhost '/':
-/// received 'true' but current is 'false'".
-#[must_use]
-pub(super) fn differing_property(message: &str) -> Option<&str> {
-    message.split_once("inequivalent arg '")?.1.split_once('\'').map(|(name, _)| name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -409,11 +402,9 @@ mod tests {
     }
 
     #[test]
-    fn the_differing_property_is_found() {
+    fn a_queue_that_differs_is_a_matter_of_configuration() {
         let text = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'hello' in vhost '/': received 'true' \
                     but current is 'false'";
-        assert_eq!(differing_property(text), Some("durable"));
-        assert_eq!(differing_property("PRECONDITION_FAILED"), None);
         assert_eq!(channel_fault(406, text).kind, Kind::Configuration);
     }
 

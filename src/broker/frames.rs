@@ -2,12 +2,11 @@
 //! announces and queue whatever comes: what is no AMQP, what is too large and what nobody asked for ends the connection
 //! here; what amiquip cannot read is rewritten (`normal`).
 
-use std::fmt;
-
 use super::accounts::Accounts;
 use super::contents::Contents;
 use super::methods::{CHANNEL_CLOSE, CHANNEL_CLOSE_OK};
 use super::normal;
+use super::violation::Violation;
 
 /// The largest frame taskq asks for, and the largest payload it accepts, in bytes; RabbitMQ's own default.
 pub(super) const FRAME_MAX: u32 = 131_072;
@@ -29,27 +28,6 @@ pub(super) const HEADER_PREFIX: usize = 12;
 
 /// A whole one.
 const HEARTBEAT_FRAME: [u8; FRAME_OVERHEAD] = [HEARTBEAT, 0, 0, 0, 0, 0, 0, 0xce];
-
-/// Why the peer's bytes are not read further.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Violation {
-    /// The first bytes belong to something else.
-    NotAmqp(&'static str),
-    /// A frame or body beyond all limits, or of an unknown type.
-    Malformed(String),
-    /// Sound frames, but beyond what was asked for.
-    Unasked(String),
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotAmqp(what) => f.write_str(what),
-            Self::Malformed(what) => write!(f, "it sent malformed AMQP ({what})"),
-            Self::Unasked(what) => write!(f, "it sent more than it was asked for ({what})"),
-        }
-    }
-}
 
 /// Type, channel and payload size of the frame that begins so.
 pub(super) fn prefix(frame: &[u8]) -> Option<(u8, u16, usize)> {

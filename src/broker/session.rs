@@ -5,8 +5,7 @@ use std::time::Duration;
 use amiquip::{Connection, ConnectionBlockedNotification};
 use crossbeam_channel::Receiver;
 
-use super::channel::Channel;
-use super::dial::dial;
+use super::channel::{CLOSE_TIMEOUT, Channel};
 use super::fault::{Fault, Kind};
 use super::frames::FRAME_MAX;
 #[cfg(doc)]
@@ -15,14 +14,11 @@ use super::server::{AckTimeout, Server};
 use super::socket::Sightings;
 use super::tls::TlsFiles;
 use super::url::BrokerUrl;
-use super::watchdog::{self, KillSwitch};
-use crate::error::Result;
+use super::watchdog::KillSwitch;
 
 /// How long any single question to the broker may stay unanswered while nothing else comes either, or next to nothing. Far more than a busy
 /// broker takes, less than a drain waits by default. Answers come in their turn: on a slow line behind a large body.
 const RPC_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a goodbye may take before the socket is cut: nothing depends on it.
-pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How to reach a broker.
 #[derive(Debug, Clone)]
@@ -91,16 +87,6 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects to the first broker that answers.
-    ///
-    /// # Errors
-    /// Unavailable, refused or configuration, with what happened at each address. Returns within the connect
-    /// timeout.
-    pub fn open(options: &SessionOptions, purpose: Purpose) -> Result<Self> {
-        watchdog::start()?;
-        dial(options, purpose)
-    }
-
     pub(super) fn new(
         connection: Connection,
         socket: (KillSwitch, Sightings),

@@ -11,8 +11,9 @@ use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
 use super::accounts::Accounts;
-use super::frames::{Intake, Violation};
+use super::frames::Intake;
 use super::outgoing::Outgoing;
+use super::violation::Violation;
 use super::watchdog::KillSwitch;
 use crate::lock::lock;
 

@@ -1,14 +1,13 @@
 //! The queues: what they are for, their names, and how they are declared.
 
 mod arguments;
-mod day;
 mod ensure;
 mod fitness;
 
 use std::time::Duration;
 
+use super::day::Day;
 use arguments::{Arguments, QUEUE_TYPE, Value};
-pub use day::Day;
 pub(super) use ensure::declare_unseen;
 pub use ensure::{ensure_queue, find_again, kind_of};
 

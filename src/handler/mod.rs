@@ -31,14 +31,11 @@ use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
 
+use crate::cancel::Never;
 pub use dots::Dots;
 pub use exit::ExitRule;
 pub use relay::Output;
 pub use spec::{Options, Spec};
-
-/// Never sent: a channel of it only ever closes, which tells every listener at once.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Never {}
 
 /// One delivery of a task, as a handler sees it.
 #[derive(Debug)]

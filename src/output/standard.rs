@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, never, select};
 
 use super::stream::Stream;
-use crate::handler::Never;
+use crate::cancel::Never;
 use crate::lock::lock;
 
 /// At the end: how long a reader may take nothing before what waits for it is given up.

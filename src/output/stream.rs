@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use crate::handler::Never;
+use crate::cancel::Never;
 use crate::lock::lock;
 use crate::output::counted;
 

@@ -20,8 +20,8 @@ use crossbeam_channel::{Receiver, Sender, select};
 use super::Event;
 use super::shared::Shared;
 use crate::broker::{Body, CopyForm, Properties, QueueSpec, Record};
+use crate::cancel::Never;
 use crate::error::Error;
-use crate::handler::Never;
 use crate::lock::lock;
 use keeper::Keeper;
 

@@ -1,11 +1,8 @@
 //! The drain: from its beginning on no thread takes a new task. Any thread may begin it, and all hear of it at once.
 
-use std::sync::{Arc, Mutex};
+use crossbeam_channel::{Receiver, TryRecvError};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
-
-use crate::handler::Never;
-use crate::lock::lock;
+use crate::cancel::{Latch, Never};
 
 /// See the module.
 #[derive(Clone)]
@@ -32,35 +29,16 @@ impl Drain {
 
     /// Closes when it begins.
     pub(super) fn begun(&self) -> &Receiver<Never> {
-        &self.drain.closed
+        self.drain.closed()
     }
 
     /// Closes when it begins by a signal, or goes on by one.
     pub(super) fn signalled(&self) -> &Receiver<Never> {
-        &self.signal.closed
+        self.signal.closed()
     }
 
     pub(super) fn has_begun(&self) -> bool {
         self.begun().try_recv() == Err(TryRecvError::Disconnected)
-    }
-}
-
-/// A channel that closes once.
-#[derive(Clone)]
-struct Latch {
-    /// Taken when it closes.
-    open: Arc<Mutex<Option<Sender<Never>>>>,
-    closed: Receiver<Never>,
-}
-
-impl Latch {
-    fn new() -> Self {
-        let (sender, closed) = crossbeam_channel::bounded(0);
-        Self { open: Arc::new(Mutex::new(Some(sender))), closed }
-    }
-
-    fn close(&self) {
-        drop(lock(&self.open).take());
     }
 }
 

@@ -13,7 +13,7 @@ use crossbeam_channel::Receiver;
 use super::judge::Keeping;
 use super::shared::Busy;
 use crate::broker::{Channel, Consumer, Delivery, Fault, Kind, Message, Next, Watch};
-use crate::handler::Never;
+use crate::cancel::Never;
 use crate::lock::lock;
 
 /// How many deliveries one thread sets aside before it waits (and what it has prefetched beside them): it holds their

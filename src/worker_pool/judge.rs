@@ -14,9 +14,10 @@ use super::redelivery::Earlier;
 use super::shared::Shared;
 use crate::backoff::Backoff;
 use crate::broker::{Delivery, Message, Record};
+use crate::cancel::Never;
 use crate::duration;
 use crate::error::Error;
-use crate::handler::{Failure, Handler, Never, Obstacle, Outcome, Task};
+use crate::handler::{Failure, Handler, Obstacle, Outcome, Task};
 use crate::output;
 use crate::retry::Decision;
 

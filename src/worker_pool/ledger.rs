@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::copies::PlannedCopy;
 use crate::broker::{Message, Record};
-use crate::handler::Never;
+use crate::cancel::Never;
 use crate::lock::lock;
 
 /// Tasks that are remembered. A lost connection leaves at most so many for each thread as it has prefetched and set

@@ -17,8 +17,9 @@ use super::shared::Shared;
 use super::supervisor::{Grant, Request};
 use crate::backoff::Backoff;
 use crate::broker::{AckTimeout, Fault, Kind};
+use crate::cancel::Never;
 use crate::error::Error;
-use crate::handler::{Handler, Never};
+use crate::handler::Handler;
 use crate::shortage;
 
 /// The pauses before asking again for a channel that ended without having delivered anything.

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, after, select};
 
-use crate::handler::{Never, Obstacle, Outcome, Task};
+use crate::cancel::Never;
+use crate::handler::{Obstacle, Outcome, Task};
 use crate::lock::lock;
 
 /// How long an end by a signal waits for the worker's own. Whoever stops a whole service signals all its processes

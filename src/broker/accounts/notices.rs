@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::broker::frames::Violation;
+use crate::broker::violation::Violation;
 
 /// Many nodes of a cluster can raise and clear alarms of memory and disk together.
 const AT_ONCE: u32 = 100;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::broker::frames::Violation;
+use crate::broker::violation::Violation;
 
 /// How often the broker may forget while a task runs that it has delivered it: each failover of a queue hands tasks out
 /// again, under new tags, although the channel has not answered the old ones.

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::broker::frames::Violation;
+use crate::broker::violation::Violation;
 
 /// What a broker may write into a message before it comes back: its name and the time, as RabbitMQ's interceptors do.
 const ADDED_BYTES: u64 = 1024;

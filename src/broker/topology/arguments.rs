@@ -5,8 +5,6 @@ use std::fmt;
 
 use amiquip::{AmqpValue, FieldTable};
 
-use super::super::fault::differing_property;
-
 pub(super) const QUEUE_TYPE: &str = "x-queue-type";
 
 /// One argument.
@@ -140,9 +138,23 @@ impl Difference {
     }
 }
 
+/// The property that differs, from "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'x' in vhost '/':
+/// received 'true' but current is 'false'".
+fn differing_property(message: &str) -> Option<&str> {
+    message.split_once("inequivalent arg '")?.1.split_once('\'').map(|(name, _)| name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_differing_property_is_found() {
+        let text = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'hello' in vhost '/': received 'true' \
+                    but current is 'false'";
+        assert_eq!(differing_property(text), Some("durable"));
+        assert_eq!(differing_property("PRECONDITION_FAILED"), None);
+    }
 
     fn told(name: &str, end: &str, declared: &Arguments) -> Option<Value> {
         let words =

@@ -6,8 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, select};
 
+use crate::cancel::Never;
 use crate::error::{Error, Result};
-use crate::handler::Never;
 use crate::lock::lock;
 use crate::output::{Parcel, Stream, Unwritten};
 use crate::sender::interrupted;

@@ -1,0 +1,44 @@
+//! How a thread tells others to stop: a channel that closes.
+
+use std::sync::{Arc, Mutex};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::lock::lock;
+
+/// Never sent: a channel of it only ever closes, which tells every listener at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Never {}
+
+/// A channel that closes once. Any of its clones may close it, and every listener hears of it.
+#[derive(Clone)]
+pub struct Latch {
+    /// Taken when it closes.
+    open: Arc<Mutex<Option<Sender<Never>>>>,
+    closed: Receiver<Never>,
+}
+
+impl Latch {
+    #[must_use]
+    pub fn new() -> Self {
+        let (sender, closed) = crossbeam_channel::bounded(0);
+        Self { open: Arc::new(Mutex::new(Some(sender))), closed }
+    }
+
+    /// Does nothing when it is closed already.
+    pub fn close(&self) {
+        drop(lock(&self.open).take());
+    }
+
+    /// Closes with the latch.
+    #[must_use]
+    pub fn closed(&self) -> &Receiver<Never> {
+        &self.closed
+    }
+}
+
+impl Default for Latch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
