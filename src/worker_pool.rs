@@ -6,11 +6,13 @@
 
 mod ack_timeout;
 mod consume;
+mod context;
 mod copies;
 mod drain;
 mod intake;
 mod judge;
 mod ledger;
+mod planned_copy;
 mod redelivery;
 mod shared;
 mod slot;
@@ -32,6 +34,7 @@ use crate::output;
 use crate::retry::Policy;
 use crate::shortage;
 use crate::shutdown;
+use context::Context;
 use copies::Copies;
 use drain::Drain;
 use shared::Shared;
@@ -163,15 +166,15 @@ impl Pool {
         let copies = Copies::start(shared, events_in.clone(), Sender::clone(&alive)).map_err(cannot)?;
         let mut slots = Vec::new();
         for number in 1..=shared.options.threads {
-            let slot = Slot {
+            let context = Context {
                 shared: Arc::clone(shared),
-                requests: requests_in.clone(),
                 events: events_in.clone(),
                 copies: copies.clone(),
                 drain: drain.clone(),
                 abort: aborting.clone(),
                 bell: crossbeam_channel::bounded(1),
             };
+            let slot = Slot { context, requests: requests_in.clone() };
             let last_words = LastWords { events: events_in.clone(), _alive: Sender::clone(&alive) };
             let handlers = Arc::clone(handlers);
             let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::select;
 
+use super::context::Context;
 use super::intake::{Arrival, Aside, AskOnArrival, Intake, Waiting};
-use super::judge::{Judge, Judged, Keeping, Verdict, copy_on_arrival};
+use super::judge::{Judged, Keeping, Verdict, copy_on_arrival};
 use super::ledger::Unproven;
 use super::shared::Permit;
-use super::slot::{Pauses, Slot};
+use crate::backoff::Backoff;
 use crate::broker::{Channel, Delivery, Fault, QueueType};
 use crate::handler::Handler;
 use crate::output::{self, counted};
@@ -17,34 +18,57 @@ use crate::shortage;
 
 /// At the end: how often to look after the last copies although no bell rang.
 const LAST_LOOK: Duration = Duration::from_secs(1);
+/// The first pause after a task went back because it could not run here.
+const FIRST_GIVE_BACK_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_GIVE_BACK_PAUSE: Duration = Duration::from_secs(10);
+
+/// The pauses after the machine had no room for a task. They start over when a task was settled since the last one.
+pub(super) struct Pauses {
+    backoff: Backoff,
+    settled: u64,
+}
+
+impl Pauses {
+    pub(super) fn new() -> Self {
+        Self { backoff: Backoff::new(FIRST_GIVE_BACK_PAUSE, LONGEST_GIVE_BACK_PAUSE), settled: 0 }
+    }
+
+    /// `settled` is how many tasks were settled so far.
+    fn next(&mut self, settled: u64) -> Duration {
+        if std::mem::replace(&mut self.settled, settled) < settled {
+            self.backoff.reset();
+        }
+        self.backoff.pause()
+    }
+}
 
 /// Consumes until the drain begins or the permits are used up. On `Ok` the consumer is cancelled; what was not settled
 /// goes back to the queue with the channel.
 pub(super) fn consume(
-    slot: &Slot,
+    context: &Context,
     channel: &Channel,
     unproven: &mut Unproven<'_>,
     pauses: &mut Pauses,
     handler: &mut dyn Handler,
 ) -> Result<(), Fault> {
     // Held while waiting, so that with --max-tasks no task is taken only to be given back.
-    let Some(permit) = slot.shared.permits.take() else { return Ok(()) };
-    let options = &slot.shared.options;
-    let intake = Intake::start(channel, &options.queue.name, options.prefetch, on_arrival(slot))?;
-    slot.shared.greet();
-    let mut consuming = Consuming { slot, intake, unproven, handler };
+    let Some(permit) = context.shared.permits.take() else { return Ok(()) };
+    let options = &context.shared.options;
+    let intake = Intake::start(channel, &options.queue.name, options.prefetch, on_arrival(context))?;
+    context.shared.greet();
+    let mut consuming = Consuming { context, intake, unproven, handler };
     let ended = consuming.run(permit, pauses).and_then(|()| consuming.finish());
     consuming.remember_outcomes();
     ended
 }
 
 /// With a prefetch of 1 a task arrives when it is its turn, and classic queues do not count what was only prefetched.
-fn on_arrival(slot: &Slot) -> Option<AskOnArrival> {
-    let shared = &slot.shared;
+fn on_arrival(context: &Context) -> Option<AskOnArrival> {
+    let shared = &context.shared;
     if shared.options.prefetch == 1 || shared.queue_kind() == Some(QueueType::Classic) {
         return None;
     }
-    let (shared, copies, bell) = (Arc::clone(shared), slot.copies.clone(), slot.bell.0.clone());
+    let (shared, copies, bell) = (Arc::clone(shared), context.copies.clone(), context.bell.0.clone());
     Some(Arc::new(move |message| copy_on_arrival(&shared, &copies, message, &bell)))
 }
 
@@ -60,7 +84,7 @@ enum Step<'s> {
 
 /// One thread at work on one channel.
 struct Consuming<'c, 's, 'u, 'l> {
-    slot: &'s Slot,
+    context: &'s Context,
     intake: Intake<'c, 's>,
     unproven: &'u mut Unproven<'l>,
     handler: &'u mut dyn Handler,
@@ -71,15 +95,18 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         loop {
             self.settle_answered()?;
             self.intake.make_room()?;
-            match self.intake.next(self.slot.drain.begun(), &self.slot.bell.1, self.slot.shared.hold_limit())
-            {
+            match self.intake.next(
+                self.context.drain.begun(),
+                &self.context.bell.1,
+                self.context.shared.hold_limit(),
+            ) {
                 Arrival::Task(waiting) => match self.take(waiting, permit)? {
                     Step::Next(next) => permit = next,
                     Step::Pause => {
                         if !self.pause(pauses)? {
                             return Ok(());
                         }
-                        let Some(next) = self.slot.shared.permits.take() else { return Ok(()) };
+                        let Some(next) = self.context.shared.permits.take() else { return Ok(()) };
                         permit = next;
                     }
                     Step::Stop => return Ok(()),
@@ -92,8 +119,8 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     }
 
     fn take(&mut self, waiting: Waiting<'c>, mut permit: Permit<'s>) -> Result<Step<'s>, Fault> {
-        let shared = &self.slot.shared;
-        if self.slot.drain.has_begun() && !shared.finishing() {
+        let shared = &self.context.shared;
+        if self.context.drain.has_begun() && !shared.finishing() {
             self.intake.put_first(waiting);
             return Ok(Step::Stop);
         }
@@ -109,7 +136,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
             return Ok(Step::Next(permit));
         }
         let Judged { verdict, ran } =
-            self.judge().judge(&mut delivery, uncounted, self.unproven, self.handler);
+            self.context.judge(&mut delivery, uncounted, self.unproven, self.handler);
         // Before anything that can fail: how the task ended must not be forgotten.
         let pause = matches!(verdict, Verdict::GiveBackAndPause);
         let answer = match verdict {
@@ -131,7 +158,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
             Some(permit)
         };
         let cancelled = self.intake.end_if_cancelled()?;
-        let next = next.filter(|_| !pause && !cancelled && !self.slot.drain.has_begun());
+        let next = next.filter(|_| !pause && !cancelled && !self.context.drain.has_begun());
         if next.is_none() {
             // Before the acknowledgement: it makes room for a next delivery, which would come only to be given back,
             // flagged as redelivered.
@@ -161,7 +188,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     fn pause(&mut self, pauses: &mut Pauses) -> Result<bool, Fault> {
         self.intake.consumer.cancel()?;
         self.give_back_waiting()?;
-        let shared = &self.slot.shared;
+        let shared = &self.context.shared;
         let mut over = crossbeam_channel::after(pauses.next(shared.settled()));
         loop {
             select! {
@@ -173,8 +200,8 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
                         over = crossbeam_channel::after(pauses.next(shared.settled()));
                     }
                 },
-                recv(self.slot.drain.begun()) -> _ => return Ok(false),
-                recv(self.slot.bell.1) -> _ => self.settle_answered()?,
+                recv(self.context.drain.begun()) -> _ => return Ok(false),
+                recv(self.context.bell.1) -> _ => self.settle_answered()?,
             }
         }
         self.intake.renew()?;
@@ -188,8 +215,8 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         for _ in 0..self.intake.aside.len() {
             let Some(aside) = self.intake.aside.pop_front() else { break };
             let mut verdict =
-                aside.keeping.as_ref().and_then(|keeping| self.judge().look_at(keeping, Duration::ZERO));
-            if verdict.is_none() && aside.is_overdue(self.slot.shared.hold_limit()) {
+                aside.keeping.as_ref().and_then(|keeping| self.context.look_at(keeping, Duration::ZERO));
+            if verdict.is_none() && aside.is_overdue(self.context.shared.hold_limit()) {
                 verdict = Some(Verdict::GiveBack);
             }
             // Nothing else makes room any more.
@@ -217,7 +244,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     /// for; when the worker was told to stop, only while they can be kept.
     fn finish(&mut self) -> Result<(), Fault> {
         self.intake.consumer.cancel()?;
-        let shared = &self.slot.shared;
+        let shared = &self.context.shared;
         if shared.finishing() {
             while let (Some(permit), Some(waiting)) = (shared.permits.take(), self.intake.leftover()) {
                 self.take(waiting, permit)?;
@@ -232,8 +259,8 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
                 return Ok(());
             }
             select! {
-                recv(self.slot.bell.1) -> _ => {}
-                recv(self.slot.abort) -> _ => {}
+                recv(self.context.bell.1) -> _ => {}
+                recv(self.context.abort) -> _ => {}
                 default(LAST_LOOK) => {}
             }
         }
@@ -243,13 +270,13 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     /// not go back needs one.
     fn give_back_waiting(&mut self) -> Result<(), Fault> {
         while let Some(waiting) = self.intake.leftover() {
-            if waiting.keeping.is_none() && self.judge().must_not_go_back(&waiting.delivery) {
+            if waiting.keeping.is_none() && self.context.must_not_go_back(&waiting.delivery) {
                 self.settle_now(waiting)?;
                 continue;
             }
             let Waiting { delivery, consumer, keeping, .. } = waiting;
             if keeping.is_some() {
-                let busy = Some(self.slot.shared.begin());
+                let busy = Some(self.context.shared.begin());
                 self.set_aside(Aside { delivery, consumer, keeping, since: Instant::now(), _busy: busy });
             } else {
                 self.intake.settled(consumer);
@@ -262,14 +289,14 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     /// The worker ends, and the copies that have to be kept before these tasks may run are not. To go back may be the end
     /// of them, and to run cannot be worse.
     fn run_last_chances(&mut self) -> Result<(), Fault> {
-        if !self.slot.drain.has_begun() {
+        if !self.context.drain.has_begun() {
             return Ok(());
         }
         for _ in 0..self.intake.aside.len() {
             let Some(aside) = self.intake.aside.pop_front() else { break };
             let stuck =
                 aside.keeping.as_ref().is_some_and(|keeping| keeping.is_stuck() && keeping.would_count());
-            if !stuck || !self.judge().must_not_go_back(&aside.delivery) {
+            if !stuck || !self.context.must_not_go_back(&aside.delivery) {
                 self.intake.aside.push_back(aside);
                 continue;
             }
@@ -287,8 +314,8 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     /// What [`Self::take`] does, when nothing more is taken after it.
     fn settle_now(&mut self, waiting: Waiting<'c>) -> Result<(), Fault> {
         let Waiting { mut delivery, consumer, uncounted, .. } = waiting;
-        let (busy, since) = (self.slot.shared.begin(), Instant::now());
-        let verdict = self.judge().judge(&mut delivery, uncounted, self.unproven, self.handler).verdict;
+        let (busy, since) = (self.context.shared.begin(), Instant::now());
+        let verdict = self.context.judge(&mut delivery, uncounted, self.unproven, self.handler).verdict;
         match verdict {
             Verdict::SetAside(keeping) => {
                 let keeping = Some(keeping);
@@ -308,13 +335,13 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
 
     /// Acknowledges or gives back.
     fn answer(&self, delivery: Delivery<'_>, verdict: &Verdict) -> Result<(), Fault> {
-        let shared = &self.slot.shared;
+        let shared = &self.context.shared;
         if let Verdict::Acknowledge = verdict {
             delivery.ack()?;
             shared.settle();
             return Ok(());
         }
-        if self.judge().must_not_go_back(&delivery) {
+        if self.context.must_not_go_back(&delivery) {
             shared.note_last_return();
         }
         delivery.requeue()
@@ -322,8 +349,8 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
 
     /// What there will be no copy of while this worker lives.
     fn give_back_hopeless(&mut self) -> Result<(), Fault> {
-        let shared = &self.slot.shared;
-        let stops = self.slot.drain.has_begun();
+        let shared = &self.context.shared;
+        let stops = self.context.drain.has_begun();
         let mut given_back = 0;
         for _ in 0..self.intake.aside.len() {
             let Some(aside) = self.intake.aside.pop_front() else { break };
@@ -370,19 +397,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
 
     fn remember_outcome(&self, keeping: Option<Keeping>) {
         if let Some((fingerprint, copy)) = keeping.and_then(Keeping::outcome) {
-            self.slot.shared.ledger.remember_failed(fingerprint, copy);
-        }
-    }
-
-    fn judge(&self) -> Judge<'s> {
-        let slot = self.slot;
-        Judge {
-            shared: &slot.shared,
-            events: &slot.events,
-            copies: &slot.copies,
-            drain: &slot.drain,
-            abort: &slot.abort,
-            bell: &slot.bell.0,
+            self.context.shared.ledger.remember_failed(fingerprint, copy);
         }
     }
 }

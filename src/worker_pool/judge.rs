@@ -4,17 +4,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
+use crossbeam_channel::{RecvTimeoutError, Sender, select};
 
 use super::Event;
-use super::copies::{Answer, Copies, Pending, PlannedCopy, Purpose, WaitsFor};
-use super::drain::Drain;
+use super::context::Context;
+use super::copies::{Answer, Copies, Pending, WaitsFor};
 use super::ledger::{Claim, Fingerprint, Unproven};
+use super::planned_copy::{PlannedCopy, Purpose};
 use super::redelivery::Earlier;
 use super::shared::Shared;
 use crate::backoff::Backoff;
 use crate::broker::{Delivery, Message, Record};
-use crate::cancel::Never;
 use crate::duration;
 use crate::error::Error;
 use crate::handler::{Failure, Handler, Obstacle, Outcome, Task};
@@ -103,18 +103,7 @@ impl Judged {
     }
 }
 
-/// What a worker thread needs to judge a delivery.
-pub(super) struct Judge<'a> {
-    pub(super) shared: &'a Shared,
-    pub(super) events: &'a Sender<Event>,
-    pub(super) copies: &'a Copies,
-    pub(super) drain: &'a Drain,
-    pub(super) abort: &'a Receiver<Never>,
-    /// Rung when something is known of a delivery that was set aside.
-    pub(super) bell: &'a Sender<()>,
-}
-
-impl Judge<'_> {
+impl Context {
     /// Runs the task, unless it ran here before or must not run any more, and keeps the copy that its outcome asks
     /// for. On [`Verdict::Acknowledge`] the acknowledgement is noted as unproven. `uncounted`: it was found out before
     /// that its deliveries cannot be counted.
@@ -178,7 +167,7 @@ impl Judge<'_> {
         handler: &mut dyn Handler,
     ) -> Judged {
         if !uncounted
-            && let Some(copy) = instead_of_running(self.shared, self.copies, &delivery.message(), record)
+            && let Some(copy) = instead_of_running(&self.shared, &self.copies, &delivery.message(), record)
         {
             // It may have to run after all.
             let body = delivery.body().to_vec();
@@ -212,7 +201,7 @@ impl Judge<'_> {
                     duration::show(delay)
                 );
                 let to = self.shared.options.queue.delay(delay);
-                let record = after_failure(self.shared, record, next, &failure);
+                let record = after_failure(&self.shared, record, next, &failure);
                 let body = delivery.take_body();
                 self.keep(
                     delivery,
@@ -221,7 +210,7 @@ impl Judge<'_> {
                 )
             }
             Decision::Dead(why) => {
-                let copy = dead_copy(self.shared, record, &Failure { exit: why, ..failure });
+                let copy = dead_copy(&self.shared, record, &Failure { exit: why, ..failure });
                 let body = delivery.take_body();
                 self.keep(delivery, body, copy)
             }
@@ -244,7 +233,7 @@ impl Judge<'_> {
 
     /// Keeps a copy in place of the original.
     fn keep(&self, delivery: &Delivery<'_>, body: Vec<u8>, copy: PlannedCopy) -> Verdict {
-        let pending = self.copies.request(copy.clone(), body, delivery.properties(), self.bell);
+        let pending = self.copies.request(copy.clone(), body, delivery.properties(), &self.bell.0);
         let patience = if self.copies.are_blocked() { Duration::ZERO } else { PATIENCE };
         let keeping = Keeping { pending, copy: Box::new(copy), fingerprint: None };
         self.look_at(&keeping, patience).unwrap_or(Verdict::SetAside(keeping))
@@ -255,7 +244,7 @@ impl Judge<'_> {
         let PlannedCopy { to, purpose, .. } = &*keeping.copy;
         let name = &to.name;
         let counts = *purpose == Purpose::Counted;
-        Some(match keeping.pending.wait(patience, self.abort)? {
+        Some(match keeping.pending.wait(patience, &self.abort)? {
             Answer::Kept => {
                 if let Purpose::Dead(why) = purpose {
                     log::warn!("dead ({why}); kept in {name}");
@@ -296,7 +285,7 @@ impl Judge<'_> {
     pub(super) fn must_not_go_back(&self, delivery: &Delivery<'_>) -> bool {
         let message = delivery.message();
         self.shared.broker_counts_nacks()
-            && earlier(self.shared, &message, &message.properties.record()).next_return_may_be_the_last()
+            && earlier(&self.shared, &message, &message.properties.record()).next_return_may_be_the_last()
     }
 
     fn execute(&self, delivery: &Delivery<'_>, record: &Record, handler: &mut dyn Handler) -> Outcome {
@@ -314,13 +303,13 @@ impl Judge<'_> {
         };
         let _running = self.shared.run();
         let outcome = self.run_when_possible(handler, &task);
-        self.shared.surroundings.settle(outcome, &task, self.drain.signalled(), self.abort)
+        self.shared.surroundings.settle(outcome, &task, self.drain.signalled(), &self.abort)
     }
 
     fn run_when_possible(&self, handler: &mut dyn Handler, task: &Task<'_>) -> Outcome {
         let mut pauses = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         for _ in 0..WAITS_TO_RUN {
-            let outcome = contained(|| handler.run(task, self.abort));
+            let outcome = contained(|| handler.run(task, &self.abort));
             match &outcome {
                 Outcome::NoResources(what) => self.shared.tell_shortage(what),
                 Outcome::CannotRun(Obstacle { why, may_pass: true }) => self.shared.tell_obstacle(why),
@@ -330,7 +319,7 @@ impl Judge<'_> {
                 return Outcome::GivenUp;
             }
         }
-        contained(|| handler.run(task, self.abort))
+        contained(|| handler.run(task, &self.abort))
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::copies::PlannedCopy;
+use super::planned_copy::PlannedCopy;
 use crate::broker::{Message, Record};
 use crate::cancel::Never;
 use crate::lock::lock;

@@ -1,23 +1,19 @@
 //! One worker thread: asks the supervisor for a channel, consumes on it until it is lost or the drain begins, asks
 //! again.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
+use crossbeam_channel::{RecvTimeoutError, Sender, select};
 
 use super::Event;
 use super::ack_timeout;
-use super::consume::consume;
-use super::copies::Copies;
-use super::drain::Drain;
+use super::consume::{Pauses, consume};
+use super::context::Context;
 use super::ledger::Unproven;
-use super::shared::Shared;
 use super::supervisor::{Grant, Request};
 use crate::backoff::Backoff;
 use crate::broker::{AckTimeout, Fault, Kind};
-use crate::cancel::Never;
 use crate::error::Error;
 use crate::handler::Handler;
 use crate::shortage;
@@ -25,39 +21,10 @@ use crate::shortage;
 /// The pauses before asking again for a channel that ended without having delivered anything.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// The first pause after a task went back because it could not run here.
-const FIRST_GIVE_BACK_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct Slot {
-    pub(super) shared: Arc<Shared>,
+    pub(super) context: Context,
     pub(super) requests: Sender<Request>,
-    pub(super) events: Sender<Event>,
-    pub(super) copies: Copies,
-    pub(super) drain: Drain,
-    /// Closes when running tasks must be given up.
-    pub(super) abort: Receiver<Never>,
-    /// Rings when something is known of a copy; this thread's own.
-    pub(super) bell: (Sender<()>, Receiver<()>),
-}
-
-/// The pauses after the machine had no room for a task. They start over when a task was settled since the last one.
-pub(super) struct Pauses {
-    backoff: Backoff,
-    settled: u64,
-}
-
-impl Pauses {
-    fn new() -> Self {
-        Self { backoff: Backoff::new(FIRST_GIVE_BACK_PAUSE, LONGEST_PAUSE), settled: 0 }
-    }
-
-    /// `settled` is how many tasks were settled so far.
-    pub(super) fn next(&mut self, settled: u64) -> Duration {
-        if std::mem::replace(&mut self.settled, settled) < settled {
-            self.backoff.reset();
-        }
-        self.backoff.pause()
-    }
 }
 
 impl Slot {
@@ -68,34 +35,35 @@ impl Slot {
         while let Some(grant) = self.obtain(lost.take()) {
             let (generation, broker) = (grant.generation, grant.ack_timeout);
             let began = Instant::now();
-            let finished_before = self.shared.settled();
+            let finished_before = self.context.shared.settled();
             let Err(fault) = self.use_channel(grant, &mut pauses, handler) else { break };
             match fault.kind {
                 Kind::AckTimeout => log::warn!("{} ({fault})", ack_timeout::explanation(broker, None)),
                 // The next channel asks for nothing.
-                Kind::NoTimeout if !self.shared.no_timeout.swap(true, Ordering::Relaxed) => continue,
+                Kind::NoTimeout if !self.context.shared.no_timeout.swap(true, Ordering::Relaxed) => continue,
                 _ => {}
             }
             if let Some(timeout) = fault.acknowledgement_timeout() {
-                self.shared.learn_acknowledgement_timeout(timeout);
+                self.context.shared.learn_acknowledgement_timeout(timeout);
             }
-            if self.shared.settled() > finished_before || began.elapsed() > LONGEST_PAUSE {
+            if self.context.shared.settled() > finished_before || began.elapsed() > LONGEST_PAUSE {
                 backoff.reset();
             }
             lost = Some((generation, fault));
             // Nothing is held meanwhile. The first pause after a loss is short enough not to matter, and a channel
             // that ends at once again and again must not spin.
-            if self.drain.begun().recv_timeout(backoff.pause()) == Err(RecvTimeoutError::Disconnected) {
+            if self.context.drain.begun().recv_timeout(backoff.pause()) == Err(RecvTimeoutError::Disconnected)
+            {
                 break;
             }
         }
-        handler.close(&self.abort);
+        handler.close(&self.context.abort);
     }
 
     /// Without its handler the thread is of no use, and a worker with fewer threads than asked for is not one either.
     pub(super) fn cannot_start(self, error: &std::io::Error) {
         let error = Error::internal(format!("cannot prepare to run commands: {}", shortage::reason(error)));
-        let _ = self.events.send(Event::Fatal(error));
+        let _ = self.context.events.send(Event::Fatal(error));
     }
 
     /// Waits for a channel; `None` when the drain begins first.
@@ -104,7 +72,7 @@ impl Slot {
         self.requests.send(Request { reply, lost }).ok()?;
         select! {
             recv(grants) -> grant => grant.ok(),
-            recv(self.drain.begun()) -> _ => None,
+            recv(self.context.drain.begun()) -> _ => None,
         }
     }
 
@@ -114,8 +82,8 @@ impl Slot {
     /// The channel or its connection is gone.
     fn use_channel(&self, grant: Grant, pauses: &mut Pauses, handler: &mut dyn Handler) -> Result<(), Fault> {
         let channel = grant.channel.holding_for(self.time_to_ask_for(grant.ack_timeout));
-        let mut unproven = Unproven::new(&self.shared.ledger, self.shared.options.prefetch);
-        consume(self, &channel, &mut unproven, pauses, handler)?;
+        let mut unproven = Unproven::new(&self.context.shared.ledger, self.context.shared.options.prefetch);
+        consume(&self.context, &channel, &mut unproven, pauses, handler)?;
         match channel.close() {
             Ok(()) => unproven.all_arrived(),
             Err(fault) => {
@@ -129,10 +97,10 @@ impl Slot {
 
     /// How long the broker is to wait for acknowledgements, where a consumer has a say in it.
     fn time_to_ask_for(&self, broker: AckTimeout) -> Option<Duration> {
-        if broker != AckTimeout::PerConsumer || self.shared.no_timeout.load(Ordering::Relaxed) {
+        if broker != AckTimeout::PerConsumer || self.context.shared.no_timeout.load(Ordering::Relaxed) {
             return None;
         }
-        let options = &self.shared.options;
+        let options = &self.context.shared.options;
         ack_timeout::to_ask_for(options.timeout, options.grace, options.prefetch)
     }
 }

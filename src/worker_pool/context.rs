@@ -1,0 +1,24 @@
+//! What one worker thread works with, beside its channel and its handler.
+
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::Event;
+use super::copies::Copies;
+use super::drain::Drain;
+use super::shared::Shared;
+use crate::cancel::Never;
+
+/// See the module.
+pub(super) struct Context {
+    pub(super) shared: Arc<Shared>,
+    /// To the thread that hears signals.
+    pub(super) events: Sender<Event>,
+    pub(super) copies: Copies,
+    pub(super) drain: Drain,
+    /// Closes when running tasks must be given up.
+    pub(super) abort: Receiver<Never>,
+    /// Gets a message when something is known of a copy that this thread asked for.
+    pub(super) bell: (Sender<()>, Receiver<()>),
+}
