@@ -67,10 +67,10 @@ impl Policy {
 
     /// Before a task runs that was delivered `unanswered` times without an answer: why it must not, if so.
     #[must_use]
-    pub fn poisoned(&self, unanswered: u64) -> Option<Decision> {
+    pub fn poisoned(&self, unanswered: u64) -> Option<String> {
         (unanswered >= u64::from(self.max_deliveries)).then(|| {
             let deliveries = counted(unanswered, "delivery", "deliveries");
-            Decision::Dead(format!("{deliveries} ended without an answer"))
+            format!("{deliveries} ended without an answer")
         })
     }
 
@@ -139,10 +139,9 @@ mod tests {
     fn poison_is_counted_apart() {
         assert_eq!(policy().poisoned(0), None);
         assert_eq!(policy().poisoned(19), None);
-        let dead = Decision::Dead("20 deliveries ended without an answer".into());
-        assert_eq!(policy().poisoned(20), Some(dead));
+        assert_eq!(policy().poisoned(20).as_deref(), Some("20 deliveries ended without an answer"));
         assert!(policy().poisoned(u64::MAX).is_some());
-        let dead = Decision::Dead("1 delivery ended without an answer".into());
-        assert_eq!(Policy { max_deliveries: 1, ..policy() }.poisoned(1), Some(dead));
+        let poisoned = Policy { max_deliveries: 1, ..policy() }.poisoned(1);
+        assert_eq!(poisoned.as_deref(), Some("1 delivery ended without an answer"));
     }
 }

@@ -13,7 +13,7 @@ mod intake;
 mod judge;
 mod ledger;
 mod planned_copy;
-mod redelivery;
+mod settlement;
 mod shared;
 mod slot;
 mod supervisor;

@@ -9,6 +9,7 @@ use super::context::Context;
 use super::intake::{Arrival, Aside, AskOnArrival, Intake, Waiting};
 use super::judge::{Judged, Keeping, Verdict, copy_on_arrival};
 use super::ledger::Unproven;
+use super::settlement::{Held, Next};
 use super::shared::Permit;
 use crate::backoff::Backoff;
 use crate::broker::{Channel, Delivery, Fault, QueueType};
@@ -214,17 +215,20 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         // One by one: those that are left when the channel is lost must not be forgotten.
         for _ in 0..self.intake.aside.len() {
             let Some(aside) = self.intake.aside.pop_front() else { break };
-            let mut verdict =
+            let answered =
                 aside.keeping.as_ref().and_then(|keeping| self.context.look_at(keeping, Duration::ZERO));
-            if verdict.is_none() && aside.is_overdue(self.context.shared.hold_limit()) {
-                verdict = Some(Verdict::GiveBack);
-            }
-            // Nothing else makes room any more.
-            let waits_for_room = aside.keeping.as_ref().is_some_and(Keeping::waits_for_room);
-            if verdict.is_none() && waits_for_room && std::mem::take(&mut crowded) {
-                log::warn!("a redelivered task runs uncounted: its queue is full");
-                verdict = Some(Verdict::RunUncounted);
-            }
+            let verdict = answered.or_else(|| {
+                let overdue = aside.is_overdue(self.context.shared.hold_limit());
+                match self.held(&aside).while_working(overdue, crowded) {
+                    Next::Wait => None,
+                    Next::GiveBack => Some(Verdict::GiveBack),
+                    Next::Run => {
+                        crowded = false;
+                        log::warn!("a redelivered task runs uncounted: its queue is full");
+                        Some(Verdict::RunUncounted)
+                    }
+                }
+            });
             match verdict {
                 Some(Verdict::Hold) => {
                     self.intake.aside.push_back(Aside { keeping: None, _busy: None, ..aside });
@@ -253,8 +257,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         loop {
             self.settle_answered()?;
             self.give_back_waiting()?;
-            self.run_last_chances()?;
-            self.give_back_hopeless()?;
+            self.end_held()?;
             if self.intake.aside.is_empty() {
                 return Ok(());
             }
@@ -282,31 +285,6 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
                 self.intake.settled(consumer);
                 delivery.requeue()?;
             }
-        }
-        Ok(())
-    }
-
-    /// The worker ends, and the copies that have to be kept before these tasks may run are not. To go back may be the end
-    /// of them, and to run cannot be worse.
-    fn run_last_chances(&mut self) -> Result<(), Fault> {
-        if !self.context.drain.has_begun() {
-            return Ok(());
-        }
-        for _ in 0..self.intake.aside.len() {
-            let Some(aside) = self.intake.aside.pop_front() else { break };
-            let stuck =
-                aside.keeping.as_ref().is_some_and(|keeping| keeping.is_stuck() && keeping.would_count());
-            if !stuck || !self.context.must_not_go_back(&aside.delivery) {
-                self.intake.aside.push_back(aside);
-                continue;
-            }
-            let Aside { delivery, consumer, .. } = aside;
-            log::warn!(
-                "task {} runs now, before this worker ends: its deliveries cannot be counted, and the broker may drop it \
-                 when it goes back",
-                output::escape(delivery.properties().id())
-            );
-            self.settle_now(Waiting { delivery, consumer, uncounted: true, keeping: None })?;
         }
         Ok(())
     }
@@ -348,21 +326,29 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     }
 
     /// What there will be no copy of while this worker lives.
-    fn give_back_hopeless(&mut self) -> Result<(), Fault> {
-        let shared = &self.context.shared;
+    fn end_held(&mut self) -> Result<(), Fault> {
         let stops = self.context.drain.has_begun();
         let mut given_back = 0;
         for _ in 0..self.intake.aside.len() {
             let Some(aside) = self.intake.aside.pop_front() else { break };
-            match &aside.keeping {
-                Some(keeping) if !(stops && keeping.is_stuck()) => self.intake.aside.push_back(aside),
-                Some(_) => {
-                    given_back += 1;
+            match self.held(&aside).at_the_end(stops) {
+                Next::Wait => self.intake.aside.push_back(aside),
+                Next::GiveBack => {
+                    if aside.keeping.is_some() {
+                        given_back += 1;
+                    } else {
+                        self.context.shared.hold_back();
+                    }
                     self.settle(aside, &Verdict::GiveBack)?;
                 }
-                None => {
-                    shared.hold_back();
-                    self.settle(aside, &Verdict::GiveBack)?;
+                Next::Run => {
+                    let Aside { delivery, consumer, .. } = aside;
+                    log::warn!(
+                        "task {} runs now, before this worker ends: its deliveries cannot be counted, and the broker \
+                         may drop it when it goes back",
+                        output::escape(delivery.properties().id())
+                    );
+                    self.settle_now(Waiting { delivery, consumer, uncounted: true, keeping: None })?;
                 }
             }
         }
@@ -372,6 +358,10 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
             log::warn!("{tasks} back to the queue");
         }
         Ok(())
+    }
+
+    fn held(&self, aside: &Aside<'_, '_>) -> Held {
+        Held { copy: aside.copy(), must_not_go_back: self.context.must_not_go_back(&aside.delivery) }
     }
 
     fn settle(&mut self, aside: Aside<'c, '_>, verdict: &Verdict) -> Result<(), Fault> {

@@ -19,24 +19,13 @@ use crossbeam_channel::{Receiver, Sender, select};
 
 use super::Event;
 use super::planned_copy::PlannedCopy;
+use super::settlement::WaitsFor;
 use super::shared::Shared;
 use crate::broker::{Body, CopyForm, Properties};
 use crate::cancel::Never;
 use crate::error::Error;
 use crate::lock::lock;
 use keeper::Keeper;
-
-/// What a copy waits for that is not kept yet.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum WaitsFor {
-    /// The broker's confirm, as always.
-    #[default]
-    Confirm,
-    /// Room in its queue, which is full. To work on what is in there makes some.
-    Room,
-    /// The end of an alarm, a broker that is away, a permission: nothing that can be done here.
-    Change,
-}
 
 /// How asking for a copy ended.
 #[derive(Debug, Clone)]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use super::judge::Keeping;
+use super::settlement::HeldCopy;
 use super::shared::Busy;
 use crate::broker::{Channel, Consumer, Delivery, Fault, Kind, Message, Next, Watch};
 use crate::cancel::Never;
@@ -37,15 +38,12 @@ impl Aside<'_, '_> {
     /// It has been held for longer than `limit`, and has to go back to the queue, or the broker closes the channel. One
     /// that must not go back is left to the broker.
     pub(super) fn is_overdue(&self, limit: Duration) -> bool {
-        !self.comes_first() && self.since.elapsed() >= limit
+        self.since.elapsed() >= limit
     }
 
-    fn comes_first(&self) -> bool {
-        self.keeping.as_ref().is_some_and(Keeping::comes_first)
-    }
-
-    fn holds_up(&self) -> bool {
-        self.keeping.as_ref().is_some_and(Keeping::holds_up)
+    /// The copy, as the rules see it.
+    pub(super) fn copy(&self) -> Option<HeldCopy> {
+        self.keeping.as_ref().map(Keeping::held)
     }
 }
 
@@ -134,7 +132,7 @@ impl<'c> Intake<'c, '_> {
         if !held_up && let Some(waiting) = self.backlog.pop_front() {
             return Arrival::Task(waiting);
         }
-        let held = self.aside.iter().filter(|aside| !aside.comes_first());
+        let held = self.aside.iter().filter(|aside| !aside.copy().is_some_and(|copy| copy.comes_first));
         let overdue = held.map(|aside| aside.since + limit).min();
         match self.consumer.next(stop, bell, overdue) {
             Next::Delivery(delivery) => {
@@ -176,7 +174,7 @@ impl<'c> Intake<'c, '_> {
 
     /// A task that is set aside must neither go back nor be put at risk by another one before its copy is kept.
     fn is_held_up(&self) -> bool {
-        self.aside.iter().any(Aside::holds_up)
+        self.aside.iter().filter_map(Aside::copy).any(HeldCopy::holds_up)
     }
 
     /// So many are set aside that nothing more is taken.

@@ -8,10 +8,10 @@ use crossbeam_channel::{RecvTimeoutError, Sender, select};
 
 use super::Event;
 use super::context::Context;
-use super::copies::{Answer, Copies, Pending, WaitsFor};
+use super::copies::{Answer, Copies, Pending};
 use super::ledger::{Claim, Fingerprint, Unproven};
 use super::planned_copy::{PlannedCopy, Purpose};
-use super::redelivery::Earlier;
+use super::settlement::{BeforeRun, Earlier, HeldCopy};
 use super::shared::Shared;
 use crate::backoff::Backoff;
 use crate::broker::{Delivery, Message, Record};
@@ -59,29 +59,13 @@ impl Keeping {
         self.fingerprint
     }
 
-    /// Something that may last keeps the copy from being kept.
-    pub(super) fn is_stuck(&self) -> bool {
-        self.pending.waits_for() != WaitsFor::Confirm
-    }
-
-    /// The task must neither run nor go back before its copy is kept.
-    pub(super) fn comes_first(&self) -> bool {
-        self.copy.comes_first
-    }
-
-    /// No other task may run that could end this process before the copy is kept.
-    pub(super) fn holds_up(&self) -> bool {
-        self.copy.comes_first && !self.waits_for_room()
-    }
-
-    /// The copy goes to the queue that the task came from, and that is full: other tasks that are done make room.
-    pub(super) fn waits_for_room(&self) -> bool {
-        self.would_count() && self.pending.waits_for() == WaitsFor::Room
-    }
-
-    /// The copy only counts a delivery of a task that may run.
-    pub(super) fn would_count(&self) -> bool {
-        self.copy.purpose == Purpose::Counted
+    /// What the rules have to know of it.
+    pub(super) fn held(&self) -> HeldCopy {
+        HeldCopy {
+            counts: self.copy.purpose == Purpose::Counted,
+            comes_first: self.copy.comes_first,
+            waits_for: self.pending.waits_for(),
+        }
     }
 
     /// What is known of the task although its copy is not kept: how it ended, where it ran.
@@ -341,8 +325,7 @@ pub(super) fn copy_on_arrival(
     Some(Keeping { pending, copy: Box::new(copy), fingerprint })
 }
 
-/// The copy that has to be kept before the task may run: of a task that is dead, or of one whose deliveries have to be
-/// counted. Should it take the worker down, the count is there.
+/// The copy that has to be kept before the task may run, or instead of that.
 fn instead_of_running(
     shared: &Shared,
     copies: &Copies,
@@ -350,25 +333,25 @@ fn instead_of_running(
     record: &Record,
 ) -> Option<PlannedCopy> {
     let earlier = earlier(shared, message, record);
-    let unanswered = earlier.unanswered();
+    let copies_possible = !shared.cannot_count.load(Ordering::Relaxed) && !copies.are_blocked();
     let comes_first = earlier.next_return_may_be_the_last();
-    if let Some(Decision::Dead(exit)) = shared.options.policy.poisoned(unanswered) {
-        let copy = dead_copy(shared, record, &Failure { exit, stderr: Vec::new() });
-        return Some(PlannedCopy { comes_first, ..copy });
+    match earlier.before_run(&shared.options.policy, copies_possible) {
+        BeforeRun::Run => None,
+        BeforeRun::RunUncounted => {
+            log::warn!("a redelivered task runs uncounted: publishing is blocked or not allowed");
+            None
+        }
+        BeforeRun::Count(deliveries) => {
+            log::debug!("delivery {} of a task without an answer: counting it", deliveries.saturating_add(1));
+            let record = Record { deliveries, ..record.clone() };
+            let to = shared.options.queue.clone();
+            Some(PlannedCopy { to, record, purpose: Purpose::Counted, comes_first })
+        }
+        BeforeRun::DeadLetter(exit) => {
+            let copy = dead_copy(shared, record, &Failure { exit, stderr: Vec::new() });
+            Some(PlannedCopy { comes_first, ..copy })
+        }
     }
-    if !earlier.must_be_counted() {
-        return None;
-    }
-    if !comes_first && (shared.cannot_count.load(Ordering::Relaxed) || copies.are_blocked()) {
-        // Tasks have to go on: it may be this queue that fills the broker.
-        log::warn!("a redelivered task runs uncounted: publishing is blocked or not allowed");
-        return None;
-    }
-    let deliveries = u32::try_from(unanswered).unwrap_or(u32::MAX);
-    log::debug!("delivery {} of a task without an answer: counting it", deliveries.saturating_add(1));
-    let record = Record { deliveries, ..record.clone() };
-    let to = shared.options.queue.clone();
-    Some(PlannedCopy { to, record, purpose: Purpose::Counted, comes_first })
 }
 
 fn earlier(shared: &Shared, message: &Message<'_>, record: &Record) -> Earlier {

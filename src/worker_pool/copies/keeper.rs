@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
 use super::super::Event;
+use super::super::settlement::WaitsFor;
 use super::super::shared::Shared;
 use super::link::{Link, Up};
 use super::refusals::Reason;
 use super::refused::Refused;
-use super::{Answer, Job, WaitsFor};
+use super::{Answer, Job};
 use crate::backoff::Backoff;
 use crate::broker::{
     CopyForm, DelayWatch, Fault, Kind, Publisher, Scope, Settlement, Wake, confirm_patience, vanished,
