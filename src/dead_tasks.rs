@@ -6,7 +6,7 @@ use self::mover::{Mover, Moving, WINDOW};
 use self::refresher::Refresher;
 use self::walk::{Channels, Event, Manner, Walk};
 use crate::broker::{
-    Consumer, Count, DeadLettering, Delivery, Fault, Kind, Properties, Publisher, Publishing, Purpose,
+    Consumer, Count, DeadLettering, Delivery, Fault, FaultKind, Properties, Publisher, Publishing, Purpose,
     QueueSpec, QueueType, Record, Session, SessionOptions, count_messages, kind_of, purge,
 };
 use crate::error::{Error, Result};
@@ -289,7 +289,7 @@ impl Place {
         let mut session = Session::open(options, Purpose::Consume).map_err(Error::on_first_connect)?;
         let dead = QueueSpec { declare: false, ..queue.dead() };
         let kind = match kind_of(&mut session, &dead.name) {
-            Err(fault) if fault.kind == Kind::NotFound => return Ok(None),
+            Err(fault) if fault.kind == FaultKind::NotFound => return Ok(None),
             known => known.map_err(Fault::into_error)?,
         };
         let wears_out = kind != Some(QueueType::Classic) && session.counts_nacks();
@@ -297,7 +297,7 @@ impl Place {
             Ok(Count { ready: 0, .. }) if is_empty(&mut session, options, &dead)? => 0,
             Ok(Count { ready: 0, .. }) => count_again(&mut session, &dead.name)?,
             Ok(Count { ready, .. }) => ready,
-            Err(fault) if fault.kind == Kind::NotFound => return Ok(None),
+            Err(fault) if fault.kind == FaultKind::NotFound => return Ok(None),
             Err(fault) => return Err(fault.into_error()),
         };
         Ok(Some(Self { session, dead, ready, wears_out }))

@@ -9,7 +9,7 @@ use amiquip::{AmqpValue, ConsumerMessage, ConsumerOptions, FieldTable};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, never, select};
 
 use super::channel::Channel;
-use super::fault::{Fault, Kind, TIMEOUT_ARGUMENT};
+use super::fault::{Fault, FaultKind, TIMEOUT_ARGUMENT};
 use super::message::Properties;
 use crate::cancel::Never;
 use crate::shortage;
@@ -135,7 +135,7 @@ impl<'c> Consumer<'c> {
     /// Limits the channel to `prefetch` unacknowledged deliveries and starts consuming. `watch` sees what arrives.
     ///
     /// # Errors
-    /// The queue is missing, access is refused, the queue knows no timeouts ([`Kind::NoTimeout`]), or the channel or
+    /// The queue is missing, access is refused, the queue knows no timeouts ([`FaultKind::NoTimeout`]), or the channel or
     /// connection is gone.
     pub fn start(
         channel: &'c Channel,
@@ -264,7 +264,7 @@ fn into_next(channel: &Channel, message: ConsumerMessage) -> Next<'_> {
             Next::Ended(error.into())
         }
         ConsumerMessage::ClientCancelled | ConsumerMessage::ClientClosedChannel => {
-            Next::Ended(Fault::channel(Kind::Lost, "the consumer was closed"))
+            Next::Ended(Fault::channel(FaultKind::Lost, "the consumer was closed"))
         }
         ConsumerMessage::ClientClosedConnection => Next::Ended(Fault::lost("the connection was closed")),
     }

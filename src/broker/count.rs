@@ -1,7 +1,7 @@
 //! How much is in a queue, whatever it is for; and to empty it.
 
 use super::channel::Channel;
-use super::fault::{Fault, Kind, Scope};
+use super::fault::{Fault, FaultKind, Scope};
 use super::session::Session;
 
 /// What the broker counts in a queue. A quorum queue whose leader does not answer counts nothing of either, and no error.
@@ -41,7 +41,7 @@ pub(super) fn look(session: &mut Session, name: &str) -> Result<(Channel, Count)
     });
     match counted {
         Ok(count) => Ok((channel, count)),
-        Err(fault) if fault.kind == Kind::NotFound => Err(Fault::missing(name)),
+        Err(fault) if fault.kind == FaultKind::NotFound => Err(Fault::missing(name)),
         Err(fault) => Err(fault),
     }
 }
@@ -51,7 +51,9 @@ pub(super) fn look(session: &mut Session, name: &str) -> Result<(Channel, Count)
 pub(super) fn look_if_allowed(session: &mut Session, name: &str) -> Result<Channel, Fault> {
     match look(session, name) {
         Ok((channel, _)) => Ok(channel),
-        Err(fault) if fault.scope == Scope::Channel && fault.kind == Kind::Refused => session.open_channel(),
+        Err(fault) if fault.scope == Scope::Channel && fault.kind == FaultKind::Refused => {
+            session.open_channel()
+        }
         Err(fault) => Err(fault),
     }
 }

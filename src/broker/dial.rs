@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning};
 
-use super::fault::{Fault, Kind};
+use super::fault::{Fault, FaultKind};
 use super::frames::FRAME_MAX;
 use super::server::Server;
 use super::session::{Purpose, Session, SessionOptions, explain, host_name};
@@ -180,7 +180,7 @@ impl Dial<'_> {
     #[cfg(not(feature = "tls"))]
     fn socket(&self, tcp: std::net::TcpStream, kill: KillSwitch) -> std::result::Result<Socket, Fault> {
         if self.url.tls {
-            return Err(Fault::connection(Kind::Configuration, "this taskq was built without TLS"));
+            return Err(Fault::connection(FaultKind::Configuration, "this taskq was built without TLS"));
         }
         Socket::plain(tcp, kill).map_err(|error| Fault::of_this_machine(&error))
     }
@@ -222,7 +222,7 @@ fn refused_or_lost(sightings: &Sightings, credentials: &Credentials) -> Fault {
                 "no user stands behind the client certificate, or there is none (--tls-cert, auth_mechanism=external)"
             }
         };
-        return Fault::connection(Kind::Refused, words);
+        return Fault::connection(FaultKind::Refused, words);
     }
     Fault::lost(sightings.error().unwrap_or_else(|| "the connection broke during the login".to_owned()))
 }
@@ -261,10 +261,10 @@ fn random_index(len: usize) -> usize {
 /// same trouble reads the same each time and is not told as a new one; those that refused come first.
 fn together(mut failures: Vec<(SocketAddr, Fault)>) -> Fault {
     // "Connection refused" at ::1 says less than what happened at the address that accepted.
-    failures.sort_by_key(|(address, fault)| (fault.kind != Kind::Refused, *address));
-    let first = failures.first().map_or(Kind::Lost, |(_, fault)| fault.kind);
-    let short = failures.iter().any(|(_, fault)| fault.kind == Kind::NoResources);
-    let kind = if short && first != Kind::Refused { Kind::NoResources } else { first };
+    failures.sort_by_key(|(address, fault)| (fault.kind != FaultKind::Refused, *address));
+    let first = failures.first().map_or(FaultKind::Lost, |(_, fault)| fault.kind);
+    let short = failures.iter().any(|(_, fault)| fault.kind == FaultKind::NoResources);
+    let kind = if short && first != FaultKind::Refused { FaultKind::NoResources } else { first };
     let mut told: Vec<String> =
         failures.iter().take(MAX_TOLD).map(|(address, fault)| format!("{address}: {fault}")).collect();
     if let Some(others @ 1..) = failures.len().checked_sub(MAX_TOLD) {
@@ -279,13 +279,16 @@ fn together(mut failures: Vec<(SocketAddr, Fault)>) -> Fault {
 fn combine(failures: Vec<(String, Fault)>) -> Error {
     let single = failures.len() == 1;
     let all = |kind| failures.iter().all(|(_, fault)| fault.kind == kind);
-    let short = failures.iter().any(|(_, fault)| fault.kind == Kind::NoResources);
-    let kind = [Kind::Refused, Kind::Configuration].into_iter().find(|kind| all(*kind)).unwrap_or(Kind::Lost);
+    let short = failures.iter().any(|(_, fault)| fault.kind == FaultKind::NoResources);
+    let kind = [FaultKind::Refused, FaultKind::Configuration]
+        .into_iter()
+        .find(|kind| all(*kind))
+        .unwrap_or(FaultKind::Lost);
     let told: Vec<String> = failures.into_iter().map(|(url, fault)| format!("{url}: {fault}")).collect();
     let told = told.join("; ");
     match kind {
-        Kind::Refused => Error::turned_away(format!("access to the broker was refused: {told}")),
-        Kind::Configuration => Error::configuration(format!("cannot connect: {told}")),
+        FaultKind::Refused => Error::turned_away(format!("access to the broker was refused: {told}")),
+        FaultKind::Configuration => Error::configuration(format!("cannot connect: {told}")),
         _ if short => Error::unavailable(format!("cannot connect: {told}")),
         _ if single => Error::unreached(format!("cannot reach the broker: {told}")),
         _ => Error::unreached(format!("cannot reach any of the brokers: {told}")),
@@ -296,25 +299,31 @@ fn combine(failures: Vec<(String, Fault)>) -> Error {
 mod tests {
     use super::*;
 
-    fn failure(kind: Kind) -> (String, Fault) {
+    fn failure(kind: FaultKind) -> (String, Fault) {
         ("amqp://guest@h:1".to_owned(), Fault::connection(kind, "why"))
     }
 
     #[test]
     fn several_failures_make_one_error() {
         use crate::error::Exit;
-        assert_eq!(combine(vec![failure(Kind::Lost)]).exit, Exit::Unavailable);
-        assert_eq!(combine(vec![failure(Kind::Refused)]).exit, Exit::Refused);
-        assert_eq!(combine(vec![failure(Kind::Refused), failure(Kind::Lost)]).exit, Exit::Unavailable);
-        assert_eq!(combine(vec![failure(Kind::Refused), failure(Kind::Refused)]).exit, Exit::Refused);
-        assert_eq!(combine(vec![failure(Kind::Configuration)]).exit, Exit::Configuration);
+        assert_eq!(combine(vec![failure(FaultKind::Lost)]).exit, Exit::Unavailable);
+        assert_eq!(combine(vec![failure(FaultKind::Refused)]).exit, Exit::Refused);
+        assert_eq!(
+            combine(vec![failure(FaultKind::Refused), failure(FaultKind::Lost)]).exit,
+            Exit::Unavailable
+        );
+        assert_eq!(
+            combine(vec![failure(FaultKind::Refused), failure(FaultKind::Refused)]).exit,
+            Exit::Refused
+        );
+        assert_eq!(combine(vec![failure(FaultKind::Configuration)]).exit, Exit::Configuration);
         let hint = |kind| {
-            combine(vec![failure(kind), failure(Kind::Lost)])
+            combine(vec![failure(kind), failure(FaultKind::Lost)])
                 .on_first_connect()
                 .to_string()
                 .contains("RabbitMQ")
         };
-        assert!(hint(Kind::Lost) && !hint(Kind::NoResources));
+        assert!(hint(FaultKind::Lost) && !hint(FaultKind::NoResources));
     }
 
     #[test]
@@ -341,7 +350,7 @@ mod tests {
             tls: None,
         };
         let Err(fault) = dial.any_of(&addresses) else { panic!("nobody answers there") };
-        assert_eq!(fault.kind, Kind::Lost);
+        assert_eq!(fault.kind, FaultKind::Lost);
         let text = fault.to_string();
         let mut told: Vec<&str> = text.split("; ").collect();
         told.sort_unstable();
@@ -362,9 +371,9 @@ mod tests {
     fn the_failures_of_a_names_addresses_make_one_short_fault() {
         let address = |number: u8| SocketAddr::from(([192, 0, 2, number], 5672));
         let lost = |number| (address(number), Fault::lost("no answer"));
-        let refused = |number| (address(number), Fault::connection(Kind::Refused, "password refused"));
+        let refused = |number| (address(number), Fault::connection(FaultKind::Refused, "password refused"));
         let fault = together(vec![lost(2), lost(1), refused(3)]);
-        assert_eq!(fault.kind, Kind::Refused);
+        assert_eq!(fault.kind, FaultKind::Refused);
         let told = "192.0.2.3:5672: password refused; 192.0.2.1:5672: no answer; 192.0.2.2:5672: no answer";
         assert_eq!(fault.to_string(), told);
         // The same wherever it began.

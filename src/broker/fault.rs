@@ -32,7 +32,7 @@ pub enum Scope {
 
 /// What kind of trouble it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FaultKind {
     /// Unreachable, cut, silent, or a queue whose node is away: the same again may succeed later.
     Lost,
     /// This machine lacks what a connection takes, such as descriptors: it says nothing about the broker, and passes.
@@ -66,31 +66,31 @@ pub struct Fault {
     /// What ended.
     pub scope: Scope,
     /// What it means.
-    pub kind: Kind,
+    pub kind: FaultKind,
     text: String,
 }
 
 impl Fault {
-    pub(super) fn new(scope: Scope, kind: Kind, text: impl AsRef<str>) -> Self {
+    pub(super) fn new(scope: Scope, kind: FaultKind, text: impl AsRef<str>) -> Self {
         Self { scope, kind, text: output::escape(text.as_ref()) }
     }
 
-    pub(super) fn connection(kind: Kind, text: impl AsRef<str>) -> Self {
+    pub(super) fn connection(kind: FaultKind, text: impl AsRef<str>) -> Self {
         Self::new(Scope::Connection, kind, text)
     }
 
-    pub(super) fn channel(kind: Kind, text: impl AsRef<str>) -> Self {
+    pub(super) fn channel(kind: FaultKind, text: impl AsRef<str>) -> Self {
         Self::new(Scope::Channel, kind, text)
     }
 
     pub(super) fn lost(text: impl AsRef<str>) -> Self {
-        Self::connection(Kind::Lost, text)
+        Self::connection(FaultKind::Lost, text)
     }
 
     /// Something could not be opened or started here.
     pub(super) fn of_this_machine(error: &std::io::Error) -> Self {
         match shortage::explain(error) {
-            Some(missing) => Self::connection(Kind::NoResources, missing),
+            Some(missing) => Self::connection(FaultKind::NoResources, missing),
             None => Self::lost(error.to_string()),
         }
     }
@@ -98,14 +98,14 @@ impl Fault {
     /// A message came back because its queue is gone.
     #[must_use]
     pub fn unroutable(queue: &str) -> Self {
-        Self::channel(Kind::NotFound, format!("the queue {queue} is gone, and tasks came back"))
+        Self::channel(FaultKind::NotFound, format!("the queue {queue} is gone, and tasks came back"))
     }
 
     /// The broker cancelled the consumer, whose oldest unanswered delivery was here for so long.
     #[must_use]
     pub fn cancelled(held: Option<Duration>) -> Self {
         Self::channel(
-            Kind::ConsumerCancelled(held),
+            FaultKind::ConsumerCancelled(held),
             "the broker cancelled the consumer: the queue was deleted, or moved to another node",
         )
     }
@@ -114,7 +114,7 @@ impl Fault {
     #[must_use]
     pub fn missing(queue: &str) -> Self {
         Self::channel(
-            Kind::NotFound,
+            FaultKind::NotFound,
             format!("there is no queue {queue}; create it, or let taskq declare it (without --no-declare)"),
         )
     }
@@ -123,7 +123,7 @@ impl Fault {
     #[must_use]
     pub fn maybe_a_stream(queue: &str) -> Self {
         Self::channel(
-            Kind::MaybeStream,
+            FaultKind::MaybeStream,
             format!(
                 "a task of {queue} carries x-stream-offset: the queue is a stream, which cannot hold tasks safely, or \
                  the task was brought here from one. The permission to configure the queue lets taskq see which"
@@ -149,7 +149,7 @@ impl Fault {
     /// The same trouble with the permission that is missing, where the broker refused `call` for want of one.
     #[must_use]
     pub(super) fn lacking_permission(self, call: &str) -> Self {
-        if self.scope != Scope::Channel || self.kind != Kind::Refused {
+        if self.scope != Scope::Channel || self.kind != FaultKind::Refused {
             return self;
         }
         let words = self.text.strip_prefix(REFUSED_ACCESS).unwrap_or(&self.text);
@@ -172,7 +172,7 @@ impl Fault {
     /// 1800000 ms".
     #[must_use]
     pub fn acknowledgement_timeout(&self) -> Option<Duration> {
-        if self.kind != Kind::AckTimeout {
+        if self.kind != FaultKind::AckTimeout {
             return None;
         }
         let (_, tail) = self.text.split_once("Timeout value used: ")?;
@@ -183,19 +183,19 @@ impl Fault {
     /// As the error that ends a command.
     #[must_use]
     pub fn into_error(self) -> Error {
-        if self.kind == Kind::Refused && self.scope == Scope::Connection {
+        if self.kind == FaultKind::Refused && self.scope == Scope::Connection {
             return Error::turned_away(self.text);
         }
         let exit = match self.kind {
-            Kind::Lost
-            | Kind::NoResources
-            | Kind::AckTimeout
-            | Kind::NoTimeout
-            | Kind::ConsumerCancelled(_)
-            | Kind::Unacceptable => Exit::Unavailable,
-            Kind::Refused => Exit::Refused,
-            Kind::Configuration | Kind::MaybeStream | Kind::NotFound => Exit::Configuration,
-            Kind::TooLarge(_) => Exit::BadData,
+            FaultKind::Lost
+            | FaultKind::NoResources
+            | FaultKind::AckTimeout
+            | FaultKind::NoTimeout
+            | FaultKind::ConsumerCancelled(_)
+            | FaultKind::Unacceptable => Exit::Unavailable,
+            FaultKind::Refused => Exit::Refused,
+            FaultKind::Configuration | FaultKind::MaybeStream | FaultKind::NotFound => Exit::Configuration,
+            FaultKind::TooLarge(_) => Exit::BadData,
         };
         Error::new(exit, self.text)
     }
@@ -214,9 +214,9 @@ impl From<amiquip::Error> for Fault {
         match error {
             Amqp::ServerClosedConnection { code, message } => closed_connection(code, &message),
             Amqp::ServerClosedChannel { code, message, .. } => closed_channel(code, &message),
-            Amqp::InvalidCredentials => Self::connection(Kind::Refused, "user name or password refused"),
+            Amqp::InvalidCredentials => Self::connection(FaultKind::Refused, "user name or password refused"),
             Amqp::UnsupportedAuthMechanism { available, requested } => Self::connection(
-                Kind::Refused,
+                FaultKind::Refused,
                 format!("the broker does not offer {requested} authentication (it offers {available})"),
             ),
             Amqp::UnexpectedSocketClose => Self::lost("the broker closed the connection without a word"),
@@ -230,11 +230,11 @@ impl From<amiquip::Error> for Fault {
             }
             Amqp::IoThreadPanic => Self::lost("the connection broke down"),
             Amqp::ExhaustedChannelIds => Self::connection(
-                Kind::Configuration,
+                FaultKind::Configuration,
                 "a connection may not have as many channels as are needed, one for each thread (channel_max of the \
                  broker, or in the URL)",
             ),
-            Amqp::ClientClosedChannel => Self::channel(Kind::Lost, "the channel is closed"),
+            Amqp::ClientClosedChannel => Self::channel(FaultKind::Lost, "the channel is closed"),
             other => Self::lost(other.to_string()),
         }
     }
@@ -243,10 +243,10 @@ impl From<amiquip::Error> for Fault {
 fn closed_connection(code: u16, message: &str) -> Fault {
     match code {
         320 => Fault::lost(format!("the broker closed the connection: {message}")),
-        403 | 530 => Fault::connection(Kind::Refused, format!("{REFUSED_ACCESS}{message}")),
+        403 | 530 => Fault::connection(FaultKind::Refused, format!("{REFUSED_ACCESS}{message}")),
         // A malformed or too large frame, a wrong field, something that is not implemented.
         501..=503 | 505 | 540 => Fault::connection(
-            Kind::Unacceptable,
+            FaultKind::Unacceptable,
             format!("the broker closed the connection ({code}): {message}"),
         ),
         _ => Fault::lost(format!("the broker closed the connection ({code}): {message}")),
@@ -256,34 +256,35 @@ fn closed_connection(code: u16, message: &str) -> Fault {
 fn closed_channel(code: u16, message: &str) -> Fault {
     match code {
         403 if message.contains("' in exclusive use") => Fault::channel(
-            Kind::Refused,
+            FaultKind::Refused,
             format!("another consumer has the queue for itself alone (exclusive): {message}"),
         ),
-        403 | 530 => Fault::channel(Kind::Refused, format!("{REFUSED_ACCESS}{message}")),
+        403 | 530 => Fault::channel(FaultKind::Refused, format!("{REFUSED_ACCESS}{message}")),
         404 if NOT_NOW.iter().any(|start| message.starts_with(start)) => {
-            Fault::channel(Kind::Lost, format!("the queue cannot be used now: {message}"))
+            Fault::channel(FaultKind::Lost, format!("the queue cannot be used now: {message}"))
         }
-        404 => Fault::channel(Kind::NotFound, format!("not found: {message}")),
+        404 => Fault::channel(FaultKind::NotFound, format!("not found: {message}")),
         405 => Fault::channel(
-            Kind::Configuration,
+            FaultKind::Configuration,
             format!("the queue belongs to another connection alone (exclusive): {message}"),
         ),
         406 if message.contains("acknowledgement") && message.contains("timed out") => {
-            Fault::channel(Kind::AckTimeout, message)
+            Fault::channel(FaultKind::AckTimeout, message)
         }
         406 if message.contains("message size") => {
-            Fault::channel(Kind::TooLarge(configured_max_size(message)), message)
+            Fault::channel(FaultKind::TooLarge(configured_max_size(message)), message)
         }
         406 if message.contains(&format!("invalid arg '{TIMEOUT_ARGUMENT}'")) => {
-            Fault::channel(Kind::NoTimeout, message)
+            Fault::channel(FaultKind::NoTimeout, message)
         }
         406 if message.contains("inequivalent arg") || message.contains("invalid arg") => {
-            Fault::channel(Kind::Configuration, message)
+            Fault::channel(FaultKind::Configuration, message)
         }
-        406 | 540 if !message.contains("unknown delivery tag") => {
-            Fault::channel(Kind::Unacceptable, format!("the broker closed the channel ({code}): {message}"))
-        }
-        _ => Fault::channel(Kind::Lost, format!("the broker closed the channel ({code}): {message}")),
+        406 | 540 if !message.contains("unknown delivery tag") => Fault::channel(
+            FaultKind::Unacceptable,
+            format!("the broker closed the channel ({code}): {message}"),
+        ),
+        _ => Fault::channel(FaultKind::Lost, format!("the broker closed the channel ({code}): {message}")),
     }
 }
 
@@ -342,21 +343,21 @@ mod tests {
     fn what_the_broker_says_is_understood() {
         let timeout = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: \
                        1800000 ms. This timeout value can be configured";
-        assert_eq!(channel_fault(406, timeout).kind, Kind::AckTimeout);
+        assert_eq!(channel_fault(406, timeout).kind, FaultKind::AckTimeout);
         assert_eq!(channel_fault(406, timeout).acknowledgement_timeout(), Some(Duration::from_mins(30)));
         let size = "PRECONDITION_FAILED - message size 4096 is larger than configured max size 1024";
-        assert_eq!(channel_fault(406, size).kind, Kind::TooLarge(Some(1024)));
+        assert_eq!(channel_fault(406, size).kind, FaultKind::TooLarge(Some(1024)));
         let tag = "PRECONDITION_FAILED - unknown delivery tag 7";
-        assert_eq!(channel_fault(406, tag).kind, Kind::Lost);
+        assert_eq!(channel_fault(406, tag).kind, FaultKind::Lost);
         let classic = "PRECONDITION_FAILED - invalid arg 'x-consumer-timeout' for queue 'q' in vhost '/' of queue type \
                        rabbit_classic_queue";
-        assert_eq!(channel_fault(406, classic).kind, Kind::NoTimeout);
-        assert_eq!(channel_fault(403, "ACCESS_REFUSED").kind, Kind::Refused);
-        assert_eq!(channel_fault(404, "NOT_FOUND").kind, Kind::NotFound);
+        assert_eq!(channel_fault(406, classic).kind, FaultKind::NoTimeout);
+        assert_eq!(channel_fault(403, "ACCESS_REFUSED").kind, FaultKind::Refused);
+        assert_eq!(channel_fault(404, "NOT_FOUND").kind, FaultKind::NotFound);
         assert_eq!(channel_fault(405, "RESOURCE_LOCKED").into_error().exit, Exit::Configuration);
         let closed =
             amiquip::Error::ServerClosedConnection { code: 320, message: "CONNECTION_FORCED".into() };
-        assert_eq!(Fault::from(closed).kind, Kind::Lost);
+        assert_eq!(Fault::from(closed).kind, FaultKind::Lost);
         let vhost = amiquip::Error::ServerClosedConnection { code: 530, message: "NOT_ALLOWED".into() };
         assert_eq!(Fault::from(vhost).into_error().exit, Exit::Refused);
     }
@@ -376,7 +377,7 @@ mod tests {
             let cut = format!("{}...", &whole[..whole.find("q' in").unwrap()]);
             for text in [whole, cut] {
                 let fault = channel_fault(404, &text);
-                assert_eq!((fault.scope, fault.kind), (Scope::Channel, Kind::Lost), "{text}");
+                assert_eq!((fault.scope, fault.kind), (Scope::Channel, FaultKind::Lost), "{text}");
                 assert_eq!(fault.into_error().exit, Exit::Unavailable);
             }
         }
@@ -387,7 +388,7 @@ mod tests {
         ] {
             assert_eq!(
                 channel_fault(404, &format!("NOT_FOUND - {missing}")).kind,
-                Kind::NotFound,
+                FaultKind::NotFound,
                 "{missing}"
             );
         }
@@ -405,7 +406,7 @@ mod tests {
     fn a_queue_that_differs_is_a_matter_of_configuration() {
         let text = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'hello' in vhost '/': received 'true' \
                     but current is 'false'";
-        assert_eq!(channel_fault(406, text).kind, Kind::Configuration);
+        assert_eq!(channel_fault(406, text).kind, FaultKind::Configuration);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub use consumer::{Consumer, Delivery, Message, Next, Watch};
 pub use count::{Count, count_messages, purge};
 pub use day::Day;
 pub use dead_lettering::DeadLettering;
-pub use fault::{Fault, Kind, Scope};
+pub use fault::{Fault, FaultKind, Scope};
 pub use headers::Record;
 pub use message::{CopyForm, MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
 pub use publisher::{Body, Publisher, Publishing, Wake, confirm_patience};

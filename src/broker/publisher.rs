@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, never, select};
 use super::book::{Book, Settlement};
 use super::channel::Channel;
 use super::desk::Desk;
-use super::fault::{Fault, Kind, Scope};
+use super::fault::{Fault, FaultKind, Scope};
 use super::message::Properties;
 use super::session::{Purpose, Session, SessionOptions};
 use super::topology::{QueueSpec, TRUSTED_FOR, declare_unseen, ensure_queue, find_again};
@@ -247,7 +247,7 @@ impl Publisher {
                 publisher.close();
                 Ok(())
             }
-            Err(fault) if fault.kind == Kind::Refused => {
+            Err(fault) if fault.kind == FaultKind::Refused => {
                 Err(fault.into_error().context("retries need the permission to publish"))
             }
             Err(_) => Ok(()),
@@ -402,7 +402,7 @@ impl Publisher {
         let ask = |channel: &Channel| channel.call("basic.qos", |amqp| amqp.qos(0, 0, false));
         match told.and_then(|()| self.desk.channel().and_then(ask)) {
             Err(fault) => fault,
-            Ok(()) => Fault::channel(Kind::Lost, "the confirms ended"),
+            Ok(()) => Fault::channel(FaultKind::Lost, "the confirms ended"),
         }
     }
 

@@ -6,7 +6,7 @@ use amiquip::{Connection, ConnectionBlockedNotification};
 use crossbeam_channel::Receiver;
 
 use super::channel::{CLOSE_TIMEOUT, Channel};
-use super::fault::{Fault, Kind};
+use super::fault::{Fault, FaultKind};
 use super::frames::FRAME_MAX;
 #[cfg(doc)]
 use super::frames::FRAME_OVERHEAD;
@@ -193,7 +193,7 @@ fn keeps_order_of_nacks(server: &str) -> bool {
 
 /// The cause behind amiquip's view of an end, where it is known here: a deadline that passed, or what the peer sent.
 pub(super) fn explain(fault: Fault, kill: &KillSwitch) -> Fault {
-    if fault.kind == Kind::Lost { fault.because(kill.fired()) } else { fault }
+    if fault.kind == FaultKind::Lost { fault.because(kill.fired()) } else { fault }
 }
 
 /// This machine's name; empty where it has none that is UTF-8.

@@ -24,7 +24,7 @@ mod with_tls {
     use native_tls::{Certificate, Identity, TlsConnector};
 
     use super::TlsFiles;
-    use crate::broker::fault::{Fault, Kind};
+    use crate::broker::fault::{Fault, FaultKind};
     use crate::broker::socket::TlsFailure;
     use crate::error::{Error, Result};
 
@@ -86,7 +86,7 @@ mod with_tls {
         let refused = error.to_ascii_lowercase().contains("alert");
         refused.then(|| {
             let words = "the broker refused TLS; it may require --tls-cert and --tls-key";
-            Fault::connection(Kind::Refused, format!("{words} ({error})"))
+            Fault::connection(FaultKind::Refused, format!("{words} ({error})"))
         })
     }
 
@@ -98,20 +98,20 @@ mod with_tls {
         };
         let has = |needle: &str| error.to_ascii_lowercase().contains(needle);
         let (kind, words) = if has("hostname mismatch") || has("ip address mismatch") {
-            (Kind::Refused, format!("the broker's certificate is not for {host}"))
+            (FaultKind::Refused, format!("the broker's certificate is not for {host}"))
         } else if has("certificate has expired") {
-            (Kind::Refused, "the broker's certificate has expired".to_owned())
+            (FaultKind::Refused, "the broker's certificate has expired".to_owned())
         } else if has("certificate verify failed") {
             (
-                Kind::Refused,
+                FaultKind::Refused,
                 "the broker's certificate is not trusted; name its authority with --tls-ca".to_owned(),
             )
         } else if let Some(fault) = alert_fault(&error) {
             return fault;
         } else if has("wrong version number") || has("packet length too long") || has("http request") {
-            (Kind::Lost, "no TLS is spoken on this port".to_owned())
+            (FaultKind::Lost, "no TLS is spoken on this port".to_owned())
         } else {
-            (Kind::Lost, "the TLS handshake failed".to_owned())
+            (FaultKind::Lost, "the TLS handshake failed".to_owned())
         };
         Fault::connection(kind, format!("{words} ({error})"))
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, never, select};
 
-use crate::broker::{Fault, Kind, Publisher, Settlement, Wake, confirm_patience, vanished};
+use crate::broker::{Fault, FaultKind, Publisher, Settlement, Wake, confirm_patience, vanished};
 use crate::duration;
 use crate::error::{Error, Exit};
 
@@ -224,7 +224,7 @@ impl Sending<'_> {
         self.confirm_at_hand();
         self.window.requeue_in_flight();
         match fault.kind {
-            Kind::TooLarge(limit) => {
+            FaultKind::TooLarge(limit) => {
                 // The broker names its limit and not the message, so every body over it is taken out. Should none
                 // be, the largest must have been it.
                 let largest = self.window.largest();
@@ -232,11 +232,11 @@ impl Sending<'_> {
                 self.refuse_too_large();
                 self.link.recover(self.job);
             }
-            Kind::NotFound => self.link.recover(self.job),
-            Kind::Refused | Kind::Configuration if !self.link.queue_is_certain() => {
+            FaultKind::NotFound => self.link.recover(self.job),
+            FaultKind::Refused | FaultKind::Configuration if !self.link.queue_is_certain() => {
                 self.link.recover(self.job);
             }
-            Kind::Refused | Kind::Configuration => return Step::GiveUp(fault.clone().into_error()),
+            FaultKind::Refused | FaultKind::Configuration => return Step::GiveUp(fault.clone().into_error()),
             _ => self.link.rest(&fault.to_string()),
         }
         Step::Again

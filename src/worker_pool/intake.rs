@@ -13,7 +13,7 @@ use crossbeam_channel::Receiver;
 use super::judge::Keeping;
 use super::settlement::HeldCopy;
 use super::shared::Busy;
-use crate::broker::{Channel, Consumer, Delivery, Fault, Kind, Message, Next, Watch};
+use crate::broker::{Channel, Consumer, Delivery, Fault, FaultKind, Message, Next, Watch};
 use crate::cancel::Never;
 use crate::lock::lock;
 
@@ -199,7 +199,9 @@ impl<'c> Intake<'c, '_> {
     /// Why no further delivery comes, with what is not answered yet.
     pub(super) fn ended(&self, fault: Fault) -> Fault {
         match (fault.kind, self.aside.front()) {
-            (Kind::ConsumerCancelled(None), Some(oldest)) => Fault::cancelled(Some(oldest.since.elapsed())),
+            (FaultKind::ConsumerCancelled(None), Some(oldest)) => {
+                Fault::cancelled(Some(oldest.since.elapsed()))
+            }
             _ => fault,
         }
     }

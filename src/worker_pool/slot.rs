@@ -13,7 +13,7 @@ use super::context::Context;
 use super::ledger::Unproven;
 use super::supervisor::{Grant, Request};
 use crate::backoff::Backoff;
-use crate::broker::{AckTimeout, Fault, Kind};
+use crate::broker::{AckTimeout, Fault, FaultKind};
 use crate::error::Error;
 use crate::handler::Handler;
 use crate::shortage;
@@ -38,9 +38,11 @@ impl Slot {
             let finished_before = self.context.shared.settled();
             let Err(fault) = self.use_channel(grant, &mut pauses, handler) else { break };
             match fault.kind {
-                Kind::AckTimeout => log::warn!("{} ({fault})", ack_timeout::explanation(broker, None)),
+                FaultKind::AckTimeout => log::warn!("{} ({fault})", ack_timeout::explanation(broker, None)),
                 // The next channel asks for nothing.
-                Kind::NoTimeout if !self.context.shared.no_timeout.swap(true, Ordering::Relaxed) => continue,
+                FaultKind::NoTimeout if !self.context.shared.no_timeout.swap(true, Ordering::Relaxed) => {
+                    continue;
+                }
                 _ => {}
             }
             if let Some(timeout) = fault.acknowledgement_timeout() {

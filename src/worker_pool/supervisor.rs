@@ -11,7 +11,7 @@ use super::ack_timeout;
 use super::shared::Shared;
 use crate::backoff::{Backoff, Reminder};
 use crate::broker::{
-    AckTimeout, Channel, Count, Fault, Kind, Publisher, Purpose, Scope, Session, count_messages,
+    AckTimeout, Channel, Count, Fault, FaultKind, Publisher, Purpose, Scope, Session, count_messages,
     ensure_queue, find_again, kind_of, vanished,
 };
 use crate::duration;
@@ -152,17 +152,19 @@ impl Supervisor {
         if let Some((generation, fault)) = &request.lost {
             let current = *generation == self.generation && matches!(self.link, Link::Up(_));
             match (fault.scope, fault.kind) {
-                (_, Kind::Refused | Kind::Configuration) => self.fatal(fault.clone().into_error()),
-                (_, Kind::MaybeStream) if current => self.ask_for_the_kind(fault),
+                (_, FaultKind::Refused | FaultKind::Configuration) => self.fatal(fault.clone().into_error()),
+                (_, FaultKind::MaybeStream) if current => self.ask_for_the_kind(fault),
                 (Scope::Connection, _) if current => self.connection_lost(fault),
-                (Scope::Channel, Kind::ConsumerCancelled(held)) if current => self.cancelled(fault, held),
+                (Scope::Channel, FaultKind::ConsumerCancelled(held)) if current => {
+                    self.cancelled(fault, held)
+                }
                 // It could not be looked at before.
-                (Scope::Channel, Kind::NotFound) if self.is_first_use() => {
+                (Scope::Channel, FaultKind::NotFound) if self.is_first_use() => {
                     self.fatal(Fault::missing(&self.shared.options.queue.name).into_error());
                 }
-                (Scope::Channel, Kind::NotFound) if current => self.queue_gone(fault),
+                (Scope::Channel, FaultKind::NotFound) if current => self.queue_gone(fault),
                 // The thread has explained it, and with more words; or it is of no interest.
-                (Scope::Channel, Kind::AckTimeout | Kind::NoTimeout) => {}
+                (Scope::Channel, FaultKind::AckTimeout | FaultKind::NoTimeout) => {}
                 (Scope::Channel, _) if current => log::warn!("{fault}; opening another channel"),
                 // One of several threads that report the same loss.
                 _ => {}
@@ -183,7 +185,7 @@ impl Supervisor {
                     // A thread that drains meanwhile no longer listens.
                     let _ = request.reply.send(Grant { channel, generation: self.generation, ack_timeout });
                 }
-                Err(fault) if fault.kind == Kind::Configuration => {
+                Err(fault) if fault.kind == FaultKind::Configuration => {
                     self.fatal(fault.into_error());
                     break;
                 }
@@ -228,7 +230,7 @@ impl Supervisor {
         }
         match count_messages(session, &self.shared.options.queue.name) {
             Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
-            Err(fault) if fault.kind == Kind::NotFound => self.queue_gone(seen),
+            Err(fault) if fault.kind == FaultKind::NotFound => self.queue_gone(seen),
             // Or it cannot be looked at.
             _ => log::warn!("{}", ack_timeout::explanation(broker, held)),
         }
@@ -241,8 +243,8 @@ impl Supervisor {
         let Link::Up(session) = &mut self.link else { return };
         match ensure_queue(session, &self.shared.options.queue) {
             Ok(found) => self.shared.set_queue_kind(found.kind),
-            Err(fault) if fault.kind == Kind::NotFound => {}
-            Err(fault) if matches!(fault.kind, Kind::Refused | Kind::Configuration) => {
+            Err(fault) if fault.kind == FaultKind::NotFound => {}
+            Err(fault) if matches!(fault.kind, FaultKind::Refused | FaultKind::Configuration) => {
                 self.fatal(fault.into_error());
             }
             Err(fault) => self.connection_lost(&fault),
@@ -255,7 +257,7 @@ impl Supervisor {
         match kind_of(session, &self.shared.options.queue.name) {
             Ok(None) => self.fatal(suspicion.clone().into_error()),
             Ok(kind) => self.shared.set_queue_kind(kind),
-            Err(fault) if fault.kind == Kind::Configuration => self.fatal(fault.into_error()),
+            Err(fault) if fault.kind == FaultKind::Configuration => self.fatal(fault.into_error()),
             Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
             Err(fault) => log::warn!("{fault}"),
         }
@@ -315,7 +317,7 @@ impl Supervisor {
             }
             Ok(_) => self.uncounted = 0,
             Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
-            Err(fault) if fault.kind == Kind::Refused => {
+            Err(fault) if fault.kind == FaultKind::Refused => {
                 self.fatal(fault.into_error().context("--until-empty has to count what is in the queue"));
             }
             // The consumers are told of it as well.

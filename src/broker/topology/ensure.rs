@@ -8,7 +8,7 @@ use amiquip::QueueDeclareOptions;
 
 use super::super::channel::Channel;
 use super::super::count::{look, look_if_allowed};
-use super::super::fault::{Fault, Kind};
+use super::super::fault::{Fault, FaultKind};
 use super::super::session::Session;
 use super::arguments::{Arguments, Difference, QUEUE_TYPE, Value};
 use super::fitness::{FIT_TYPES, objection, objection_to_property};
@@ -106,7 +106,7 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Found, Fa
 /// As [`ensure_queue`].
 pub fn find_again(session: &mut Session, spec: &QueueSpec) -> Result<bool, Fault> {
     let gone = match look(session, &spec.name) {
-        Err(fault) if fault.kind == Kind::NotFound && spec.declare => true,
+        Err(fault) if fault.kind == FaultKind::NotFound && spec.declare => true,
         looked => looked.map(|_| false)?,
     };
     ensure_queue(session, spec)?;
@@ -129,7 +129,7 @@ pub fn kind_of(session: &mut Session, name: &str) -> Result<Option<QueueType>, F
             // It is missing, and the broker does not know this type.
             Ok(Answer::Unclear(_)) => return look(session, name).map(|_| None),
             Ok(Answer::Agreed(_)) => return Ok(None),
-            Err(fault) if fault.kind == Kind::Refused => return Ok(None),
+            Err(fault) if fault.kind == FaultKind::Refused => return Ok(None),
             Err(fault) => return Err(fault),
         };
         let is_the_type = difference.name == QUEUE_TYPE;
@@ -188,15 +188,15 @@ fn ask(
         Err(fault) => fault,
     };
     match fault.kind {
-        Kind::Configuration => Ok(match Difference::told(&fault.to_string(), arguments) {
+        FaultKind::Configuration => Ok(match Difference::told(&fault.to_string(), arguments) {
             Some(difference) => Answer::Differs(difference),
             None => Answer::Unclear(fault),
         }),
         // Which day's queue that is, nobody else can know before.
-        Kind::Refused if matches!(spec.role, Role::Delay { of_a_day: true, .. }) => {
+        FaultKind::Refused if matches!(spec.role, Role::Delay { of_a_day: true, .. }) => {
             Err(fault.because_also(&format!("the queue {} cannot be declared", spec.name)))
         }
-        Kind::Refused => Err(fault.because_also(&format!(
+        FaultKind::Refused => Err(fault.because_also(&format!(
             "the queue {} cannot be declared; with --no-declare it is used as it is, without the configure permission",
             spec.name
         ))),
@@ -238,7 +238,7 @@ fn kind(found: &Arguments) -> Option<QueueType> {
 
 fn unfit(spec: &QueueSpec, why: &str) -> Fault {
     Fault::channel(
-        Kind::Configuration,
+        FaultKind::Configuration,
         format!(
             "the queue {0} cannot hold tasks safely: {why}. Delete it (rabbitmqctl delete_queue {0}) or choose another \
              with --queue",

@@ -22,7 +22,7 @@ use super::refused::Refused;
 use super::{Answer, Job};
 use crate::backoff::Backoff;
 use crate::broker::{
-    CopyForm, DelayWatch, Fault, Kind, Publisher, Scope, Settlement, Wake, confirm_patience, vanished,
+    CopyForm, DelayWatch, Fault, FaultKind, Publisher, Scope, Settlement, Wake, confirm_patience, vanished,
 };
 use crate::error::{Error, Exit, Result};
 use crate::output;
@@ -202,7 +202,7 @@ impl Keeper {
             match up.publisher.look_at(&queue) {
                 Ok(false) => {}
                 Ok(true) => self.tell_vanished(&queue.name),
-                Err(fault) if fault.kind == Kind::NotFound => self.tell_vanished(&queue.name),
+                Err(fault) if fault.kind == FaultKind::NotFound => self.tell_vanished(&queue.name),
                 Err(fault) if fault.scope == Scope::Connection => return self.lost(&fault, None),
                 Err(fault) => log::debug!("cannot look at {}: {fault}", queue.name),
             }
@@ -377,7 +377,7 @@ impl Keeper {
 
     /// Its queue is not there, and cannot be declared. Returns whether the connection is still there.
     fn cannot_prepare(&mut self, job: Job, fault: &Fault) -> bool {
-        if matches!(fault.kind, Kind::Refused | Kind::Configuration) {
+        if matches!(fault.kind, FaultKind::Refused | FaultKind::Configuration) {
             self.not_allowed(job, &fault.clone().into_error());
         } else if fault.scope == Scope::Channel {
             self.refused(job, Reason::Told(fault.to_string()));
@@ -409,15 +409,15 @@ impl Keeper {
                 self.kept(&job);
             }
         }
-        if let Kind::TooLarge(Some(bytes)) = fault.kind {
+        if let FaultKind::TooLarge(Some(bytes)) = fault.kind {
             self.limit = Some(Limit { bytes, told: Instant::now() });
         }
         let outstanding = std::mem::take(&mut self.outstanding).into_values();
         let mut jobs: Vec<Job> = outstanding.map(|outstanding| outstanding.job).chain(last).collect();
         let is_ours = match fault.kind {
             _ if jobs.is_empty() => false,
-            Kind::TooLarge(Some(_)) => true,
-            Kind::Unacceptable | Kind::TooLarge(None) => {
+            FaultKind::TooLarge(Some(_)) => true,
+            FaultKind::Unacceptable | FaultKind::TooLarge(None) => {
                 if let [_] = jobs.as_slice() {
                     jobs.drain(..).for_each(|job| self.unacceptable(job, &fault.to_string()));
                 }
@@ -426,7 +426,7 @@ impl Keeper {
                 }
                 true
             }
-            Kind::Refused | Kind::Configuration => {
+            FaultKind::Refused | FaultKind::Configuration => {
                 let error = fault.clone().into_error();
                 jobs.drain(..).for_each(|job| self.not_allowed(job, &error));
                 false
