@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 
 use self::mover::{Mover, Moving, WINDOW};
 use self::refresher::Refresher;
-use self::walk::{Channels, Event, Manner, Walk};
+use self::walk::{Channels, Event, Walk, WalkMode};
 use crate::broker::{
     Consumer, Count, DeadLettering, Delivery, Fault, FaultKind, Properties, Publisher, Publishing, Purpose,
     QueueSpec, QueueType, Record, Session, SessionOptions, count_messages, kind_of, purge,
@@ -56,7 +56,7 @@ pub fn browse(
 ) -> Result<()> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(()) };
     let refresher = place.refresher(options)?;
-    let channels = Channels::open(&mut place.session, place.ready, Manner::Held)?;
+    let channels = Channels::open(&mut place.session, place.ready, WalkMode::Held)?;
     let looked = browse_on(&channels, refresher, &mut place, look);
     let closed = channels.close(&mut place.session, &place.dead.name);
     looked.and(closed)?;
@@ -71,7 +71,7 @@ fn browse_on<'c>(
     look: &mut dyn FnMut(&DeadTask<'_>) -> bool,
 ) -> Result<()> {
     let Place { session, dead, ready, .. } = place;
-    let mut walk = Walk::new(channels, session, &dead.name, *ready, Manner::Held);
+    let mut walk = Walk::new(channels, session, &dead.name, *ready, WalkMode::Held);
     let walked = walk.each(|event| {
         let mut looking = true;
         match event {
@@ -120,17 +120,17 @@ pub fn requeue(options: &SessionOptions, queue: &QueueSpec, selection: &Selectio
     let Some(mut place) = Place::open(options, queue)? else { return Ok(Requeued::default()) };
     // Nothing would ever be taken out of a stream.
     kind_of(&mut place.session, &queue.name).map_err(Fault::into_error)?;
-    let mut publisher = Publisher::open_carefully(options, queue)?;
+    let mut publisher = Publisher::open_verified(options, queue)?;
     if let Some(why) = why_not(&mut publisher) {
         return Err(Error::try_again(format!("{why}; 0 sent again, all are still in {}", place.dead.name)));
     }
-    let manner = match selection {
-        Selection::All => Manner::Answered(WINDOW),
+    let mode = match selection {
+        Selection::All => WalkMode::Answered(WINDOW),
         // What is not wanted must not keep the broker from sending what is.
-        Selection::Ids(_) => Manner::Held,
+        Selection::Ids(_) => WalkMode::Held,
     };
-    let channels = Channels::open(&mut place.session, place.ready, manner)?;
-    let (done, moved) = move_on(&channels, publisher, options, &mut place, (queue, selection, manner));
+    let channels = Channels::open(&mut place.session, place.ready, mode)?;
+    let (done, moved) = move_on(&channels, publisher, options, &mut place, (queue, selection, mode));
     // The close is what makes sure that the last acknowledgements arrived.
     let closed = channels.close(&mut place.session, &place.dead.name);
     place.session.close();
@@ -145,13 +145,13 @@ fn move_on<'c>(
     publisher: Publisher,
     options: &SessionOptions,
     place: &mut Place,
-    (queue, selection, manner): (&QueueSpec, &Selection, Manner),
+    (queue, selection, mode): (&QueueSpec, &Selection, WalkMode),
 ) -> (Requeued, Result<()>) {
     let Place { session, dead, ready, .. } = place;
     let mut refresher = Refresher::new(options, dead);
     let mut mover = Mover::new(publisher);
     let mut wanted = VecDeque::new();
-    let mut walk = Walk::new(channels, session, &dead.name, *ready, manner);
+    let mut walk = Walk::new(channels, session, &dead.name, *ready, mode);
     let move_one = |mover: &mut Mover<'c>, task: Moving<'c>| {
         // As if new, but for what is missing of it.
         let dropped = task.original.properties().record().dropped;
@@ -245,7 +245,7 @@ fn count_again(session: &mut Session, name: &str) -> Result<u32> {
 /// Whether the queue is empty, as it says itself: one whose leader does not answer counts no messages, and not even the
 /// consumer that it is asked by.
 fn is_empty(session: &mut Session, options: &SessionOptions, dead: &QueueSpec) -> Result<bool> {
-    let channels = Channels::open(session, 1, Manner::Held)?;
+    let channels = Channels::open(session, 1, WalkMode::Held)?;
     let mut refresher = Refresher::new(options, dead);
     let empty = {
         let consumer = Consumer::start(channels.first()?, &dead.name, 1, None).map_err(Fault::into_error)?;
@@ -306,7 +306,7 @@ impl Place {
     /// Where to look is to wear tasks out, nobody looks while the broker takes no copies that could take their place.
     fn refresher<'c>(&self, options: &SessionOptions) -> Result<Refresher<'c>> {
         if self.wears_out && self.ready > 0 {
-            match Publisher::open_carefully(options, &self.dead) {
+            match Publisher::open_verified(options, &self.dead) {
                 Ok(mut publisher) => match why_not(&mut publisher) {
                     None => return Ok(Refresher::with(publisher, options, &self.dead)),
                     Some(why) => {
@@ -326,9 +326,9 @@ impl Place {
 
     /// Nothing is acknowledged before all have come: each answer would have the broker hand out one more.
     fn purge_part(&mut self, options: &SessionOptions, count: u32, until: u64) -> Result<u32> {
-        let channels = Channels::open(&mut self.session, count, Manner::Held)?;
+        let channels = Channels::open(&mut self.session, count, WalkMode::Held)?;
         let mut refresher = Refresher::new(options, &self.dead);
-        let mut walk = Walk::new(&channels, &mut self.session, &self.dead.name, count, Manner::Held);
+        let mut walk = Walk::new(&channels, &mut self.session, &self.dead.name, count, WalkMode::Held);
         let mut taken = Vec::new();
         walk.each(|event| {
             match event {

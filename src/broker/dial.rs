@@ -11,7 +11,7 @@ use super::fault::{Fault, FaultKind};
 use super::frames::FRAME_MAX;
 use super::server::Server;
 use super::session::{Purpose, Session, SessionOptions, explain, host_name};
-use super::socket::{Sightings, Socket};
+use super::socket::{Socket, SocketReport};
 use super::url::{BrokerUrl, Credentials};
 use super::watchdog::{self, KillSwitch};
 use crate::error::{Error, Result};
@@ -128,7 +128,7 @@ impl Dial<'_> {
         let socket = self
             .socket(tcp, kill.clone())
             .map_err(|fault| if kill.fired().is_some() { too_late() } else { fault })?;
-        let sightings = socket.sightings();
+        let report = socket.report();
         let tuning = ConnectionTuning::default().mem_channel_bound(self.purpose.channel_bound());
         let opened = match &self.url.credentials {
             Credentials::Plain { user, password } => {
@@ -139,19 +139,19 @@ impl Dial<'_> {
                 Connection::insecure_open_stream(socket, self.amqp_options(Auth::External), tuning)
             }
         };
-        if let (Err(_), Some(violation)) = (&opened, sightings.violation()) {
+        if let (Err(_), Some(violation)) = (&opened, report.violation()) {
             return Err(Fault::lost(violation.to_string()));
         }
         let mut connection = match opened {
             Ok(connection) => connection,
             Err(_) if kill.fired().is_some() => return Err(too_late()),
             Err(amiquip::Error::InvalidCredentials) => {
-                return Err(refused_or_lost(&sightings, &self.url.credentials));
+                return Err(refused_or_lost(&report, &self.url.credentials));
             }
             Err(error) => {
                 // TLS 1.3 refuses a missing client certificate only after the handshake.
                 #[cfg(feature = "tls")]
-                if let Some(fault) = sightings.error().and_then(|error| super::tls::alert_fault(&error)) {
+                if let Some(fault) = report.error().and_then(|error| super::tls::alert_fault(&error)) {
                     return Err(fault);
                 }
                 return Err(explain(error.into(), &kill));
@@ -165,7 +165,7 @@ impl Dial<'_> {
             Purpose::Consume => crossbeam_channel::never(),
         };
         let server = Server::told_by(connection.server_properties());
-        Ok(Session::new(connection, (kill, sightings), blocked, self.url.to_string(), server))
+        Ok(Session::new(connection, (kill, report), blocked, self.url.to_string(), server))
     }
 
     #[cfg(feature = "tls")]
@@ -212,8 +212,8 @@ fn identity(purpose: Purpose) -> String {
 /// `InvalidCredentials` is what amiquip makes of any end after the user name was sent. A broker that refuses it closes
 /// the connection without a word, or (with what we sent last unread) resets it. One that dies at that very moment looks
 /// the same; that is why a refusal is believed at once only on the first connect.
-fn refused_or_lost(sightings: &Sightings, credentials: &Credentials) -> Fault {
-    if sightings.closed_by_peer() {
+fn refused_or_lost(report: &SocketReport, credentials: &Credentials) -> Fault {
+    if report.closed_by_peer() {
         let words = match credentials {
             Credentials::Plain { .. } => {
                 "user name or password refused (check them in the URL; guest may log in from the broker's machine only)"
@@ -224,7 +224,7 @@ fn refused_or_lost(sightings: &Sightings, credentials: &Credentials) -> Fault {
         };
         return Fault::connection(FaultKind::Refused, words);
     }
-    Fault::lost(sightings.error().unwrap_or_else(|| "the connection broke during the login".to_owned()))
+    Fault::lost(report.error().unwrap_or_else(|| "the connection broke during the login".to_owned()))
 }
 
 /// All addresses of a name. It is looked up on a thread of its own: the system's resolver has no deadline.

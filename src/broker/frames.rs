@@ -1,11 +1,11 @@
 //! Looks at the bytes that come from the peer before amiquip does, which would allocate whatever a frame header
 //! announces and queue whatever comes: what is no AMQP, what is too large and what nobody asked for ends the connection
-//! here; what amiquip cannot read is rewritten (`normal`).
+//! here; what amiquip cannot read is rewritten (`sanitize`).
 
 use super::accounts::Accounts;
 use super::contents::Contents;
 use super::methods::{CHANNEL_CLOSE, CHANNEL_CLOSE_OK};
-use super::normal;
+use super::sanitize;
 use super::violation::Violation;
 
 /// The largest frame taskq asks for, and the largest payload it accepts, in bytes; RabbitMQ's own default.
@@ -43,7 +43,7 @@ pub(super) fn body_size(header: &[u8]) -> u64 {
 /// The peer's bytes on their way to amiquip: frames of methods and headers are held back until they are whole, checked
 /// and put into a form that it can read; bodies go through as they come, large ones once some of it is there.
 #[derive(Debug, Default)]
-pub(super) struct Intake {
+pub(super) struct FrameFilter {
     /// What has passed.
     ready: Vec<u8>,
     /// Up to here it was taken out.
@@ -64,7 +64,7 @@ struct Passing {
     left: usize,
 }
 
-impl Intake {
+impl FrameFilter {
     /// Takes in what came next from the peer; tells whether it was anything but heartbeats.
     pub(super) fn put(&mut self, mut bytes: &[u8], accounts: &mut Accounts) -> Result<bool, Violation> {
         if self.taken > 0 {
@@ -197,11 +197,11 @@ impl Intake {
         payload: &mut [u8],
         accounts: &mut Accounts,
     ) -> Result<(), Violation> {
-        if let Some(wish) = normal::tuned_frame_max(payload) {
+        if let Some(wish) = sanitize::tuned_frame_max(payload) {
             // Zero is no limit. amiquip answers with the smaller one as well.
             self.frame_max = Some(if wish == 0 { FRAME_MAX } else { wish.min(FRAME_MAX) });
         }
-        normal::method(payload).map_err(breaks_off)?;
+        sanitize::method(payload).map_err(breaks_off)?;
         accounts.note_received(channel, payload)?;
         if self.contents.is_held(channel) {
             if !payload.starts_with(&CHANNEL_CLOSE) && !payload.starts_with(&CHANNEL_CLOSE_OK) {
@@ -227,13 +227,13 @@ impl Intake {
             return Err(Violation::Malformed("a content header in the middle of a body".to_owned()));
         }
         accounts.note_received_content(channel, payload.len() as u64 + size)?;
-        let properties = payload.get_mut(HEADER_PREFIX..).ok_or(normal::Misshapen);
-        properties.and_then(normal::properties).map_err(breaks_off)?;
+        let properties = payload.get_mut(HEADER_PREFIX..).ok_or(sanitize::Misshapen);
+        properties.and_then(sanitize::properties).map_err(breaks_off)?;
         Ok(size)
     }
 }
 
-fn breaks_off(_: normal::Misshapen) -> Violation {
+fn breaks_off(_: sanitize::Misshapen) -> Violation {
     Violation::Malformed("a frame that breaks off".to_owned())
 }
 

@@ -3,23 +3,23 @@
 //! whole connection over a consumer dropped at the wrong moment (`channel`).
 
 mod accounts;
-mod book;
 mod channel;
+mod confirms;
 mod consumer;
 mod contents;
 mod count;
 mod day;
 mod dead_lettering;
-mod desk;
 mod dial;
 mod fault;
 mod frames;
+mod handover;
 mod headers;
 mod message;
 mod methods;
-mod normal;
 mod outgoing;
 mod publisher;
+mod sanitize;
 mod server;
 mod session;
 mod socket;
@@ -30,8 +30,8 @@ mod violation;
 mod watch;
 mod watchdog;
 
-pub use book::Settlement;
 pub use channel::Channel;
+pub use confirms::Settlement;
 pub use consumer::{Consumer, Delivery, Message, Next, Watch};
 pub use count::{Count, count_messages, purge};
 pub use day::Day;

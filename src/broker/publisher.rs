@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use amiquip::{Confirm, ConnectionBlockedNotification, Publish, Return};
 use crossbeam_channel::{Receiver, never, select};
 
-use super::book::{Book, Settlement};
 use super::channel::Channel;
-use super::desk::Desk;
+use super::confirms::{Confirms, Settlement};
 use super::fault::{Fault, FaultKind, Scope};
+use super::handover::Handover;
 use super::message::Properties;
 use super::session::{Purpose, Session, SessionOptions};
 use super::topology::{QueueSpec, TRUSTED_FOR, declare_unseen, ensure_queue, find_again};
@@ -76,15 +76,15 @@ pub enum Wake<I, S> {
 /// routing key names. Dropping it cuts no corners: close it with [`Publisher::close`].
 pub struct Publisher {
     // Before the session: the channel has to go first.
-    desk: Desk,
+    handover: Handover,
     session: Session,
     confirms: Receiver<Confirm>,
     returns: Receiver<Return>,
     blocked: bool,
-    queue_is_certain: bool,
+    queue_verified: bool,
     /// When each queue beside the main one was last made sure of.
     prepared: HashMap<String, Instant>,
-    book: Book,
+    unsettled: Confirms,
 }
 
 impl Publisher {
@@ -94,25 +94,25 @@ impl Publisher {
     ///
     /// # Errors
     /// As [`Session::open`]; where nothing is to be declared also as [`ensure_queue`].
-    pub fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Self> {
+    pub fn open_optimistic(options: &SessionOptions, queue: &QueueSpec) -> Result<Self> {
         let mut session = Session::open(options, Purpose::Publish)?;
         if !queue.declare {
-            return Self::carefully(session, queue);
+            return Self::verified(session, queue);
         }
         match declare_unseen(&mut session, queue).and_then(confirming) {
             Ok(confirming) => Ok(Self::on(session, confirming, false)),
             // The refusal was faster than we.
-            Err(fault) if fault.scope == Scope::Channel => Self::carefully(session, queue),
+            Err(fault) if fault.scope == Scope::Channel => Self::verified(session, queue),
             Err(fault) => Err(fault.into_error()),
         }
     }
 
-    /// As [`Publisher::open`], but looks at the queue before anything is published.
+    /// As [`Publisher::open_optimistic`], but looks at the queue before anything is published.
     ///
     /// # Errors
     /// As [`Session::open`] and [`ensure_queue`].
-    pub fn open_carefully(options: &SessionOptions, queue: &QueueSpec) -> Result<Self> {
-        Self::carefully(Session::open(options, Purpose::Publish)?, queue)
+    pub fn open_verified(options: &SessionOptions, queue: &QueueSpec) -> Result<Self> {
+        Self::verified(Session::open(options, Purpose::Publish)?, queue)
     }
 
     /// After its channel was closed: makes sure that the queue is there and fit, and opens another channel on the
@@ -121,28 +121,28 @@ impl Publisher {
     /// # Errors
     /// As [`ensure_queue`].
     pub fn recover(self, queue: &QueueSpec) -> Result<Self> {
-        let Self { desk, session, .. } = self;
-        drop(desk);
-        Self::carefully(session, queue)
+        let Self { handover, session, .. } = self;
+        drop(handover);
+        Self::verified(session, queue)
     }
 
-    fn carefully(mut session: Session, queue: &QueueSpec) -> Result<Self> {
+    fn verified(mut session: Session, queue: &QueueSpec) -> Result<Self> {
         let found = ensure_queue(&mut session, queue).map_err(Fault::into_error)?;
         let confirming = confirming(found.channel).map_err(Fault::into_error)?;
         Ok(Self::on(session, confirming, true))
     }
 
-    fn on(session: Session, confirming: Confirming, queue_is_certain: bool) -> Self {
+    fn on(session: Session, confirming: Confirming, queue_verified: bool) -> Self {
         let Confirming { channel, confirms, returns } = confirming;
         Self {
-            desk: Desk::new(channel),
+            handover: Handover::new(channel),
             session,
             confirms,
             returns,
             blocked: false,
-            queue_is_certain,
+            queue_verified,
             prepared: HashMap::new(),
-            book: Book::default(),
+            unsettled: Confirms::default(),
         }
     }
 
@@ -173,8 +173,8 @@ impl Publisher {
     /// Whether the queue was seen to be there and fit. Otherwise a closed channel may mean that it is not, and
     /// [`Publisher::recover`] finds out.
     #[must_use]
-    pub fn queue_is_certain(&self) -> bool {
-        self.queue_is_certain
+    pub fn queue_verified(&self) -> bool {
+        self.queue_verified
     }
 
     /// Makes sure of a queue beside the main one; whether one that was `known` to be there was gone. Does nothing if that
@@ -241,7 +241,7 @@ impl Publisher {
     /// # Errors
     /// As [`Session::open`], and refused where the broker says so.
     pub fn check_permission(options: &SessionOptions, queue: &QueueSpec) -> Result<()> {
-        let mut publisher = Self::open_carefully(options, queue)?;
+        let mut publisher = Self::open_verified(options, queue)?;
         match publisher.probe() {
             Ok(_) => {
                 publisher.close();
@@ -266,23 +266,23 @@ impl Publisher {
         properties: &Properties,
     ) -> std::result::Result<u64, Fault> {
         let bytes = body.len() + properties.size();
-        if self.book.bytes() + bytes <= ROOM {
+        if self.unsettled.bytes() + bytes <= ROOM {
             let publish = publish_of(queue, body, properties);
-            self.desk.channel()?.call("a publish", |amqp| amqp.basic_publish("", publish))?;
+            self.handover.channel()?.call("a publish", |amqp| amqp.basic_publish("", publish))?;
         } else {
             let (queue, body, properties) = (queue.to_owned(), Arc::clone(body), properties.clone());
-            self.desk.lend(move |channel| {
+            self.handover.lend(move |channel| {
                 let publish = publish_of(&queue, &body, &properties);
                 channel.call_within(HANDOVER_TIMEOUT, "a publish", |amqp| amqp.basic_publish("", publish))
             })?;
         }
-        Ok(self.book.enter(queue, properties.id(), bytes))
+        Ok(self.unsettled.enter(queue, properties.id(), bytes))
     }
 
     /// A large body is being handed over, and nothing else can be published; [`Publisher::wait`] returns when it is.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.desk.is_empty()
+        self.handover.is_empty()
     }
 
     /// Waits until something happens, whichever comes first. `input` and `interrupt` belong to the caller.
@@ -304,7 +304,7 @@ impl Publisher {
             },
             recv(self.returns) -> returned => match returned {
                 Ok(returned) => {
-                    self.book.note_return(&returned);
+                    self.unsettled.note_return(&returned);
                     Wake::Settled
                 }
                 Err(_) => self.end(),
@@ -322,9 +322,9 @@ impl Publisher {
                 }
                 Err(_) => self.end(),
             },
-            recv(self.desk.back()) -> back => {
+            recv(self.handover.back()) -> back => {
                 let back = back.map_err(|_| Fault::lost("a publish ended without a word"));
-                match back.and_then(|back| self.desk.put_back(back)) {
+                match back.and_then(|back| self.handover.put_back(back)) {
                     Ok(()) => Wake::Settled,
                     Err(fault) => Wake::Lost(fault),
                 }
@@ -338,7 +338,7 @@ impl Publisher {
     /// The settlements that came since the last call, by tag.
     pub fn take_settled(&mut self) -> Vec<(u64, Settlement)> {
         self.settle_queued();
-        self.book.take_settled()
+        self.unsettled.take_settled()
     }
 
     /// The same of what was confirmed, for when all else is given up or lost.
@@ -350,7 +350,7 @@ impl Publisher {
     /// Says goodbye. A blocked broker does not read goodbyes, so there it is cut instead (AMIQUIP.md, H3).
     pub fn close(mut self) {
         // The confirm was faster than the thread's end.
-        if self.is_busy() && self.book.is_settled() {
+        if self.is_busy() && self.unsettled.is_settled() {
             let _ = self.take_back();
         }
         if self.blocked || self.is_busy() {
@@ -358,9 +358,9 @@ impl Publisher {
         } else {
             // Nothing is outstanding that matters, so the connection's own goodbye is enough: the channel's would
             // be one more round trip.
-            let Self { desk, session, .. } = self;
+            let Self { handover, session, .. } = self;
             drop(session);
-            drop(desk);
+            drop(handover);
         }
     }
 
@@ -372,7 +372,7 @@ impl Publisher {
     /// What came before the end still counts.
     fn end<I, S>(&mut self) -> Wake<I, S> {
         self.settle_queued();
-        if self.book.has_news() { Wake::Settled } else { Wake::Lost(self.why_lost()) }
+        if self.unsettled.has_news() { Wake::Settled } else { Wake::Lost(self.why_lost()) }
     }
 
     fn settle_queued(&mut self) {
@@ -390,9 +390,9 @@ impl Publisher {
         // A message's return is queued before its confirm.
         for _ in 0..self.returns.len() {
             let Ok(returned) = self.returns.try_recv() else { break };
-            self.book.note_return(&returned);
+            self.unsettled.note_return(&returned);
         }
-        self.book.settle(payload, &settlement);
+        self.unsettled.settle(payload, &settlement);
     }
 
     /// The confirms end without a word when the channel or the connection does; any call tells which and why.
@@ -400,7 +400,7 @@ impl Publisher {
         // What is being handed over meets the same end.
         let told = if self.is_busy() { self.take_back() } else { Ok(()) };
         let ask = |channel: &Channel| channel.call("basic.qos", |amqp| amqp.qos(0, 0, false));
-        match told.and_then(|()| self.desk.channel().and_then(ask)) {
+        match told.and_then(|()| self.handover.channel().and_then(ask)) {
             Err(fault) => fault,
             Ok(()) => Fault::channel(FaultKind::Lost, "the confirms ended"),
         }
@@ -408,8 +408,8 @@ impl Publisher {
 
     /// Waits for the end of a handover that is about to end.
     fn take_back(&mut self) -> std::result::Result<(), Fault> {
-        let back = self.desk.back().recv_timeout(HANDOVER_END);
-        self.desk.put_back(back.map_err(|_| Fault::lost("a publish does not end"))?)
+        let back = self.handover.back().recv_timeout(HANDOVER_END);
+        self.handover.put_back(back.map_err(|_| Fault::lost("a publish does not end"))?)
     }
 }
 

@@ -11,7 +11,7 @@ use super::frames::FRAME_MAX;
 #[cfg(doc)]
 use super::frames::FRAME_OVERHEAD;
 use super::server::{AckTimeout, Server};
-use super::socket::Sightings;
+use super::socket::SocketReport;
 use super::tls::TlsFiles;
 use super::url::BrokerUrl;
 use super::watchdog::KillSwitch;
@@ -79,7 +79,7 @@ impl Purpose {
 pub struct Session {
     connection: Option<Connection>,
     kill: KillSwitch,
-    sightings: Sightings,
+    report: SocketReport,
     blocked: Receiver<ConnectionBlockedNotification>,
     /// The URL it came from, without the password.
     label: String,
@@ -89,13 +89,13 @@ pub struct Session {
 impl Session {
     pub(super) fn new(
         connection: Connection,
-        socket: (KillSwitch, Sightings),
+        socket: (KillSwitch, SocketReport),
         blocked: Receiver<ConnectionBlockedNotification>,
         label: String,
         server: Server,
     ) -> Self {
-        let (kill, sightings) = socket;
-        Self { connection: Some(connection), kill, sightings, blocked, label, server }
+        let (kill, report) = socket;
+        Self { connection: Some(connection), kill, report, blocked, label, server }
     }
 
     /// Opens a channel.
@@ -138,7 +138,7 @@ impl Session {
     /// broker's wish and taskq's. What cannot be split, a message's properties and headers, has to fit one.
     #[must_use]
     pub fn frame_max(&self) -> usize {
-        self.sightings.frame_max().unwrap_or(FRAME_MAX) as usize
+        self.report.frame_max().unwrap_or(FRAME_MAX) as usize
     }
 
     /// Whether a quorum queue takes back in their order what is given back together. RabbitMQ before 4.0 does so where

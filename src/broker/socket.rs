@@ -11,7 +11,7 @@ use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
 use super::accounts::Accounts;
-use super::frames::Intake;
+use super::frames::FrameFilter;
 use super::outgoing::Outgoing;
 use super::violation::Violation;
 use super::watchdog::KillSwitch;
@@ -23,7 +23,7 @@ const KEEPALIVE: Duration = Duration::from_mins(1);
 
 /// What the socket saw that amiquip does not tell.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Sightings(Arc<Mutex<Seen>>);
+pub(super) struct SocketReport(Arc<Mutex<Seen>>);
 
 #[derive(Debug, Default)]
 struct Seen {
@@ -33,7 +33,7 @@ struct Seen {
     frame_max: Option<u32>,
 }
 
-impl Sightings {
+impl SocketReport {
     /// The peer ended the connection, in good order or by a reset.
     pub(super) fn closed_by_peer(&self) -> bool {
         self.with(|seen| seen.closed_by_peer)
@@ -62,10 +62,10 @@ impl Sightings {
 /// What amiquip reads from and writes to.
 pub(super) struct Socket {
     stream: Stream,
-    intake: Intake,
+    filter: FrameFilter,
     outgoing: Outgoing,
     accounts: Accounts,
-    sightings: Sightings,
+    report: SocketReport,
     kill: KillSwitch,
 }
 
@@ -138,17 +138,17 @@ impl Socket {
     fn over(stream: Stream, kill: KillSwitch) -> Self {
         Self {
             stream,
-            intake: Intake::default(),
+            filter: FrameFilter::default(),
             outgoing: Outgoing::default(),
             accounts: Accounts::default(),
-            sightings: Sightings::default(),
+            report: SocketReport::default(),
             kill,
         }
     }
 
     /// Stays readable after amiquip has taken the socket.
-    pub(super) fn sightings(&self) -> Sightings {
-        self.sightings.clone()
+    pub(super) fn report(&self) -> SocketReport {
+        self.report.clone()
     }
 
     /// TLS 1.3 refuses a client certificate after the handshake, with words that lie unread when the next write fails.
@@ -161,7 +161,7 @@ impl Socket {
     fn note_error(&self, error: &io::Error) {
         if error.kind() != io::ErrorKind::WouldBlock && error.kind() != io::ErrorKind::Interrupted {
             let reset = matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
-            self.sightings.with(|seen| {
+            self.report.with(|seen| {
                 seen.closed_by_peer |= reset;
                 match &mut seen.error {
                     None => seen.error = Some(error.to_string()),
@@ -192,20 +192,20 @@ impl From<io::Error> for TlsFailure {
 impl Read for Socket {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
-            let count = self.intake.take(buf);
+            let count = self.filter.take(buf);
             if count > 0 || buf.is_empty() {
                 return Ok(count);
             }
             // Into the caller's room, but not for the caller yet.
             let count = self.stream.read(buf).inspect_err(|error| self.note_error(error))?;
             if count == 0 {
-                self.sightings.with(|seen| seen.closed_by_peer = true);
+                self.report.with(|seen| seen.closed_by_peer = true);
                 return Ok(0);
             }
-            let before = self.intake.frame_max();
-            let looked = self.intake.put(&buf[..count], &mut self.accounts);
-            if self.intake.frame_max() != before {
-                self.sightings.with(|seen| seen.frame_max = self.intake.frame_max());
+            let before = self.filter.frame_max();
+            let looked = self.filter.put(&buf[..count], &mut self.accounts);
+            if self.filter.frame_max() != before {
+                self.report.with(|seen| seen.frame_max = self.filter.frame_max());
             }
             match looked {
                 Ok(true) => self.kill.note_arrival(count),
@@ -214,7 +214,7 @@ impl Read for Socket {
                     let error = io::Error::new(io::ErrorKind::InvalidData, violation.to_string());
                     // So that whatever call meets the end of the connection can tell why.
                     self.kill.fire(&violation.to_string());
-                    self.sightings.with(|seen| seen.violation = Some(violation));
+                    self.report.with(|seen| seen.violation = Some(violation));
                     return Err(error);
                 }
             }

@@ -2,7 +2,7 @@
 
 mod ids;
 mod progress;
-mod teller;
+mod reporter;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -25,7 +25,7 @@ use crate::sender::{
 use crate::shortage;
 use crate::shutdown;
 use ids::Ids;
-use teller::Teller;
+use reporter::Reporter;
 
 /// Enqueue one task, or one for each line
 ///
@@ -143,11 +143,11 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         let ids = ids.clone();
         move || ids.iter().for_each(Ids::wait_for_room)
     })?;
-    let mut teller = Teller::new(bulk, ids.clone(), unsent);
-    let mut summary = sender::send(&job, &input.parcels, &signals, &mut teller);
+    let mut reporter = Reporter::new(bulk, ids.clone(), unsent);
+    let mut summary = sender::send(&job, &input.batches, &signals, &mut reporter);
     ids.iter().for_each(Ids::end_waiting);
-    teller.take_rest(&input, &signals, &mut summary);
-    let saved = teller.finish_saving(&input, &signals);
+    reporter.take_rest(&input, &signals, &mut summary);
+    let saved = reporter.finish_saving(&input, &signals);
     let unsent = args.unsent.as_deref().map(|path| (path, saved));
     let exit = conclude(summary, bulk, input.is_at_its_end(), unsent)?;
     if let Some(ids) = ids {

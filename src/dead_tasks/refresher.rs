@@ -36,7 +36,7 @@ impl<'c> Refresher<'c> {
     /// This task goes back when its channel is closed, unless it is replaced before.
     pub(super) fn consider(&mut self, task: impl Into<Moving<'c>>) {
         let task = task.into();
-        if !self.failed && is_worn(task.original.properties()) {
+        if !self.failed && near_delivery_limit(task.original.properties()) {
             self.worn.push(task);
         }
     }
@@ -59,7 +59,7 @@ impl<'c> Refresher<'c> {
     fn refresh(&mut self, task: Moving<'c>) -> Result<()> {
         let mover = match &mut self.mover {
             Some(mover) => mover,
-            none => none.insert(Mover::new(Publisher::open_carefully(&self.options, &self.dead)?)),
+            none => none.insert(Mover::new(Publisher::open_verified(&self.options, &self.dead)?)),
         };
         // The same in everything but how often it was delivered, and its place.
         let record = record_of(task.original.properties());
@@ -86,6 +86,6 @@ impl<'c> Refresher<'c> {
     }
 }
 
-fn is_worn(properties: &Properties) -> bool {
+fn near_delivery_limit(properties: &Properties) -> bool {
     properties.delivery_count().is_some_and(|count| count >= WORN)
 }

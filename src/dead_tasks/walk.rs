@@ -23,14 +23,14 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// What becomes of the tasks meanwhile.
 #[derive(Clone, Copy)]
-pub(super) enum Manner {
+pub(super) enum WalkMode {
     /// Nearly all go back in the end. One consumer gets only so many, and then it is the next one's turn.
     Held,
     /// Each is answered; so many may be unanswered at a time.
     Answered(u16),
 }
 
-impl Manner {
+impl WalkMode {
     /// How many tasks one consumer brings, of so many.
     fn room(self, count: u32) -> u32 {
         match self {
@@ -54,8 +54,8 @@ impl Manner {
 pub(super) struct Channels(Vec<Channel>);
 
 impl Channels {
-    pub(super) fn open(session: &mut Session, count: u32, manner: Manner) -> Result<Self> {
-        let needed = count.div_ceil(manner.room(count)).max(1);
+    pub(super) fn open(session: &mut Session, count: u32, mode: WalkMode) -> Result<Self> {
+        let needed = count.div_ceil(mode.room(count)).max(1);
         let opened: std::result::Result<_, _> = (0..needed).map(|_| session.open_channel()).collect();
         opened.map(Self).map_err(Fault::into_error)
     }
@@ -124,7 +124,7 @@ pub(super) struct Walk<'c, 'p> {
     /// To count on.
     session: &'p mut Session,
     queue: &'p str,
-    manner: Manner,
+    mode: WalkMode,
     /// How many tasks a consumer brings.
     room: u32,
     /// Tasks still to come.
@@ -138,10 +138,10 @@ impl<'c, 'p> Walk<'c, 'p> {
         session: &'p mut Session,
         queue: &'p str,
         count: u32,
-        manner: Manner,
+        mode: WalkMode,
     ) -> Self {
-        let room = manner.room(count);
-        Self { channels: channels.0.iter(), session, queue, manner, room, left: count }
+        let room = mode.room(count);
+        Self { channels: channels.0.iter(), session, queue, mode, room, left: count }
     }
 
     /// Hands on one task after the other, until `take` returns false or an error, or others have taken the rest.
@@ -153,7 +153,7 @@ impl<'c, 'p> Walk<'c, 'p> {
         while going_on && self.left > 0 {
             let Some(channel) = self.channels.next() else { break };
             let room = self.room.min(self.left);
-            let consumer = Consumer::start(channel, self.queue, self.manner.prefetch(room), None)
+            let consumer = Consumer::start(channel, self.queue, self.mode.prefetch(room), None)
                 .map_err(Fault::into_error)?;
             let walked = self.through(&consumer, room, &mut take);
             let cancelled = consumer.cancel().map_err(Fault::into_error);

@@ -210,8 +210,8 @@ impl Link {
         prepared.result
     }
 
-    pub(super) fn queue_is_certain(&self) -> bool {
-        matches!(&self.state, State::Up(publisher) if publisher.queue_is_certain())
+    pub(super) fn queue_verified(&self) -> bool {
+        matches!(&self.state, State::Up(publisher) if publisher.queue_verified())
     }
 
     /// Looks at the queue and goes on with another channel of the same connection.
@@ -279,7 +279,11 @@ fn open(job: &Job) -> State {
     // and must not be under way when a declaration is refused.
     let single = job.single;
     State::Opening(on_a_thread(move || {
-        if single { Publisher::open(&session, &queue) } else { Publisher::open_carefully(&session, &queue) }
+        if single {
+            Publisher::open_optimistic(&session, &queue)
+        } else {
+            Publisher::open_verified(&session, &queue)
+        }
     }))
 }
 

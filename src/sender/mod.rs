@@ -20,7 +20,7 @@ use crate::error::{Error, Exit};
 pub use fingerprint::Fingerprint;
 pub use job::{Job, Report, Summary};
 use link::{Link, State};
-pub use source::{Input, Item, MAX_BODY_BYTES, Parcel, Source};
+pub use source::{Batch, Input, Item, MAX_BODY_BYTES, Source};
 pub use unsent::{InputFile, Saved, Unsaved, UnsentFile, UnsentForm};
 use window::{Entry, Window};
 
@@ -29,10 +29,10 @@ const STOP_WAIT: Duration = Duration::from_secs(3);
 /// A task that comes back unroutable although its queue was declared again and again.
 const MAX_UNROUTABLE: u32 = 3;
 
-/// Sends everything that `parcels` yields. `signals` carries signal numbers.
+/// Sends everything that `batches` yields. `signals` carries signal numbers.
 pub fn send(
     job: &Job,
-    parcels: &Receiver<Parcel>,
+    batches: &Receiver<Batch>,
     signals: &Receiver<i32>,
     report: &mut dyn Report,
 ) -> Summary {
@@ -46,7 +46,7 @@ pub fn send(
         body_limit: u64::MAX,
         stopping: None,
     };
-    sending.run(parcels, signals);
+    sending.run(batches, signals);
     sending.summary
 }
 
@@ -65,8 +65,8 @@ struct Sending<'a> {
 }
 
 impl Sending<'_> {
-    fn run(&mut self, parcels: &Receiver<Parcel>, signals: &Receiver<i32>) {
-        let mut input = Some(parcels);
+    fn run(&mut self, batches: &Receiver<Batch>, signals: &Receiver<i32>) {
+        let mut input = Some(batches);
         loop {
             self.summarise();
             if self.window.is_empty() && input.is_none() {
@@ -106,7 +106,7 @@ impl Sending<'_> {
     }
 
     /// Waits for the next thing to happen, whatever the state of the link.
-    fn step(&mut self, input: Option<&Receiver<Parcel>>, signals: &Receiver<i32>) -> Step {
+    fn step(&mut self, input: Option<&Receiver<Batch>>, signals: &Receiver<i32>) -> Step {
         let deadline = self.deadline();
         let no_input = never();
         match &mut self.link.state {
@@ -116,7 +116,7 @@ impl Sending<'_> {
                     Ok(()) => Step::Again,
                     Err(error) => Step::GiveUp(error),
                 },
-                recv(input.unwrap_or(&no_input)) -> parcel => Step::Input(parcel.ok()),
+                recv(input.unwrap_or(&no_input)) -> batch => Step::Input(batch.ok()),
                 recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
                 recv(crossbeam_channel::at(deadline)) -> _ => Step::Again,
             },
@@ -125,14 +125,14 @@ impl Sending<'_> {
                     Ok(prepared) => self.prepared(prepared),
                     Err(error) => Step::GiveUp(error),
                 },
-                recv(input.unwrap_or(&no_input)) -> parcel => Step::Input(parcel.ok()),
+                recv(input.unwrap_or(&no_input)) -> batch => Step::Input(batch.ok()),
                 recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
                 recv(crossbeam_channel::at(deadline)) -> _ => Step::Again,
             },
             State::Resting { until } => {
                 let until = *until;
                 select! {
-                    recv(input.unwrap_or(&no_input)) -> parcel => Step::Input(parcel.ok()),
+                    recv(input.unwrap_or(&no_input)) -> batch => Step::Input(batch.ok()),
                     recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
                     recv(crossbeam_channel::at(until.min(deadline))) -> _ => {
                         if Instant::now() >= until {
@@ -147,7 +147,7 @@ impl Sending<'_> {
 
     fn step_connected(
         &mut self,
-        input: Option<&Receiver<Parcel>>,
+        input: Option<&Receiver<Batch>>,
         signals: &Receiver<i32>,
         deadline: Instant,
     ) -> Step {
@@ -172,7 +172,7 @@ impl Sending<'_> {
                 let settled = publisher.take_settled();
                 self.settle(settled)
             }
-            Wake::Input(parcel) => Step::Input(parcel),
+            Wake::Input(batch) => Step::Input(batch),
             Wake::Interrupted(signal) => Step::Interrupted(signal),
             Wake::Blocked(reason) => {
                 log::warn!(
@@ -233,7 +233,7 @@ impl Sending<'_> {
                 self.link.recover(self.job);
             }
             FaultKind::NotFound => self.link.recover(self.job),
-            FaultKind::Refused | FaultKind::Configuration if !self.link.queue_is_certain() => {
+            FaultKind::Refused | FaultKind::Configuration if !self.link.queue_verified() => {
                 self.link.recover(self.job);
             }
             FaultKind::Refused | FaultKind::Configuration => return Step::GiveUp(fault.clone().into_error()),
@@ -390,7 +390,7 @@ impl Sending<'_> {
 }
 
 enum Step {
-    Input(Option<Parcel>),
+    Input(Option<Batch>),
     Interrupted(i32),
     GiveUp(Error),
     Again,

@@ -18,10 +18,10 @@ use crate::shortage;
 /// The largest body taskq sends, in bytes: RabbitMQ's own default limit up to 3.13 (4.x allows 16 MiB unless told
 /// otherwise). What is larger belongs in a file or an object store, and its name in the task.
 pub const MAX_BODY_BYTES: usize = 128 * 1024 * 1024;
-/// Lines that are there already travel together, in parcels of about this many bytes.
-const PARCEL_BYTES: usize = 64 * 1024;
-/// Parcels read ahead of the sender.
-const PARCELS_AHEAD: usize = 1;
+/// Lines that are there already travel together, in batches of about this many bytes.
+const BATCH_BYTES: usize = 64 * 1024;
+/// Batches read ahead of the sender.
+const BATCHES_AHEAD: usize = 1;
 /// The pause between two looks at whether the reader, which is at work, has come to wait.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -35,7 +35,7 @@ pub struct Item {
 }
 
 /// Some items that were there at the same time, or why there are no more.
-pub type Parcel = io::Result<Vec<Item>>;
+pub type Batch = io::Result<Vec<Item>>;
 
 /// Where tasks come from.
 pub enum Source {
@@ -56,20 +56,20 @@ impl Source {
     /// # Errors
     /// Internal, when the thread cannot be started.
     pub fn start(self, wait_for_room: impl Fn() + Send + 'static) -> Result<Input> {
-        let (sender, parcels) = crossbeam_channel::bounded(PARCELS_AHEAD);
-        let tap = Arc::<Tap>::default();
+        let (sender, batches) = crossbeam_channel::bounded(BATCHES_AHEAD);
+        let state = Arc::<ReaderState>::default();
         match self {
             Self::Single(body) => {
-                lock(&tap.read).add(&body);
+                lock(&state.read).add(&body);
                 let body =
                     if body.len() > MAX_BODY_BYTES { Err(body.len() as u64) } else { Ok(Body::new(body)) };
                 // Has room for one.
                 let _ = sender.send(Ok(vec![Item { number: 1, body }]));
-                tap.ended.store(true, Ordering::SeqCst);
+                state.ended.store(true, Ordering::SeqCst);
             }
             Self::Records { input, separator } => {
                 let wait_for_room = Box::new(wait_for_room);
-                let tapped = Tapped { input, wait_for_room, tap: Arc::clone(&tap) };
+                let tapped = Tapped { input, wait_for_room, state: Arc::clone(&state) };
                 thread::Builder::new()
                     .name("input".into())
                     .spawn(move || tapped.read_records(separator, &sender))
@@ -78,27 +78,27 @@ impl Source {
                     })?;
             }
         }
-        Ok(Input { parcels, tap })
+        Ok(Input { batches, state })
     }
 }
 
 /// A source that is being read.
 pub struct Input {
     /// What it yields, in order; closes at the end.
-    pub parcels: Receiver<Parcel>,
-    tap: Arc<Tap>,
+    pub batches: Receiver<Batch>,
+    state: Arc<ReaderState>,
 }
 
 impl Input {
-    /// Has no more read, and returns what is read already, a parcel with each call. Never waits for an input that may
+    /// Has no more read, and returns what is read already, a batch with each call. Never waits for an input that may
     /// have no end.
     pub fn next_at_hand(&self) -> Option<Vec<Item>> {
-        self.tap.closed.store(true, Ordering::SeqCst);
+        self.state.closed.store(true, Ordering::SeqCst);
         loop {
             // Asked first: when the reader waits, all the tasks that it has read are in the channel.
-            let waits = self.tap.waits.load(Ordering::SeqCst);
-            match self.parcels.recv_timeout(LOOK_AGAIN) {
-                Ok(parcel) => return parcel.ok(),
+            let waits = self.state.waits.load(Ordering::SeqCst);
+            match self.batches.recv_timeout(LOOK_AGAIN) {
+                Ok(batch) => return batch.ok(),
                 Err(RecvTimeoutError::Timeout) if !waits => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
             }
@@ -108,19 +108,19 @@ impl Input {
     /// Whether there is nothing more to read than what the channel holds.
     #[must_use]
     pub fn is_at_its_end(&self) -> bool {
-        self.tap.ended.load(Ordering::SeqCst)
+        self.state.ended.load(Ordering::SeqCst)
     }
 
     /// All that was read, where that is all there was.
     #[must_use]
     pub fn all_of_it(&self) -> Option<Fingerprint> {
-        self.is_at_its_end().then(|| *lock(&self.tap.read))
+        self.is_at_its_end().then(|| *lock(&self.state.read))
     }
 }
 
 /// What the thread that reads and the one that sends know of each other.
 #[derive(Default)]
-struct Tap {
+struct ReaderState {
     /// Nothing more is to be read.
     closed: AtomicBool,
     /// The reader waits for the input, and holds no task.
@@ -135,59 +135,59 @@ struct Tap {
 struct Tapped {
     input: Box<dyn Read + Send>,
     wait_for_room: Box<dyn Fn() + Send>,
-    tap: Arc<Tap>,
+    state: Arc<ReaderState>,
 }
 
 impl Tapped {
-    fn read_records(self, separator: u8, sender: &Sender<Parcel>) {
-        let tap = Arc::clone(&self.tap);
-        if read_records(BufReader::with_capacity(PARCEL_BYTES, self), separator, sender) {
-            tap.ended.store(true, Ordering::SeqCst);
+    fn read_records(self, separator: u8, sender: &Sender<Batch>) {
+        let state = Arc::clone(&self.state);
+        if read_records(BufReader::with_capacity(BATCH_BYTES, self), separator, sender) {
+            state.ended.store(true, Ordering::SeqCst);
         }
     }
 }
 
 impl Read for Tapped {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.tap.waits.store(true, Ordering::SeqCst);
+        self.state.waits.store(true, Ordering::SeqCst);
         (self.wait_for_room)();
         // No end: what is read of a record that is not complete must not pass for one.
-        let read = if self.tap.closed.load(Ordering::SeqCst) {
+        let read = if self.state.closed.load(Ordering::SeqCst) {
             Err(io::Error::other("no more is wanted"))
         } else {
             self.input.read(buffer)
         };
-        self.tap.waits.store(false, Ordering::SeqCst);
+        self.state.waits.store(false, Ordering::SeqCst);
         if let Ok(length) = &read {
-            lock(&self.tap.read).add(&buffer[..*length]);
+            lock(&self.state.read).add(&buffer[..*length]);
         }
         read
     }
 }
 
 /// Returns whether it came to the end of the input.
-fn read_records<R: Read>(mut input: BufReader<R>, separator: u8, sender: &Sender<Parcel>) -> bool {
+fn read_records<R: Read>(mut input: BufReader<R>, separator: u8, sender: &Sender<Batch>) -> bool {
     let mut number = 0;
     loop {
-        let mut parcel = Vec::new();
+        let mut batch = Vec::new();
         let mut bytes = 0;
         let end = loop {
             match read_record(&mut input, separator, MAX_BODY_BYTES) {
                 Ok(Some(body)) => {
                     number += 1;
                     bytes += body.as_ref().map_or(0, Vec::len);
-                    parcel.push(Item { number, body: body.map(Body::new) });
+                    batch.push(Item { number, body: body.map(Body::new) });
                 }
                 Ok(None) => break Some(Ok(())),
                 Err(error) => break Some(Err(error)),
             }
             // Nothing that is complete may wait for what is not: the next record is read only if it is here.
-            if bytes >= PARCEL_BYTES || !input.buffer().contains(&separator) {
+            if bytes >= BATCH_BYTES || !input.buffer().contains(&separator) {
                 break None;
             }
         };
         // An error means that the sender has given up.
-        if !parcel.is_empty() && sender.send(Ok(parcel)).is_err() {
+        if !batch.is_empty() && sender.send(Ok(batch)).is_err() {
             return false;
         }
         match end {
@@ -276,17 +276,17 @@ mod tests {
     fn a_complete_line_does_not_wait_for_the_next_one() {
         let (reader, mut writer) = io::pipe().unwrap();
         let input = Source::Records { input: Box::new(reader), separator: b'\n' }.start(|| {}).unwrap();
-        let parcels = &input.parcels;
+        let batches = &input.batches;
         for number in 1..4 {
             io::Write::write_all(&mut writer, b"line\nincompl").unwrap();
             // Blocks for ever where the reader waits for more.
-            let parcel = parcels.recv().unwrap().unwrap();
-            assert_eq!(parcel.len(), 1);
-            assert_eq!(parcel[0].number, number);
+            let batch = batches.recv().unwrap().unwrap();
+            assert_eq!(batch.len(), 1);
+            assert_eq!(batch[0].number, number);
         }
         drop(writer);
-        assert_eq!(parcels.recv().unwrap().unwrap().len(), 1);
-        assert!(parcels.recv().is_err());
+        assert_eq!(batches.recv().unwrap().unwrap().len(), 1);
+        assert!(batches.recv().is_err());
         assert_eq!(input.all_of_it().unwrap().bytes(), 3 * 12);
     }
 
@@ -294,11 +294,11 @@ mod tests {
     fn what_is_at_hand_is_all_that_was_read_and_nothing_incomplete() {
         let (reader, mut writer) = io::pipe().unwrap();
         // More than is read ahead, so that the reader holds some of it when it is told to stop.
-        let lines = "line\n".repeat(3 * PARCEL_BYTES / 5);
+        let lines = "line\n".repeat(3 * BATCH_BYTES / 5);
         // Fails when the reader has stopped.
         thread::spawn(move || io::Write::write_all(&mut writer, lines.as_bytes()));
         let input = Source::Records { input: Box::new(reader), separator: b'\n' }.start(|| {}).unwrap();
-        let first = input.parcels.recv().unwrap().unwrap().len() as u64;
+        let first = input.batches.recv().unwrap().unwrap().len() as u64;
         let rest: Vec<Item> = std::iter::from_fn(|| input.next_at_hand()).flatten().collect();
         let numbers: Vec<u64> = rest.iter().map(|item| item.number).collect();
         assert_eq!(numbers, (first + 1..=first + rest.len() as u64).collect::<Vec<_>>());

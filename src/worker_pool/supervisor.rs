@@ -156,7 +156,7 @@ impl Supervisor {
                 (_, FaultKind::MaybeStream) if current => self.ask_for_the_kind(fault),
                 (Scope::Connection, _) if current => self.connection_lost(fault),
                 (Scope::Channel, FaultKind::ConsumerCancelled(held)) if current => {
-                    self.cancelled(fault, held)
+                    self.cancelled(fault, held);
                 }
                 // It could not be looked at before.
                 (Scope::Channel, FaultKind::NotFound) if self.is_first_use() => {

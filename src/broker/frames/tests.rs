@@ -19,19 +19,19 @@ fn content_header(body_size: u64) -> Vec<u8> {
 
 /// What comes out, in reads of the same size.
 pub(super) fn through(bytes: &[u8], size: usize) -> Result<Vec<u8>, Violation> {
-    let (mut intake, mut accounts, mut out) = (Intake::default(), Accounts::default(), Vec::new());
+    let (mut filter, mut accounts, mut out) = (FrameFilter::default(), Accounts::default(), Vec::new());
     for piece in bytes.chunks(size) {
-        intake.put(piece, &mut accounts)?;
+        filter.put(piece, &mut accounts)?;
         let mut room = vec![0; size];
-        while let count @ 1.. = intake.take(&mut room) {
+        while let count @ 1.. = filter.take(&mut room) {
             out.extend_from_slice(&room[..count]);
         }
     }
     Ok(out)
 }
 
-fn put(intake: &mut Intake, bytes: &[u8]) -> Result<bool, Violation> {
-    intake.put(bytes, &mut Accounts::default())
+fn put(filter: &mut FrameFilter, bytes: &[u8]) -> Result<bool, Violation> {
+    filter.put(bytes, &mut Accounts::default())
 }
 
 #[test]
@@ -48,34 +48,34 @@ fn sound_streams_pass_however_they_are_cut() {
 
 #[test]
 fn bodies_pass_as_they_come_and_headers_whole() {
-    let mut intake = Intake::default();
+    let mut filter = FrameFilter::default();
     let mut room = [0; 100];
     let body = frame(BODY, &[7; 20]);
-    assert_eq!(put(&mut intake, &frame(METHOD, &[7; 4])), Ok(true));
-    assert_eq!(intake.take(&mut room), 12);
-    assert_eq!((put(&mut intake, &body[..9]), intake.take(&mut room)), (Ok(true), 9));
-    assert_eq!((put(&mut intake, &body[9..]), intake.take(&mut room)), (Ok(true), 19));
+    assert_eq!(put(&mut filter, &frame(METHOD, &[7; 4])), Ok(true));
+    assert_eq!(filter.take(&mut room), 12);
+    assert_eq!((put(&mut filter, &body[..9]), filter.take(&mut room)), (Ok(true), 9));
+    assert_eq!((put(&mut filter, &body[9..]), filter.take(&mut room)), (Ok(true), 19));
     let header = content_header(5);
-    assert_eq!((put(&mut intake, &header[..header.len() - 1]), intake.take(&mut room)), (Ok(true), 0));
-    assert_eq!((put(&mut intake, &[0xce]), intake.take(&mut room)), (Ok(true), header.len()));
+    assert_eq!((put(&mut filter, &header[..header.len() - 1]), filter.take(&mut room)), (Ok(true), 0));
+    assert_eq!((put(&mut filter, &[0xce]), filter.take(&mut room)), (Ok(true), header.len()));
 }
 
 #[test]
 fn the_smaller_frame_size_of_both_sides_holds() {
-    let mut intake = Intake::default();
-    assert_eq!(intake.frame_max(), None);
+    let mut filter = FrameFilter::default();
+    assert_eq!(filter.frame_max(), None);
     for (wish, held) in [(0, FRAME_MAX), (8192, 8192), (u32::MAX, FRAME_MAX)] {
         let tune = [&[0, 10, 0, 30, 7, 255][..], &u32::to_be_bytes(wish), &[0, 60]].concat();
-        assert_eq!(put(&mut intake, &frame(METHOD, &tune)), Ok(true));
-        assert_eq!(put(&mut intake, &frame(BODY, &tune)), Ok(true));
-        assert_eq!(intake.frame_max(), Some(held), "the broker wishes {wish}");
+        assert_eq!(put(&mut filter, &frame(METHOD, &tune)), Ok(true));
+        assert_eq!(put(&mut filter, &frame(BODY, &tune)), Ok(true));
+        assert_eq!(filter.frame_max(), Some(held), "the broker wishes {wish}");
     }
 }
 
 /// All that can be taken now.
-fn taken(intake: &mut Intake) -> Vec<u8> {
+fn taken(filter: &mut FrameFilter) -> Vec<u8> {
     let (mut out, mut room) = (Vec::new(), [0; 4096]);
-    while let count @ 1.. = intake.take(&mut room) {
+    while let count @ 1.. = filter.take(&mut room) {
         out.extend_from_slice(&room[..count]);
     }
     out
@@ -83,26 +83,26 @@ fn taken(intake: &mut Intake) -> Vec<u8> {
 
 #[test]
 fn a_large_content_waits_for_its_body_and_holds_up_nothing_else() {
-    let mut intake = Intake::default();
+    let mut filter = FrameFilter::default();
     let (start, body) = (frame(METHOD, &[7; 4]), frame(BODY, &vec![7; 100_000]));
     let header = content_header(8 << 20);
     let mut other = frame(METHOD, &[7; 9]);
     other[2] = 2;
-    assert_eq!(put(&mut intake, &[&start[..], &header].concat()), Ok(true));
-    assert_eq!(taken(&mut intake), start);
+    assert_eq!(put(&mut filter, &[&start[..], &header].concat()), Ok(true));
+    assert_eq!(taken(&mut filter), start);
     // A sign of life for each piece that is held back.
-    assert_eq!(put(&mut intake, &body), Ok(true));
-    assert_eq!(taken(&mut intake), HEARTBEAT_FRAME);
-    assert_eq!(put(&mut intake, &[&body[..], &other].concat()), Ok(true));
-    assert_eq!(taken(&mut intake), other);
+    assert_eq!(put(&mut filter, &body), Ok(true));
+    assert_eq!(taken(&mut filter), HEARTBEAT_FRAME);
+    assert_eq!(put(&mut filter, &[&body[..], &other].concat()), Ok(true));
+    assert_eq!(taken(&mut filter), other);
     let mut whole = [&header[..], &body, &body].concat();
-    while taken(&mut intake).len() <= HEARTBEAT_FRAME.len() {
-        assert_eq!(put(&mut intake, &body), Ok(true));
+    while taken(&mut filter).len() <= HEARTBEAT_FRAME.len() {
+        assert_eq!(put(&mut filter, &body), Ok(true));
         whole.extend(&body);
     }
     assert_eq!(whole.len(), header.len() + 11 * body.len());
-    assert_eq!(put(&mut intake, &body[..50]), Ok(true));
-    assert_eq!(taken(&mut intake), body[..50]);
+    assert_eq!(put(&mut filter, &body[..50]), Ok(true));
+    assert_eq!(taken(&mut filter), body[..50]);
 }
 
 #[test]
@@ -130,14 +130,14 @@ fn nothing_but_a_close_comes_in_the_middle_of_a_held_content() {
 
 #[test]
 fn heartbeats_say_nothing() {
-    let mut intake = Intake::default();
-    assert_eq!(put(&mut intake, &frame(METHOD, &[7; 4])), Ok(true));
+    let mut filter = FrameFilter::default();
+    assert_eq!(put(&mut filter, &frame(METHOD, &[7; 4])), Ok(true));
     for byte in frame(HEARTBEAT, &[]) {
-        assert_eq!(put(&mut intake, &[byte]), Ok(false));
+        assert_eq!(put(&mut filter, &[byte]), Ok(false));
     }
     let beats = frame(HEARTBEAT, &[]).repeat(3);
-    assert_eq!(put(&mut intake, &beats), Ok(false));
-    assert_eq!(put(&mut intake, &[&beats[..], &frame(BODY, &[7])].concat()), Ok(true));
+    assert_eq!(put(&mut filter, &beats), Ok(false));
+    assert_eq!(put(&mut filter, &[&beats[..], &frame(BODY, &[7])].concat()), Ok(true));
 }
 
 #[test]

@@ -32,7 +32,7 @@ impl Link {
             let (sender, session, queue) = (sender.clone(), session.clone(), queue.clone());
             move || {
                 // Nobody listens any more when the worker has ended meanwhile.
-                let _ = sender.send(Publisher::open_carefully(&session, &queue));
+                let _ = sender.send(Publisher::open_verified(&session, &queue));
             }
         });
         if let Err(error) = spawned {

@@ -17,7 +17,7 @@ pub enum Settlement {
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Book {
+pub(super) struct Confirms {
     /// Publishes so far, which are numbered from 1.
     published: u64,
     /// By tag.
@@ -36,7 +36,7 @@ struct Outstanding {
     returned: bool,
 }
 
-impl Book {
+impl Confirms {
     /// Something was published; returns its tag. `bytes` is what it takes on the wire.
     pub(super) fn enter(&mut self, queue: &str, id: &str, bytes: usize) -> u64 {
         self.published += 1;
@@ -56,7 +56,7 @@ impl Book {
         self.outstanding.is_empty()
     }
 
-    /// Some of it was settled since [`Book::take_settled`].
+    /// Some of it was settled since [`Confirms::take_settled`].
     pub(super) fn has_news(&self) -> bool {
         !self.settled.is_empty()
     }
@@ -106,23 +106,23 @@ mod tests {
 
     #[test]
     fn what_is_settled_is_told_once_and_makes_room() {
-        let mut book = Book::default();
-        let tags: Vec<u64> = (0..4).map(|_| book.enter("q", "", 10)).collect();
-        assert_eq!((tags, book.bytes()), (vec![1, 2, 3, 4], 40));
-        book.settle(&confirm(3, false), &Settlement::Nacked);
-        book.settle(&confirm(2, true), &Settlement::Confirmed);
+        let mut confirms = Confirms::default();
+        let tags: Vec<u64> = (0..4).map(|_| confirms.enter("q", "", 10)).collect();
+        assert_eq!((tags, confirms.bytes()), (vec![1, 2, 3, 4], 40));
+        confirms.settle(&confirm(3, false), &Settlement::Nacked);
+        confirms.settle(&confirm(2, true), &Settlement::Confirmed);
         // Of these nothing is known, or not any more.
-        book.settle(&confirm(3, true), &Settlement::Confirmed);
-        book.settle(&confirm(9, false), &Settlement::Confirmed);
-        assert!(book.has_news());
-        let settled = book.take_settled();
+        confirms.settle(&confirm(3, true), &Settlement::Confirmed);
+        confirms.settle(&confirm(9, false), &Settlement::Confirmed);
+        assert!(confirms.has_news());
+        let settled = confirms.take_settled();
         assert_eq!(
             settled,
             [(3, Settlement::Nacked), (1, Settlement::Confirmed), (2, Settlement::Confirmed)]
         );
-        assert!(!book.has_news() && !book.is_settled());
-        book.settle(&confirm(u64::MAX, true), &Settlement::Confirmed);
-        assert_eq!((book.bytes(), book.is_settled()), (0, true));
-        assert_eq!(book.enter("q", "", 10), 5);
+        assert!(!confirms.has_news() && !confirms.is_settled());
+        confirms.settle(&confirm(u64::MAX, true), &Settlement::Confirmed);
+        assert_eq!((confirms.bytes(), confirms.is_settled()), (0, true));
+        assert_eq!(confirms.enter("q", "", 10), 5);
     }
 }

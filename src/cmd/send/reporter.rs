@@ -12,7 +12,7 @@ use crate::sender::{self, Input, Item, Report, Saved, Summary, Unsaved, UnsentFi
 const TOLD_FAILURES: u64 = 20;
 
 /// Tells the user, and keeps what could not be sent.
-pub(super) struct Teller {
+pub(super) struct Reporter {
     bulk: bool,
     ids: Option<Ids>,
     told: u64,
@@ -23,7 +23,7 @@ pub(super) struct Teller {
     progress: Option<Progress>,
 }
 
-impl Teller {
+impl Reporter {
     /// `ids`: where each id goes. `unsent`: where to save what was not confirmed.
     pub(super) fn new(bulk: bool, ids: Option<Ids>, unsent: Option<UnsentFile>) -> Self {
         let progress = if bulk { Progress::on_a_terminal() } else { None };
@@ -71,7 +71,7 @@ impl Teller {
                     summary.ended = Some(sender::interrupted(signal.unwrap_or_default()));
                     return;
                 }
-                recv(input.parcels) -> parcel => match parcel {
+                recv(input.batches) -> parcel => match parcel {
                     Ok(Ok(items)) => {
                         self.keep(&items, summary);
                         self.write_saved();
@@ -122,7 +122,7 @@ impl Teller {
     }
 }
 
-impl Report for Teller {
+impl Report for Reporter {
     fn confirmed(&mut self, item: &Item, id: &str) {
         if self.bulk {
             if let Some(progress) = &mut self.progress {

@@ -12,12 +12,12 @@ use super::fault::Fault;
 pub(super) type Return = (Channel, Result<(), Fault>);
 
 /// See the module.
-pub(super) struct Desk {
+pub(super) struct Handover {
     channel: Option<Channel>,
     back: Receiver<Return>,
 }
 
-impl Desk {
+impl Handover {
     pub(super) fn new(channel: Channel) -> Self {
         Self { channel: Some(channel), back: never() }
     }
