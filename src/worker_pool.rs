@@ -2,22 +2,22 @@
 //! stop.
 //!
 //! This thread hears the signals and keeps the deadlines; it never calls the broker, so nothing the broker does can
-//! keep it from ending the process. The supervisor owns the connection, the slots run the tasks.
+//! keep it from ending the process. The supervisor owns the connection, the worker threads run the tasks.
 
 mod ack_timeout;
 mod consume;
 mod context;
-mod copies;
+mod dedup;
 mod drain;
 mod intake;
-mod judge;
-mod ledger;
 mod planned_copy;
+mod process;
+mod republisher;
 mod settlement;
 mod shared;
-mod slot;
 mod supervisor;
 mod surroundings;
+mod worker_thread;
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -35,11 +35,11 @@ use crate::retry::Policy;
 use crate::shortage;
 use crate::shutdown;
 use context::Context;
-use copies::Copies;
 use drain::Drain;
+use republisher::Republisher;
 use shared::Shared;
-use slot::Slot;
 use supervisor::{Closing, Supervisor};
+use worker_thread::WorkerThread;
 
 /// After tasks were given up: how long their threads have to end before the process does without them.
 const ABORT_WAIT: Duration = Duration::from_secs(5);
@@ -139,7 +139,7 @@ enum End {
 struct Pool {
     shared: Arc<Shared>,
     supervisor: Option<JoinHandle<Closing>>,
-    slots: Vec<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
     events: Receiver<Event>,
     /// Closes when all threads have ended.
     ended: Receiver<Never>,
@@ -163,43 +163,44 @@ impl Pool {
             Error::internal(format!("cannot start the threads: {}", shortage::reason(&error)))
         };
 
-        let copies = Copies::start(shared, events_in.clone(), Sender::clone(&alive)).map_err(cannot)?;
-        let mut slots = Vec::new();
+        let republisher =
+            Republisher::start(shared, events_in.clone(), Sender::clone(&alive)).map_err(cannot)?;
+        let mut workers = Vec::new();
         for number in 1..=shared.options.threads {
             let context = Context {
                 shared: Arc::clone(shared),
                 events: events_in.clone(),
-                copies: copies.clone(),
+                republisher: republisher.clone(),
                 drain: drain.clone(),
                 abort: aborting.clone(),
                 bell: crossbeam_channel::bounded(1),
             };
-            let slot = Slot { context, requests: requests_in.clone() };
-            let last_words = LastWords { events: events_in.clone(), _alive: Sender::clone(&alive) };
+            let worker = WorkerThread { context, requests: requests_in.clone() };
+            let panic_reporter = PanicReporter { events: events_in.clone(), _alive: Sender::clone(&alive) };
             let handlers = Arc::clone(handlers);
             let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-                let _last_words = last_words;
+                let _last_words = panic_reporter;
                 match handlers() {
-                    Ok(mut handler) => slot.run(&mut *handler),
-                    Err(error) => slot.cannot_start(&error),
+                    Ok(mut handler) => worker.run(&mut *handler),
+                    Err(error) => worker.cannot_start(&error),
                 }
             });
-            slots.push(thread.map_err(cannot)?);
+            workers.push(thread.map_err(cannot)?);
         }
-        drop((requests_in, copies));
+        drop((requests_in, republisher));
         let supervisor = Supervisor::new(Arc::clone(shared), requests, events_in.clone());
-        let last_words = LastWords { events: events_in, _alive: alive };
+        let panic_reporter = PanicReporter { events: events_in, _alive: alive };
         let supervisor = thread::Builder::new()
             .name("supervisor".into())
             .spawn(move || {
-                let _last_words = last_words;
+                let _last_words = panic_reporter;
                 supervisor.run()
             })
             .map_err(cannot)?;
         Ok(Self {
             shared: Arc::clone(shared),
             supervisor: Some(supervisor),
-            slots,
+            workers,
             events,
             ended,
             drain,
@@ -221,7 +222,7 @@ impl Pool {
             };
             select! {
                 recv(self.ended) -> _ => {
-                    self.hear_last_words();
+                    self.hear_last_events();
                     return End::Drained;
                 }
                 recv(signals) -> signal => {
@@ -259,7 +260,7 @@ impl Pool {
     }
 
     /// A thread that cannot go on begins the drain for all, which may have ended by now.
-    fn hear_last_words(&mut self) {
+    fn hear_last_events(&mut self) {
         for event in self.events.try_iter() {
             if let Event::Fatal(error) = event {
                 self.fatal.get_or_insert(error);
@@ -340,8 +341,8 @@ impl Pool {
 
     fn join(&mut self) -> Result<Closing> {
         let fault = || Error::internal("a thread broke down; see above");
-        for slot in self.slots.drain(..) {
-            slot.join().map_err(|_| fault())?;
+        for worker in self.workers.drain(..) {
+            worker.join().map_err(|_| fault())?;
         }
         let supervisor = self.supervisor.take().map(JoinHandle::join);
         supervisor.unwrap_or(Ok(Closing { ready: None })).map_err(|_| fault())
@@ -350,12 +351,12 @@ impl Pool {
 
 /// Held by each thread of the pool: tells when it breaks down, so that the worker never goes quiet, and keeps
 /// `ended` open until it ends.
-struct LastWords {
+struct PanicReporter {
     events: Sender<Event>,
     _alive: Sender<Never>,
 }
 
-impl Drop for LastWords {
+impl Drop for PanicReporter {
     fn drop(&mut self) {
         if thread::panicking() {
             let _ = self.events.send(Event::Fatal(Error::internal("a worker thread broke down")));

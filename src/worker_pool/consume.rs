@@ -1,4 +1,4 @@
-//! What a worker thread does with one channel: takes deliveries, judges each, settles it or sets it aside.
+//! What a worker thread does with one channel: takes deliveries, processes each, settles it or sets it aside.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::select;
 
 use super::context::Context;
+use super::dedup::UnprovenAcks;
 use super::intake::{Arrival, Aside, AskOnArrival, Intake, Waiting};
-use super::judge::{Judged, Keeping, Verdict, copy_on_arrival};
-use super::ledger::Unproven;
+use super::process::{Disposition, PendingCopy, Processed, copy_on_arrival};
 use super::settlement::{Held, Next};
 use super::shared::Permit;
 use crate::backoff::Backoff;
@@ -48,7 +48,7 @@ impl Pauses {
 pub(super) fn consume(
     context: &Context,
     channel: &Channel,
-    unproven: &mut Unproven<'_>,
+    unproven: &mut UnprovenAcks<'_>,
     pauses: &mut Pauses,
     handler: &mut dyn Handler,
 ) -> Result<(), Fault> {
@@ -69,8 +69,9 @@ fn on_arrival(context: &Context) -> Option<AskOnArrival> {
     if shared.options.prefetch == 1 || shared.queue_kind() == Some(QueueType::Classic) {
         return None;
     }
-    let (shared, copies, bell) = (Arc::clone(shared), context.copies.clone(), context.bell.0.clone());
-    Some(Arc::new(move |message| copy_on_arrival(&shared, &copies, message, &bell)))
+    let (shared, republisher, bell) =
+        (Arc::clone(shared), context.republisher.clone(), context.bell.0.clone());
+    Some(Arc::new(move |message| copy_on_arrival(&shared, &republisher, message, &bell)))
 }
 
 /// What to do after a delivery.
@@ -87,7 +88,7 @@ enum Step<'s> {
 struct Consuming<'c, 's, 'u, 'l> {
     context: &'s Context,
     intake: Intake<'c, 's>,
-    unproven: &'u mut Unproven<'l>,
+    unproven: &'u mut UnprovenAcks<'l>,
     handler: &'u mut dyn Handler,
 }
 
@@ -125,29 +126,29 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
             self.intake.put_first(waiting);
             return Ok(Step::Stop);
         }
-        let Waiting { mut delivery, consumer, uncounted, keeping } = waiting;
+        let Waiting { mut delivery, consumer, uncounted, pending_copy } = waiting;
         if shared.queue_kind().is_none() && delivery.names_a_stream() {
             return Err(Fault::maybe_a_stream(&shared.options.queue.name));
         }
         let busy = shared.begin();
         let since = Instant::now();
         self.unproven.delivered();
-        if keeping.is_some() {
-            self.set_aside(Aside { delivery, consumer, keeping, since, _busy: Some(busy) });
+        if pending_copy.is_some() {
+            self.set_aside(Aside { delivery, consumer, pending_copy, since, _busy: Some(busy) });
             return Ok(Step::Next(permit));
         }
-        let Judged { verdict, ran } =
-            self.context.judge(&mut delivery, uncounted, self.unproven, self.handler);
+        let Processed { disposition, ran } =
+            self.context.process(&mut delivery, uncounted, self.unproven, self.handler);
         // Before anything that can fail: how the task ended must not be forgotten.
-        let pause = matches!(verdict, Verdict::GiveBackAndPause);
-        let answer = match verdict {
-            Verdict::SetAside(keeping) => {
-                let keeping = Some(keeping);
-                self.set_aside(Aside { delivery, consumer, keeping, since, _busy: Some(busy) });
+        let pause = matches!(disposition, Disposition::GiveBackAndPause);
+        let answer = match disposition {
+            Disposition::SetAside(pending_copy) => {
+                let pending_copy = Some(pending_copy);
+                self.set_aside(Aside { delivery, consumer, pending_copy, since, _busy: Some(busy) });
                 None
             }
-            Verdict::Hold => {
-                self.set_aside(Aside { delivery, consumer, keeping: None, since, _busy: None });
+            Disposition::Hold => {
+                self.set_aside(Aside { delivery, consumer, pending_copy: None, since, _busy: None });
                 None
             }
             answer => Some((answer, delivery)),
@@ -215,29 +216,36 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         // One by one: those that are left when the channel is lost must not be forgotten.
         for _ in 0..self.intake.aside.len() {
             let Some(aside) = self.intake.aside.pop_front() else { break };
-            let answered =
-                aside.keeping.as_ref().and_then(|keeping| self.context.look_at(keeping, Duration::ZERO));
-            let verdict = answered.or_else(|| {
+            let answered = aside
+                .pending_copy
+                .as_ref()
+                .and_then(|pending_copy| self.context.look_at(pending_copy, Duration::ZERO));
+            let disposition = answered.or_else(|| {
                 let overdue = aside.is_overdue(self.context.shared.hold_limit());
                 match self.held(&aside).while_working(overdue, crowded) {
                     Next::Wait => None,
-                    Next::GiveBack => Some(Verdict::GiveBack),
+                    Next::GiveBack => Some(Disposition::GiveBack),
                     Next::Run => {
                         crowded = false;
                         log::warn!("a redelivered task runs uncounted: its queue is full");
-                        Some(Verdict::RunUncounted)
+                        Some(Disposition::RunUncounted)
                     }
                 }
             });
-            match verdict {
-                Some(Verdict::Hold) => {
-                    self.intake.aside.push_back(Aside { keeping: None, _busy: None, ..aside });
+            match disposition {
+                Some(Disposition::Hold) => {
+                    self.intake.aside.push_back(Aside { pending_copy: None, _busy: None, ..aside });
                 }
-                Some(Verdict::RunUncounted) => {
+                Some(Disposition::RunUncounted) => {
                     let Aside { delivery, consumer, .. } = aside;
-                    self.intake.put_first(Waiting { delivery, consumer, uncounted: true, keeping: None });
+                    self.intake.put_first(Waiting {
+                        delivery,
+                        consumer,
+                        uncounted: true,
+                        pending_copy: None,
+                    });
                 }
-                Some(verdict) => self.settle(aside, &verdict)?,
+                Some(disposition) => self.settle(aside, &disposition)?,
                 None => self.intake.aside.push_back(aside),
             }
         }
@@ -273,14 +281,20 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     /// not go back needs one.
     fn give_back_waiting(&mut self) -> Result<(), Fault> {
         while let Some(waiting) = self.intake.leftover() {
-            if waiting.keeping.is_none() && self.context.must_not_go_back(&waiting.delivery) {
+            if waiting.pending_copy.is_none() && self.context.must_not_go_back(&waiting.delivery) {
                 self.settle_now(waiting)?;
                 continue;
             }
-            let Waiting { delivery, consumer, keeping, .. } = waiting;
-            if keeping.is_some() {
+            let Waiting { delivery, consumer, pending_copy, .. } = waiting;
+            if pending_copy.is_some() {
                 let busy = Some(self.context.shared.begin());
-                self.set_aside(Aside { delivery, consumer, keeping, since: Instant::now(), _busy: busy });
+                self.set_aside(Aside {
+                    delivery,
+                    consumer,
+                    pending_copy,
+                    since: Instant::now(),
+                    _busy: busy,
+                });
             } else {
                 self.intake.settled(consumer);
                 delivery.requeue()?;
@@ -293,28 +307,29 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     fn settle_now(&mut self, waiting: Waiting<'c>) -> Result<(), Fault> {
         let Waiting { mut delivery, consumer, uncounted, .. } = waiting;
         let (busy, since) = (self.context.shared.begin(), Instant::now());
-        let verdict = self.context.judge(&mut delivery, uncounted, self.unproven, self.handler).verdict;
-        match verdict {
-            Verdict::SetAside(keeping) => {
-                let keeping = Some(keeping);
-                self.set_aside(Aside { delivery, consumer, keeping, since, _busy: Some(busy) });
+        let disposition =
+            self.context.process(&mut delivery, uncounted, self.unproven, self.handler).disposition;
+        match disposition {
+            Disposition::SetAside(pending_copy) => {
+                let pending_copy = Some(pending_copy);
+                self.set_aside(Aside { delivery, consumer, pending_copy, since, _busy: Some(busy) });
             }
-            Verdict::Hold => {
-                self.set_aside(Aside { delivery, consumer, keeping: None, since, _busy: None });
+            Disposition::Hold => {
+                self.set_aside(Aside { delivery, consumer, pending_copy: None, since, _busy: None });
             }
-            verdict => {
+            disposition => {
                 self.intake.end_if_cancelled()?;
                 self.intake.settled(consumer);
-                self.answer(delivery, &verdict)?;
+                self.answer(delivery, &disposition)?;
             }
         }
         Ok(())
     }
 
     /// Acknowledges or gives back.
-    fn answer(&self, delivery: Delivery<'_>, verdict: &Verdict) -> Result<(), Fault> {
+    fn answer(&self, delivery: Delivery<'_>, disposition: &Disposition) -> Result<(), Fault> {
         let shared = &self.context.shared;
-        if let Verdict::Acknowledge = verdict {
+        if let Disposition::Acknowledge = disposition {
             delivery.ack()?;
             shared.settle();
             return Ok(());
@@ -334,12 +349,12 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
             match self.held(&aside).at_the_end(stops) {
                 Next::Wait => self.intake.aside.push_back(aside),
                 Next::GiveBack => {
-                    if aside.keeping.is_some() {
+                    if aside.pending_copy.is_some() {
                         given_back += 1;
                     } else {
                         self.context.shared.hold_back();
                     }
-                    self.settle(aside, &Verdict::GiveBack)?;
+                    self.settle(aside, &Disposition::GiveBack)?;
                 }
                 Next::Run => {
                     let Aside { delivery, consumer, .. } = aside;
@@ -348,7 +363,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
                          may drop it when it goes back",
                         output::escape(delivery.properties().id())
                     );
-                    self.settle_now(Waiting { delivery, consumer, uncounted: true, keeping: None })?;
+                    self.settle_now(Waiting { delivery, consumer, uncounted: true, pending_copy: None })?;
                 }
             }
         }
@@ -364,30 +379,30 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         Held { copy: aside.copy(), must_not_go_back: self.context.must_not_go_back(&aside.delivery) }
     }
 
-    fn settle(&mut self, aside: Aside<'c, '_>, verdict: &Verdict) -> Result<(), Fault> {
-        let Aside { delivery, consumer, keeping, .. } = aside;
-        let acknowledged = matches!(verdict, Verdict::Acknowledge);
+    fn settle(&mut self, aside: Aside<'c, '_>, disposition: &Disposition) -> Result<(), Fault> {
+        let Aside { delivery, consumer, pending_copy, .. } = aside;
+        let acknowledged = matches!(disposition, Disposition::Acknowledge);
         // Before anything that can fail.
         if acknowledged {
-            self.unproven.acknowledging(keeping.and_then(|keeping| keeping.fingerprint()));
+            self.unproven.acknowledging(pending_copy.and_then(|pending_copy| pending_copy.fingerprint()));
         } else {
-            self.remember_outcome(keeping);
+            self.remember_outcome(pending_copy);
         }
         self.intake.end_if_cancelled()?;
         self.intake.settled(consumer);
-        self.answer(delivery, verdict)
+        self.answer(delivery, disposition)
     }
 
     /// The channel is gone, and with it what is set aside: when that comes again, what it needs is its copy.
     fn remember_outcomes(&mut self) {
         for aside in std::mem::take(&mut self.intake.aside) {
-            self.remember_outcome(aside.keeping);
+            self.remember_outcome(aside.pending_copy);
         }
     }
 
-    fn remember_outcome(&self, keeping: Option<Keeping>) {
-        if let Some((fingerprint, copy)) = keeping.and_then(Keeping::outcome) {
-            self.context.shared.ledger.remember_failed(fingerprint, copy);
+    fn remember_outcome(&self, pending_copy: Option<PendingCopy>) {
+        if let Some((fingerprint, copy)) = pending_copy.and_then(PendingCopy::outcome) {
+            self.context.shared.dedup.remember_failed(fingerprint, copy);
         }
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::Event;
-use super::copies::Copies;
 use super::drain::Drain;
+use super::republisher::Republisher;
 use super::shared::Shared;
 use crate::cancel::Never;
 
@@ -15,7 +15,7 @@ pub(super) struct Context {
     pub(super) shared: Arc<Shared>,
     /// To the thread that hears signals.
     pub(super) events: Sender<Event>,
-    pub(super) copies: Copies,
+    pub(super) republisher: Republisher,
     pub(super) drain: Drain,
     /// Closes when running tasks must be given up.
     pub(super) abort: Receiver<Never>,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use super::judge::Keeping;
+use super::process::PendingCopy;
 use super::settlement::HeldCopy;
 use super::shared::Busy;
 use crate::broker::{Channel, Consumer, Delivery, Fault, FaultKind, Message, Next, Watch};
@@ -27,7 +27,7 @@ pub(super) struct Aside<'c, 's> {
     /// The consumer that it came to.
     pub(super) consumer: u32,
     /// The copy; `None` where there will be none.
-    pub(super) keeping: Option<Keeping>,
+    pub(super) pending_copy: Option<PendingCopy>,
     /// When it arrived.
     pub(super) since: Instant,
     /// The worker has something to do until the copy is kept or refused.
@@ -43,7 +43,7 @@ impl Aside<'_, '_> {
 
     /// The copy, as the rules see it.
     pub(super) fn copy(&self) -> Option<HeldCopy> {
-        self.keeping.as_ref().map(Keeping::held)
+        self.pending_copy.as_ref().map(PendingCopy::held)
     }
 }
 
@@ -68,15 +68,15 @@ pub(super) struct Waiting<'c> {
     /// It was found out that its deliveries cannot be counted.
     pub(super) uncounted: bool,
     /// The copy that was asked for when it arrived.
-    pub(super) keeping: Option<Keeping>,
+    pub(super) pending_copy: Option<PendingCopy>,
 }
 
 /// Asks for the copy that has to be kept before a task may run, if there is one, as soon as it arrives. Its turn is after
 /// others, which may take long or take this process down: each such end is one more delivery of it.
-pub(super) type AskOnArrival = Arc<dyn Fn(&Message<'_>) -> Option<Keeping> + Send + Sync>;
+pub(super) type AskOnArrival = Arc<dyn Fn(&Message<'_>) -> Option<PendingCopy> + Send + Sync>;
 
 /// Copies that were asked for, by the tags of their deliveries.
-type Early = Arc<Mutex<HashMap<u64, Keeping>>>;
+type Early = Arc<Mutex<HashMap<u64, PendingCopy>>>;
 
 /// Takes deliveries off one channel.
 pub(super) struct Intake<'c, 's> {
@@ -156,8 +156,8 @@ impl<'c> Intake<'c, '_> {
 
     fn arrived(&mut self, delivery: Delivery<'c>) -> Waiting<'c> {
         self.unsettled += 1;
-        let keeping = lock(&self.early).remove(&delivery.tag());
-        Waiting { delivery, consumer: self.number, uncounted: false, keeping }
+        let pending_copy = lock(&self.early).remove(&delivery.tag());
+        Waiting { delivery, consumer: self.number, uncounted: false, pending_copy }
     }
 
     /// A delivery that came to this consumer is settled.
@@ -238,8 +238,8 @@ impl<'c> Intake<'c, '_> {
 fn watch(on_arrival: Option<&AskOnArrival>, early: &Early) -> Option<Watch> {
     let (ask, early) = (Arc::clone(on_arrival?), Arc::clone(early));
     Some(Box::new(move |tag, message| {
-        if let Some(keeping) = ask(message) {
-            lock(&early).insert(tag, keeping);
+        if let Some(pending_copy) = ask(message) {
+            lock(&early).insert(tag, pending_copy);
         }
     }))
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::time::{Duration, Instant};
 
 use super::Options;
-use super::ledger::Ledger;
+use super::dedup::Dedup;
 use super::surroundings::Surroundings;
 use crate::backoff::Reminder;
 use crate::broker::QueueType;
@@ -24,7 +24,7 @@ fn as_millis(duration: Duration) -> u64 {
 /// What all threads of the pool see.
 pub(super) struct Shared {
     pub(super) options: Options,
-    pub(super) ledger: Ledger,
+    pub(super) dedup: Dedup,
     pub(super) surroundings: Surroundings,
     pub(super) permits: Permits,
     busy: AtomicUsize,
@@ -70,7 +70,7 @@ impl Shared {
         Self {
             permits: Permits::new(options.max_tasks),
             options,
-            ledger: Ledger::new(),
+            dedup: Dedup::new(),
             surroundings: Surroundings::default(),
             busy: AtomicUsize::new(0),
             running: AtomicUsize::new(0),

@@ -10,7 +10,7 @@ use super::Event;
 use super::ack_timeout;
 use super::consume::{Pauses, consume};
 use super::context::Context;
-use super::ledger::Unproven;
+use super::dedup::UnprovenAcks;
 use super::supervisor::{Grant, Request};
 use crate::backoff::Backoff;
 use crate::broker::{AckTimeout, Fault, FaultKind};
@@ -22,12 +22,12 @@ use crate::shortage;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-pub(super) struct Slot {
+pub(super) struct WorkerThread {
     pub(super) context: Context,
     pub(super) requests: Sender<Request>,
 }
 
-impl Slot {
+impl WorkerThread {
     pub(super) fn run(self, handler: &mut dyn Handler) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         let mut pauses = Pauses::new();
@@ -84,7 +84,8 @@ impl Slot {
     /// The channel or its connection is gone.
     fn use_channel(&self, grant: Grant, pauses: &mut Pauses, handler: &mut dyn Handler) -> Result<(), Fault> {
         let channel = grant.channel.holding_for(self.time_to_ask_for(grant.ack_timeout));
-        let mut unproven = Unproven::new(&self.context.shared.ledger, self.context.shared.options.prefetch);
+        let mut unproven =
+            UnprovenAcks::new(&self.context.shared.dedup, self.context.shared.options.prefetch);
         consume(&self.context, &channel, &mut unproven, pauses, handler)?;
         match channel.close() {
             Ok(()) => unproven.all_arrived(),

@@ -39,7 +39,7 @@ const LIMIT_VALID: Duration = Duration::from_mins(10);
 const BOUNDED_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the publishing thread knows.
-pub(super) struct Keeper {
+pub(super) struct PublishingThread {
     shared: Arc<Shared>,
     events: Sender<Event>,
     jobs: Receiver<Job>,
@@ -57,7 +57,7 @@ pub(super) struct Keeper {
     limit: Option<Limit>,
     /// The queues that copies went to.
     watch: DelayWatch,
-    /// What [`super::Copies::are_blocked`] tells.
+    /// What [`super::Republisher::is_blocked`] tells.
     blocked: Arc<AtomicBool>,
     /// Since when somebody waits for a broker that has blocked publishing.
     blocked_since: Option<Instant>,
@@ -78,7 +78,7 @@ struct Outstanding {
     since: Instant,
 }
 
-impl Keeper {
+impl PublishingThread {
     /// `blocked` is what it tells the others: whether the broker takes no copies now.
     pub(super) fn new(
         shared: Arc<Shared>,
@@ -304,7 +304,7 @@ impl Keeper {
     fn kept(&mut self, job: &Job) {
         self.refused.taken(job);
         self.backoff.reset();
-        job.asker.answer(Answer::Kept);
+        job.requester.answer(Answer::Kept);
     }
 
     /// Its queue takes none now; the others for it need not be tried meanwhile.
@@ -346,7 +346,7 @@ impl Keeper {
     /// Returns whether the connection is still there.
     fn publish(&mut self, job: Job) -> bool {
         if let Some(refusal) = self.limit.as_ref().and_then(|limit| limit.refusal(&job)) {
-            job.asker.answer(refusal);
+            job.requester.answer(refusal);
             return true;
         }
         let Link::Up(up) = &mut self.link else { return false };
@@ -393,7 +393,7 @@ impl Keeper {
         if job.copy.comes_first {
             self.refused(job, Reason::Told(error.to_string()));
         } else {
-            job.asker.answer(Answer::NotAllowed(error.clone()));
+            job.requester.answer(Answer::NotAllowed(error.clone()));
         }
     }
 
@@ -474,7 +474,7 @@ impl Keeper {
     }
 
     fn forget_withdrawn(&mut self) {
-        self.waiting.retain(|job| !job.asker.is_gone());
+        self.waiting.retain(|job| !job.requester.is_gone());
         let published = self.outstanding.values().map(|outstanding| &outstanding.job);
         self.refused.retain(&self.waiting.iter().chain(published));
     }
@@ -483,7 +483,7 @@ impl Keeper {
     fn tell_what_they_wait_for(&self) {
         let blocked = self.link.is_blocked();
         for job in &self.waiting {
-            job.asker.set_waits_for(match self.refused.reason(job) {
+            job.requester.set_waits_for(match self.refused.reason(job) {
                 _ if blocked || self.is_down => WaitsFor::Change,
                 Some(Reason::QueueFull) => WaitsFor::Room,
                 Some(Reason::Told(_)) => WaitsFor::Change,
@@ -491,7 +491,7 @@ impl Keeper {
             });
         }
         let under_way = if blocked { WaitsFor::Change } else { WaitsFor::Confirm };
-        self.outstanding.values().for_each(|outstanding| outstanding.job.asker.set_waits_for(under_way));
+        self.outstanding.values().for_each(|outstanding| outstanding.job.requester.set_waits_for(under_way));
     }
 
     fn next_to_tell(&self) -> Option<Instant> {
@@ -508,7 +508,7 @@ impl Keeper {
     /// Since when somebody waits for the broker to take publishes.
     fn note_blocked(&mut self) {
         let wanted = !self.waiting.is_empty()
-            || self.outstanding.values().any(|outstanding| !outstanding.job.asker.is_gone());
+            || self.outstanding.values().any(|outstanding| !outstanding.job.requester.is_gone());
         if wanted && self.link.is_blocked() {
             self.blocked_since.get_or_insert_with(Instant::now);
         } else {

@@ -5,8 +5,8 @@
 //! two leaves the task twice, never not at all. A copy that is refused is tried again, with growing pauses, for as long
 //! as somebody waits for it.
 
-mod keeper;
 mod link;
+mod publishing_thread;
 mod refusals;
 mod refused;
 
@@ -25,7 +25,7 @@ use crate::broker::{Body, CopyForm, Properties};
 use crate::cancel::Never;
 use crate::error::Error;
 use crate::lock::lock;
-use keeper::Keeper;
+use publishing_thread::PublishingThread;
 
 /// How asking for a copy ended.
 #[derive(Debug, Clone)]
@@ -53,11 +53,11 @@ struct Job {
     suspect: bool,
     /// It came back once because its queue was gone; the queue was declared again since.
     came_back: bool,
-    asker: Asker,
+    requester: Requester,
 }
 
 /// Who waits for the answer.
-struct Asker {
+struct Requester {
     reply: Sender<Answer>,
     /// Something that may last stands in the way.
     met: Sender<()>,
@@ -74,7 +74,7 @@ struct State {
     waits_for: Mutex<WaitsFor>,
 }
 
-impl Asker {
+impl Requester {
     /// Whoever asked may have given up.
     fn answer(&self, answer: Answer) {
         let _ = self.reply.send(answer);
@@ -133,13 +133,13 @@ impl Drop for Pending {
 
 /// Hands copies to the publishing thread.
 #[derive(Clone)]
-pub(super) struct Copies {
+pub(super) struct Republisher {
     jobs: Sender<Job>,
     blocked: Arc<AtomicBool>,
 }
 
-impl Copies {
-    /// Starts the thread; it ends when the last `Copies` is gone. `alive` is held until then.
+impl Republisher {
+    /// Starts the thread; it ends when the last `Republisher` is gone. `alive` is held until then.
     ///
     /// # Errors
     /// When the system has no thread left.
@@ -150,10 +150,10 @@ impl Copies {
     ) -> std::io::Result<Self> {
         let (sender, jobs) = crossbeam_channel::unbounded();
         let blocked = Arc::new(AtomicBool::new(false));
-        let keeper = Keeper::new(Arc::clone(shared), events, jobs, Arc::clone(&blocked));
+        let thread = PublishingThread::new(Arc::clone(shared), events, jobs, Arc::clone(&blocked));
         thread::Builder::new().name("copies".into()).spawn(move || {
             let _alive = alive;
-            keeper.run();
+            thread.run();
         })?;
         Ok(Self { jobs: sender, blocked })
     }
@@ -169,7 +169,7 @@ impl Copies {
         let ((reply, replies), (met_in, met)) =
             (crossbeam_channel::bounded(1), crossbeam_channel::bounded(1));
         let state = Arc::new(State::default());
-        let asker = Asker { reply, met: met_in, bell: bell.clone(), state: Arc::clone(&state) };
+        let requester = Requester { reply, met: met_in, bell: bell.clone(), state: Arc::clone(&state) };
         let job = Job {
             number: 0,
             copy,
@@ -178,7 +178,7 @@ impl Copies {
             form: CopyForm::Full,
             suspect: false,
             came_back: false,
-            asker,
+            requester,
         };
         // Without the thread the reply channel is closed, which is an answer.
         let _ = self.jobs.send(job);
@@ -186,7 +186,7 @@ impl Copies {
     }
 
     /// The broker is known not to take any copy now.
-    pub(super) fn are_blocked(&self) -> bool {
+    pub(super) fn is_blocked(&self) -> bool {
         self.blocked.load(Ordering::SeqCst)
     }
 }

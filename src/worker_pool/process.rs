@@ -8,9 +8,9 @@ use crossbeam_channel::{RecvTimeoutError, Sender, select};
 
 use super::Event;
 use super::context::Context;
-use super::copies::{Answer, Copies, Pending};
-use super::ledger::{Claim, Fingerprint, Unproven};
+use super::dedup::{Claim, Fingerprint, UnprovenAcks};
 use super::planned_copy::{PlannedCopy, Purpose};
+use super::republisher::{Answer, Pending, Republisher};
 use super::settlement::{BeforeRun, Earlier, HeldCopy};
 use super::shared::Shared;
 use crate::backoff::Backoff;
@@ -31,7 +31,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// What the broker is told.
-pub(super) enum Verdict {
+pub(super) enum Disposition {
     /// The task is done, or a copy of it is kept.
     Acknowledge,
     /// Somebody else, or this worker later, has to run it.
@@ -41,20 +41,20 @@ pub(super) enum Verdict {
     /// The task runs although it was counted nowhere: its copy is too large, or not allowed.
     RunUncounted,
     /// Nothing yet: the broker takes its time with the copy.
-    SetAside(Keeping),
+    SetAside(PendingCopy),
     /// Nothing for as long as it may be held, for there will be no copy: given back, it would come at once and hold up
     /// those behind it.
     Hold,
 }
 
 /// A copy that is to take the place of a delivery.
-pub(super) struct Keeping {
+pub(super) struct PendingCopy {
     pending: Pending,
     copy: Box<PlannedCopy>,
     fingerprint: Option<Fingerprint>,
 }
 
-impl Keeping {
+impl PendingCopy {
     pub(super) fn fingerprint(&self) -> Option<Fingerprint> {
         self.fingerprint
     }
@@ -75,35 +75,35 @@ impl Keeping {
     }
 }
 
-/// The verdict on one delivery, and whether its task was run for it.
-pub(super) struct Judged {
-    pub(super) verdict: Verdict,
+/// The disposition of one delivery, and whether its task was run for it.
+pub(super) struct Processed {
+    pub(super) disposition: Disposition,
     pub(super) ran: bool,
 }
 
-impl Judged {
-    fn unrun(verdict: Verdict) -> Self {
-        Self { verdict, ran: false }
+impl Processed {
+    fn unrun(disposition: Disposition) -> Self {
+        Self { disposition, ran: false }
     }
 }
 
 impl Context {
     /// Runs the task, unless it ran here before or must not run any more, and keeps the copy that its outcome asks
-    /// for. On [`Verdict::Acknowledge`] the acknowledgement is noted as unproven. `uncounted`: it was found out before
+    /// for. On [`Disposition::Acknowledge`] the acknowledgement is noted as unproven. `uncounted`: it was found out before
     /// that its deliveries cannot be counted.
-    pub(super) fn judge(
+    pub(super) fn process(
         &self,
         delivery: &mut Delivery<'_>,
         uncounted: bool,
-        unproven: &mut Unproven<'_>,
+        unproven: &mut UnprovenAcks<'_>,
         handler: &mut dyn Handler,
-    ) -> Judged {
+    ) -> Processed {
         let record = delivery.properties().record();
-        let fingerprint = self.shared.ledger.fingerprint(&delivery.message(), &record);
-        let (mut judged, running) = loop {
-            match self.shared.ledger.claim(fingerprint, delivery.redelivered()) {
+        let fingerprint = self.shared.dedup.fingerprint(&delivery.message(), &record);
+        let (mut processed, running) = loop {
+            match self.shared.dedup.claim(fingerprint, delivery.redelivered()) {
                 Claim::Run(running) => {
-                    break (self.judge_claimed(delivery, &record, uncounted, handler), running);
+                    break (self.process_claimed(delivery, &record, uncounted, handler), running);
                 }
                 Claim::Failed(copy, running) => {
                     log::info!(
@@ -111,7 +111,7 @@ impl Context {
                         output::escape(delivery.properties().id())
                     );
                     let body = delivery.take_body();
-                    break (Judged::unrun(self.keep(delivery, body, *copy)), Some(running));
+                    break (Processed::unrun(self.keep(delivery, body, *copy)), Some(running));
                 }
                 Claim::Finished => {
                     log::info!(
@@ -119,7 +119,7 @@ impl Context {
                         output::escape(delivery.properties().id())
                     );
                     unproven.acknowledging(fingerprint);
-                    return Judged::unrun(Verdict::Acknowledge);
+                    return Processed::unrun(Disposition::Acknowledge);
                 }
                 Claim::Elsewhere(ends) => {
                     log::info!(
@@ -128,36 +128,40 @@ impl Context {
                     );
                     select! {
                         recv(ends) -> _ => {}
-                        recv(self.drain.begun()) -> _ => return Judged::unrun(Verdict::GiveBack),
+                        recv(self.drain.begun()) -> _ => return Processed::unrun(Disposition::GiveBack),
                     }
                 }
             }
         };
-        match &mut judged.verdict {
-            Verdict::Acknowledge => unproven.acknowledging(fingerprint),
-            Verdict::SetAside(keeping) => keeping.fingerprint = fingerprint,
-            Verdict::GiveBack | Verdict::GiveBackAndPause | Verdict::RunUncounted | Verdict::Hold => {}
+        match &mut processed.disposition {
+            Disposition::Acknowledge => unproven.acknowledging(fingerprint),
+            Disposition::SetAside(pending_copy) => pending_copy.fingerprint = fingerprint,
+            Disposition::GiveBack
+            | Disposition::GiveBackAndPause
+            | Disposition::RunUncounted
+            | Disposition::Hold => {}
         }
         // Only now: whoever waits for it must find it remembered.
         drop(running);
-        judged
+        processed
     }
 
-    fn judge_claimed(
+    fn process_claimed(
         &self,
         delivery: &mut Delivery<'_>,
         record: &Record,
         uncounted: bool,
         handler: &mut dyn Handler,
-    ) -> Judged {
+    ) -> Processed {
         if !uncounted
-            && let Some(copy) = instead_of_running(&self.shared, &self.copies, &delivery.message(), record)
+            && let Some(copy) =
+                instead_of_running(&self.shared, &self.republisher, &delivery.message(), record)
         {
             // It may have to run after all.
             let body = delivery.body().to_vec();
             match self.keep(delivery, body, copy) {
-                Verdict::RunUncounted => {}
-                verdict => return Judged::unrun(verdict),
+                Disposition::RunUncounted => {}
+                disposition => return Processed::unrun(disposition),
             }
         }
         let (outcome, attempt) = (self.execute(delivery, record, handler), record.attempt);
@@ -171,11 +175,11 @@ impl Context {
             }
         };
         let policy = &self.shared.options.policy;
-        let verdict = match policy.after(attempt, &outcome) {
+        let disposition = match policy.after(attempt, &outcome) {
             Decision::Ack => {
                 log::info!("Done");
                 self.shared.finished();
-                Verdict::Acknowledge
+                Disposition::Acknowledge
             }
             Decision::RetryAfter { delay, attempt: next } => {
                 log::warn!(
@@ -198,45 +202,45 @@ impl Context {
                 let body = delivery.take_body();
                 self.keep(delivery, body, copy)
             }
-            Decision::Requeue => Verdict::GiveBack,
-            Decision::RequeueAndPause(_) => return Judged::unrun(Verdict::GiveBackAndPause),
+            Decision::Requeue => Disposition::GiveBack,
+            Decision::RequeueAndPause(_) => return Processed::unrun(Disposition::GiveBackAndPause),
             Decision::StopWorker(why) => self.stop_worker(Error::configuration(why)),
         };
         // What was given up is no task of `--max-tasks`.
-        Judged { verdict, ran: outcome != Outcome::GivenUp }
+        Processed { disposition, ran: outcome != Outcome::GivenUp }
     }
 
     /// The drain begins before the task goes back: the next thread would fare no better, and each such round would
     /// count as a delivery.
-    fn stop_worker(&self, error: Error) -> Verdict {
+    fn stop_worker(&self, error: Error) -> Disposition {
         // The pool is gone only when the process is about to be.
         let _ = self.events.send(Event::Fatal(error));
         self.drain.begin();
-        Verdict::GiveBack
+        Disposition::GiveBack
     }
 
     /// Keeps a copy in place of the original.
-    fn keep(&self, delivery: &Delivery<'_>, body: Vec<u8>, copy: PlannedCopy) -> Verdict {
-        let pending = self.copies.request(copy.clone(), body, delivery.properties(), &self.bell.0);
-        let patience = if self.copies.are_blocked() { Duration::ZERO } else { PATIENCE };
-        let keeping = Keeping { pending, copy: Box::new(copy), fingerprint: None };
-        self.look_at(&keeping, patience).unwrap_or(Verdict::SetAside(keeping))
+    fn keep(&self, delivery: &Delivery<'_>, body: Vec<u8>, copy: PlannedCopy) -> Disposition {
+        let pending = self.republisher.request(copy.clone(), body, delivery.properties(), &self.bell.0);
+        let patience = if self.republisher.is_blocked() { Duration::ZERO } else { PATIENCE };
+        let pending_copy = PendingCopy { pending, copy: Box::new(copy), fingerprint: None };
+        self.look_at(&pending_copy, patience).unwrap_or(Disposition::SetAside(pending_copy))
     }
 
     /// What became of a copy; `None` when nothing is known of it within `patience`.
-    pub(super) fn look_at(&self, keeping: &Keeping, patience: Duration) -> Option<Verdict> {
-        let PlannedCopy { to, purpose, .. } = &*keeping.copy;
+    pub(super) fn look_at(&self, pending_copy: &PendingCopy, patience: Duration) -> Option<Disposition> {
+        let PlannedCopy { to, purpose, .. } = &*pending_copy.copy;
         let name = &to.name;
         let counts = *purpose == Purpose::Counted;
-        Some(match keeping.pending.wait(patience, &self.abort)? {
+        Some(match pending_copy.pending.wait(patience, &self.abort)? {
             Answer::Kept => {
                 if let Purpose::Dead(why) = purpose {
                     log::warn!("dead ({why}); kept in {name}");
                     self.shared.died();
                 }
-                Verdict::Acknowledge
+                Disposition::Acknowledge
             }
-            Answer::Aborted => Verdict::GiveBack,
+            Answer::Aborted => Disposition::GiveBack,
             Answer::TooLarge { length, limit } => {
                 let over = format!(
                     "its body of {length} bytes is over the limit of the broker, {limit} bytes (max_message_size: \
@@ -244,20 +248,20 @@ impl Context {
                 );
                 if counts {
                     log::warn!("a redelivered task runs uncounted: {over}");
-                    Verdict::RunUncounted
+                    Disposition::RunUncounted
                 } else {
                     log::warn!(
                         "the task cannot be copied to {name}: {over}; it stays in the queue, and comes again in {} \
                          or when this worker ends",
                         duration::show(self.shared.hold_limit())
                     );
-                    Verdict::Hold
+                    Disposition::Hold
                 }
             }
             Answer::NotAllowed(error) if counts => {
                 log::warn!("redelivered tasks cannot be counted: {error}");
                 self.shared.cannot_count.store(true, Ordering::Relaxed);
-                Verdict::RunUncounted
+                Disposition::RunUncounted
             }
             Answer::NotAllowed(error) => {
                 self.stop_worker(error.context(&format!("cannot keep a copy of a task in {name}")))
@@ -311,29 +315,29 @@ impl Context {
 /// more: it is asked for as soon as the task arrives, however long it is until its turn.
 pub(super) fn copy_on_arrival(
     shared: &Shared,
-    copies: &Copies,
+    republisher: &Republisher,
     message: &Message<'_>,
     bell: &Sender<()>,
-) -> Option<Keeping> {
+) -> Option<PendingCopy> {
     let record = message.properties.record();
-    let fingerprint = shared.ledger.fingerprint(message, &record);
-    if shared.ledger.knows(fingerprint) {
+    let fingerprint = shared.dedup.fingerprint(message, &record);
+    if shared.dedup.knows(fingerprint) {
         return None;
     }
-    let copy = instead_of_running(shared, copies, message, &record)?;
-    let pending = copies.request(copy.clone(), message.body.to_vec(), message.properties, bell);
-    Some(Keeping { pending, copy: Box::new(copy), fingerprint })
+    let copy = instead_of_running(shared, republisher, message, &record)?;
+    let pending = republisher.request(copy.clone(), message.body.to_vec(), message.properties, bell);
+    Some(PendingCopy { pending, copy: Box::new(copy), fingerprint })
 }
 
 /// The copy that has to be kept before the task may run, or instead of that.
 fn instead_of_running(
     shared: &Shared,
-    copies: &Copies,
+    republisher: &Republisher,
     message: &Message<'_>,
     record: &Record,
 ) -> Option<PlannedCopy> {
     let earlier = earlier(shared, message, record);
-    let copies_possible = !shared.cannot_count.load(Ordering::Relaxed) && !copies.are_blocked();
+    let copies_possible = !shared.cannot_count.load(Ordering::Relaxed) && !republisher.is_blocked();
     let comes_first = earlier.next_return_may_be_the_last();
     match earlier.before_run(&shared.options.policy, copies_possible) {
         BeforeRun::Run => None,

@@ -27,7 +27,7 @@ const MAX_REMEMBERED: usize = 10_000;
 pub(super) struct Fingerprint(u64, u64);
 
 /// The process's memory.
-pub(super) struct Ledger {
+pub(super) struct Dedup {
     seeds: [RandomState; 2],
     state: Mutex<State>,
 }
@@ -85,18 +85,18 @@ pub(super) enum Claim<'l> {
 
 /// A task that runs on this thread.
 pub(super) struct Running<'l> {
-    ledger: &'l Ledger,
+    dedup: &'l Dedup,
     fingerprint: Fingerprint,
     _ends: Sender<Never>,
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.ledger.lock().running.remove(&self.fingerprint);
+        self.dedup.lock().running.remove(&self.fingerprint);
     }
 }
 
-impl Ledger {
+impl Dedup {
     pub(super) fn new() -> Self {
         Self { seeds: [RandomState::new(), RandomState::new()], state: Mutex::default() }
     }
@@ -134,21 +134,21 @@ impl Ledger {
         }
         let (sender, receiver) = crossbeam_channel::bounded(0);
         state.running.insert(fingerprint, receiver);
-        let running = Running { ledger: self, fingerprint, _ends: sender };
+        let running = Running { dedup: self, fingerprint, _ends: sender };
         match failed {
             Some(copy) => Claim::Failed(copy, running),
             None => Claim::Run(Some(running)),
         }
     }
 
-    /// Whether [`Ledger::claim`] knows a redelivered task.
+    /// Whether [`Dedup::claim`] knows a redelivered task.
     pub(super) fn knows(&self, fingerprint: Option<Fingerprint>) -> bool {
         let state = self.lock();
         fingerprint
             .is_some_and(|print| state.running.contains_key(&print) || state.ended.contains_key(&print))
     }
 
-    /// Remembers a finished task until [`Ledger::forget`]. To be called before its acknowledgement is sent, so that
+    /// Remembers a finished task until [`Dedup::forget`]. To be called before its acknowledgement is sent, so that
     /// no moment is left in which it could come back unknown.
     pub(super) fn remember(&self, fingerprint: Fingerprint) {
         self.lock().remember(fingerprint, Ended::Finished);
@@ -172,16 +172,16 @@ impl Ledger {
 
 /// The acknowledgements of one channel that the broker may not have processed. It never has more than `prefetch`
 /// deliveries out on a channel, so each new one proves that all but the last few acknowledgements arrived.
-pub(super) struct Unproven<'l> {
-    ledger: &'l Ledger,
+pub(super) struct UnprovenAcks<'l> {
+    dedup: &'l Dedup,
     /// As many as can be out at once: more than the channel's own where deliveries were set aside.
     prefetch: usize,
     acknowledged: VecDeque<Fingerprint>,
 }
 
-impl<'l> Unproven<'l> {
-    pub(super) fn new(ledger: &'l Ledger, prefetch: u16) -> Self {
-        Self { ledger, prefetch: usize::from(prefetch), acknowledged: VecDeque::new() }
+impl<'l> UnprovenAcks<'l> {
+    pub(super) fn new(dedup: &'l Dedup, prefetch: u16) -> Self {
+        Self { dedup, prefetch: usize::from(prefetch), acknowledged: VecDeque::new() }
     }
 
     /// A delivery stays unsettled while others come beside it.
@@ -192,7 +192,7 @@ impl<'l> Unproven<'l> {
     /// To be called before the acknowledgement is sent.
     pub(super) fn acknowledging(&mut self, fingerprint: Option<Fingerprint>) {
         if let Some(fingerprint) = fingerprint {
-            self.ledger.remember(fingerprint);
+            self.dedup.remember(fingerprint);
             self.acknowledged.push_back(fingerprint);
         }
     }
@@ -201,14 +201,14 @@ impl<'l> Unproven<'l> {
     pub(super) fn delivered(&mut self) {
         while self.acknowledged.len() >= self.prefetch.max(1) {
             let Some(proven) = self.acknowledged.pop_front() else { break };
-            self.ledger.forget(proven);
+            self.dedup.forget(proven);
         }
     }
 
     /// The channel was closed in good order, after everything on it.
     pub(super) fn all_arrived(&mut self) {
         for proven in self.acknowledged.drain(..) {
-            self.ledger.forget(proven);
+            self.dedup.forget(proven);
         }
     }
 }
@@ -220,60 +220,60 @@ mod tests {
     const A: Fingerprint = Fingerprint(1, 1);
     const B: Fingerprint = Fingerprint(2, 2);
 
-    fn finished(ledger: &Ledger, fingerprint: Fingerprint) -> bool {
-        matches!(ledger.claim(Some(fingerprint), true), Claim::Finished)
+    fn finished(dedup: &Dedup, fingerprint: Fingerprint) -> bool {
+        matches!(dedup.claim(Some(fingerprint), true), Claim::Finished)
     }
 
     #[test]
     fn a_finished_task_is_recognised_when_it_comes_back() {
-        let ledger = Ledger::new();
-        ledger.remember(A);
-        assert!(finished(&ledger, A));
-        assert!(!finished(&ledger, B));
-        ledger.forget(A);
-        assert!(!finished(&ledger, A));
-        ledger.remember(A);
-        assert!(matches!(ledger.claim(Some(A), false), Claim::Run(_)), "a first delivery is a new task");
-        assert!(!finished(&ledger, A), "what was remembered was another one's");
+        let dedup = Dedup::new();
+        dedup.remember(A);
+        assert!(finished(&dedup, A));
+        assert!(!finished(&dedup, B));
+        dedup.forget(A);
+        assert!(!finished(&dedup, A));
+        dedup.remember(A);
+        assert!(matches!(dedup.claim(Some(A), false), Claim::Run(_)), "a first delivery is a new task");
+        assert!(!finished(&dedup, A), "what was remembered was another one's");
     }
 
     #[test]
     fn a_task_that_runs_elsewhere_is_waited_for() {
-        let ledger = Ledger::new();
-        let Claim::Run(running) = ledger.claim(Some(A), false) else { panic!("should run") };
-        let Claim::Elsewhere(ends) = ledger.claim(Some(A), true) else { panic!("should wait") };
+        let dedup = Dedup::new();
+        let Claim::Run(running) = dedup.claim(Some(A), false) else { panic!("should run") };
+        let Claim::Elsewhere(ends) = dedup.claim(Some(A), true) else { panic!("should wait") };
         assert!(ends.try_recv() == Err(crossbeam_channel::TryRecvError::Empty));
-        ledger.remember(A);
+        dedup.remember(A);
         drop(running);
         assert!(ends.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected));
-        assert!(finished(&ledger, A));
+        assert!(finished(&dedup, A));
     }
 
     #[test]
     fn each_delivery_proves_earlier_acknowledgements() {
-        let ledger = Ledger::new();
-        let mut unproven = Unproven::new(&ledger, 1);
+        let dedup = Dedup::new();
+        let mut unproven = UnprovenAcks::new(&dedup, 1);
         unproven.acknowledging(Some(A));
         unproven.delivered();
-        assert!(!finished(&ledger, A));
-        let mut unproven = Unproven::new(&ledger, 2);
+        assert!(!finished(&dedup, A));
+        let mut unproven = UnprovenAcks::new(&dedup, 2);
         unproven.acknowledging(Some(A));
         unproven.delivered();
-        assert!(finished(&ledger, A), "the delivery may have been under way");
+        assert!(finished(&dedup, A), "the delivery may have been under way");
         unproven.acknowledging(Some(B));
         unproven.delivered();
-        assert!(!finished(&ledger, A) && finished(&ledger, B));
+        assert!(!finished(&dedup, A) && finished(&dedup, B));
         unproven.all_arrived();
-        assert!(!finished(&ledger, B));
+        assert!(!finished(&dedup, B));
     }
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let ledger = Ledger::new();
+        let dedup = Dedup::new();
         for number in 0..2 * MAX_REMEMBERED as u64 {
-            ledger.remember(Fingerprint(number, 0));
+            dedup.remember(Fingerprint(number, 0));
         }
-        let state = ledger.lock();
+        let state = dedup.lock();
         assert_eq!((state.ended.len(), state.order.len()), (MAX_REMEMBERED, MAX_REMEMBERED));
     }
 }
