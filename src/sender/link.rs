@@ -1,16 +1,14 @@
 //! The connection that tasks are sent on: opened, lost, and opened again.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
 
 use super::Job;
 use crate::backoff::{Backoff, Reminder};
-use crate::broker::{Fault, Publisher, QueueSpec};
+use crate::broker::{Fault, Publisher, QueueSpec, on_a_thread};
 use crate::duration;
 use crate::error::{Error, Exit, Result};
-use crate::shortage;
 
 /// The pauses between attempts to reach a broker that went away; it is usually back within seconds.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -285,20 +283,4 @@ fn open(job: &Job) -> State {
             Publisher::open_verified(&session, &queue)
         }
     }))
-}
-
-/// Runs `ask` on a thread of its own.
-fn on_a_thread<T: Send + 'static>(ask: impl FnOnce() -> Result<T> + Send + 'static) -> Receiver<Result<T>> {
-    let (sender, receiver) = crossbeam_channel::bounded(1);
-    let spawned = thread::Builder::new().name("connect".into()).spawn({
-        let sender = sender.clone();
-        // Nobody listens any more when the sending has ended meanwhile.
-        move || drop(sender.send(ask()))
-    });
-    if let Err(error) = spawned {
-        // It passes.
-        let why = format!("cannot connect: {}", shortage::reason(&error));
-        let _ = sender.send(Err(Error::unavailable(why)));
-    }
-    receiver
 }

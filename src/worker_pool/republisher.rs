@@ -5,7 +5,6 @@
 //! two leaves the task twice, never not at all. A copy that is refused is tried again, with growing pauses, for as long
 //! as somebody waits for it.
 
-mod link;
 mod publishing_thread;
 mod refusals;
 mod refused;

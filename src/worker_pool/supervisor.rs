@@ -1,7 +1,6 @@
 //! Owns the connection: opens it, opens it again when it is lost, and gives each worker thread a channel.
 
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
@@ -11,12 +10,11 @@ use super::ack_timeout;
 use super::shared::Shared;
 use crate::backoff::{Backoff, Reminder};
 use crate::broker::{
-    AckTimeout, Channel, Count, Fault, FaultKind, Publisher, Purpose, Scope, Session, count_messages,
+    AckTimeout, Channel, Count, Fault, FaultKind, Link, Publisher, Purpose, Scope, Session, count_messages,
     ensure_queue, find_again, kind_of, vanished,
 };
 use crate::duration;
 use crate::error::{Error, Exit, Result};
-use crate::shortage;
 
 /// The pauses between attempts to reach a broker that went away. The longest bounds how late a worker is back.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -49,18 +47,12 @@ pub(super) struct Closing {
     pub(super) ready: Option<u32>,
 }
 
-enum Link {
-    Up(Box<Session>),
-    Opening(Receiver<Result<Session>>),
-    Resting { until: Instant },
-}
-
 pub(super) struct Supervisor {
     shared: Arc<Shared>,
     requests: Receiver<Request>,
     events: Sender<Event>,
     waiting: Vec<Request>,
-    link: Link,
+    link: Link<Session>,
     backoff: Backoff,
     /// Counts connections, so that the loss of one is noticed once however many threads report it.
     generation: u64,
@@ -199,8 +191,7 @@ impl Supervisor {
 
     fn connection_lost(&mut self, seen: &Fault) {
         self.shared.set_connected(false);
-        let resting = Link::Resting { until: Instant::now() };
-        if let Link::Up(session) = std::mem::replace(&mut self.link, resting) {
+        if let Some(session) = self.link.take(Instant::now()) {
             let label = session.label().to_owned();
             // The connection knows the cause; its channels only know that it is gone.
             let cause = session.close().unwrap_or_else(|| seen.clone());
@@ -212,7 +203,7 @@ impl Supervisor {
     fn rest(&mut self) {
         let pause = self.backoff.pause();
         log::debug!("next attempt to connect in {}", duration::show(pause));
-        self.link = Link::Resting { until: Instant::now() + pause };
+        self.link = Link::resting(Instant::now() + pause);
     }
 
     /// A queue that taskq is not to declare has not been consumed from yet.
@@ -222,7 +213,7 @@ impl Supervisor {
 
     /// The broker cancelled a consumer, which had a task for `held`.
     fn cancelled(&mut self, seen: &Fault, held: Option<Duration>) {
-        let Link::Up(session) = &mut self.link else { return };
+        let Some(session) = self.link.up() else { return };
         let broker = session.ack_timeout();
         let missing_for = self.missing_at.map(|at| at.elapsed());
         if !ack_timeout::is_over(broker, held, missing_for) {
@@ -240,7 +231,7 @@ impl Supervisor {
     fn queue_gone(&mut self, seen: &Fault) {
         log::warn!("{seen}");
         self.missing_at = Some(Instant::now());
-        let Link::Up(session) = &mut self.link else { return };
+        let Some(session) = self.link.up() else { return };
         match ensure_queue(session, &self.shared.options.queue) {
             Ok(found) => self.shared.set_queue_kind(found.kind),
             Err(fault) if fault.kind == FaultKind::NotFound => {}
@@ -253,7 +244,7 @@ impl Supervisor {
 
     /// Nobody has told what the queue is, and a task speaks of a stream.
     fn ask_for_the_kind(&mut self, suspicion: &Fault) {
-        let Link::Up(session) = &mut self.link else { return };
+        let Some(session) = self.link.up() else { return };
         match kind_of(session, &self.shared.options.queue.name) {
             Ok(None) => self.fatal(suspicion.clone().into_error()),
             Ok(kind) => self.shared.set_queue_kind(kind),
@@ -305,7 +296,7 @@ impl Supervisor {
     /// Nothing runs here and nothing is ready: ask the pool to finish. What is on its way to a consumer at this
     /// moment is still run, since finishing looks at what arrived before its consumers were cancelled.
     fn probe_empty(&mut self) {
-        let Link::Up(session) = &mut self.link else { return };
+        let Some(session) = self.link.up() else { return };
         if self.shared.busy() > 0 {
             return;
         }
@@ -350,23 +341,10 @@ impl Supervisor {
     }
 }
 
-/// Connects and makes sure of the queue, on a thread of its own: requests and their ends are heard meanwhile.
-fn open(shared: &Arc<Shared>) -> Link {
-    let (sender, receiver) = crossbeam_channel::bounded(1);
-    let spawned = thread::Builder::new().name("connect".into()).spawn({
-        let (sender, shared) = (sender.clone(), Arc::clone(shared));
-        move || {
-            let opened = prepare(&shared);
-            // Nobody listens any more when the worker has ended meanwhile.
-            let _ = sender.send(opened);
-        }
-    });
-    if let Err(error) = spawned {
-        // It passes.
-        let why = format!("cannot connect: {}", shortage::reason(&error));
-        let _ = sender.send(Err(Error::unavailable(why)));
-    }
-    Link::Opening(receiver)
+/// Connects and makes sure of the queue.
+fn open(shared: &Arc<Shared>) -> Link<Session> {
+    let shared = Arc::clone(shared);
+    Link::open(move || prepare(&shared))
 }
 
 /// A connection on which all that the worker needs was seen.

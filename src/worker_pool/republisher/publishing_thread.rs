@@ -16,13 +16,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 use super::super::Event;
 use super::super::settlement::WaitsFor;
 use super::super::shared::Shared;
-use super::link::{Link, Up};
 use super::refusals::Reason;
 use super::refused::Refused;
 use super::{Answer, Job};
 use crate::backoff::Backoff;
 use crate::broker::{
-    CopyForm, DelayWatch, Fault, FaultKind, Publisher, Scope, Settlement, Wake, confirm_patience, vanished,
+    CopyForm, DelayWatch, Fault, FaultKind, Link, Publisher, Scope, Settlement, Wake, confirm_patience,
+    vanished,
 };
 use crate::error::{Error, Exit, Result};
 use crate::output;
@@ -43,7 +43,9 @@ pub(super) struct PublishingThread {
     shared: Arc<Shared>,
     events: Sender<Event>,
     jobs: Receiver<Job>,
-    link: Link,
+    link: Link<Publisher>,
+    /// The broker has refused a copy on this connection.
+    refused_here: bool,
     /// The last attempt to connect failed.
     is_down: bool,
     backoff: Backoff,
@@ -98,7 +100,8 @@ impl PublishingThread {
             shared,
             events,
             jobs,
-            link: Link::Down { until: Instant::now() },
+            link: Link::resting(Instant::now()),
+            refused_here: false,
             is_down: false,
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             count: 0,
@@ -115,8 +118,8 @@ impl PublishingThread {
     /// Serves until the last of those who could ask has gone.
     pub(super) fn run(mut self) {
         while self.step() {}
-        if let Link::Up(up) = self.link {
-            up.publisher.close();
+        if let Link::Up(publisher) = self.link {
+            publisher.close();
         }
     }
 
@@ -128,7 +131,7 @@ impl PublishingThread {
         self.note_blocked();
         self.tell_refusals();
         match &self.link {
-            Link::Down { until } => {
+            Link::Resting { until } => {
                 let until = *until;
                 self.rest(until)
             }
@@ -152,7 +155,7 @@ impl PublishingThread {
         };
         let opens_at = wanted.max(until);
         if opens_at <= now {
-            self.link = Link::open(&self.shared.options.session, &self.shared.options.queue);
+            self.open();
             return true;
         }
         match self.jobs.recv_deadline(self.next_to_tell().map_or(opens_at, |tell| tell.min(opens_at))) {
@@ -160,6 +163,16 @@ impl PublishingThread {
             Err(RecvTimeoutError::Timeout) => true,
             Err(RecvTimeoutError::Disconnected) => false,
         }
+    }
+
+    fn open(&mut self) {
+        let options = &self.shared.options;
+        let (session, queue) = (options.session.clone(), options.queue.clone());
+        self.link = Link::open(move || Publisher::open_verified(&session, &queue));
+    }
+
+    fn is_blocked(&self) -> bool {
+        matches!(&self.link, Link::Up(publisher) if publisher.is_blocked())
     }
 
     fn connect(&mut self, opened: &Receiver<Result<Publisher>>) -> bool {
@@ -173,7 +186,8 @@ impl PublishingThread {
                     Ok(publisher) => {
                         log::debug!("opened a connection to {} for copies", publisher.label());
                         self.is_down = false;
-                        self.link = Link::Up(Box::new(Up { publisher, refused: false }));
+                        self.refused_here = false;
+                        self.link = Link::Up(Box::new(publisher));
                     }
                     Err(error) => self.cannot_connect(&error),
                 }
@@ -183,7 +197,7 @@ impl PublishingThread {
     }
 
     fn cannot_connect(&mut self, error: &Error) {
-        self.link = Link::Down { until: Instant::now() + self.backoff.pause() };
+        self.link = Link::resting(Instant::now() + self.backoff.pause());
         self.is_down = true;
         self.watch.put_off(Instant::now());
         log::debug!("no connection for copies: {error}");
@@ -198,8 +212,8 @@ impl PublishingThread {
     /// Looks at the queues in which tasks may wait, where it is time to.
     fn look_after_waiting(&mut self, now: Instant) {
         for queue in self.watch.take_due(now) {
-            let Link::Up(up) = &mut self.link else { return };
-            match up.publisher.look_at(&queue) {
+            let Some(publisher) = self.link.up() else { return };
+            match publisher.look_at(&queue) {
                 Ok(false) => {}
                 Ok(true) => self.tell_vanished(&queue.name),
                 Err(fault) if fault.kind == FaultKind::NotFound => self.tell_vanished(&queue.name),
@@ -217,7 +231,7 @@ impl PublishingThread {
     /// Publishes what comes and answers what is settled.
     fn serve(&mut self) -> bool {
         let now = Instant::now();
-        let blocked = self.link.is_blocked();
+        let blocked = self.is_blocked();
         // However long an alarm lasts, what was published before it is neither kept nor refused.
         let due = self.due().filter(|_| !blocked);
         if due.is_some_and(|due| due <= now) {
@@ -233,15 +247,14 @@ impl PublishingThread {
             return true;
         }
         let deadline = [due, again, looks_at, self.next_to_tell()].into_iter().flatten().min();
-        let Link::Up(up) = &mut self.link else { return true };
+        let Some(publisher) = self.link.up() else { return true };
         // The publisher's own input channel carries the jobs, and nothing interrupts it.
         let uninterrupted = crossbeam_channel::never::<()>();
-        match up.publisher.wait(Some(&self.jobs), &uninterrupted, Some(deadline.unwrap_or(now + IDLE_CLOSE)))
-        {
+        match publisher.wait(Some(&self.jobs), &uninterrupted, Some(deadline.unwrap_or(now + IDLE_CLOSE))) {
             Wake::Input(Some(job)) => return self.accept(job),
             Wake::Input(None) => return false,
             Wake::Settled => {
-                for (tag, settlement) in up.publisher.take_settled() {
+                for (tag, settlement) in publisher.take_settled() {
                     self.settle(tag, &settlement);
                 }
                 self.leave_if_refused();
@@ -250,19 +263,19 @@ impl PublishingThread {
                 log::warn!(
                     "{} has blocked publishing ({reason}): failed tasks wait here, unacknowledged, until it takes \
                      their copies; finished ones are acknowledged as always",
-                    up.publisher.label()
+                    publisher.label()
                 );
                 self.blocked.store(true, Ordering::SeqCst);
             }
             Wake::Unblocked => {
-                log::info!("{} accepts publishes again", up.publisher.label());
+                log::info!("{} accepts publishes again", publisher.label());
                 self.blocked.store(false, Ordering::SeqCst);
                 self.outstanding.values_mut().for_each(|outstanding| outstanding.since = Instant::now());
             }
             Wake::Lost(fault) => self.lost(&fault, None),
             Wake::TimedOut if deadline.is_none() && !blocked => {
-                if let Link::Up(up) = std::mem::replace(&mut self.link, Link::Down { until: now }) {
-                    up.publisher.close();
+                if let Some(publisher) = self.link.take(now) {
+                    publisher.close();
                 }
             }
             Wake::TimedOut | Wake::Interrupted(()) => {}
@@ -285,17 +298,15 @@ impl PublishingThread {
                 self.kept(&job);
             }
             Settlement::Unroutable if !job.came_back => {
-                if let Link::Up(up) = &mut self.link {
-                    up.publisher.forget_prepared();
+                if let Some(publisher) = self.link.up() {
+                    publisher.forget_prepared();
                 }
                 job.came_back = true;
                 self.waiting.push_front(job);
             }
             Settlement::Unroutable => self.refused(job, Reason::Told("the queue is missing".to_owned())),
             Settlement::Nacked => {
-                if let Link::Up(up) = &mut self.link {
-                    up.refused = true;
-                }
+                self.refused_here = true;
                 self.refused(job, Reason::QueueFull);
             }
         }
@@ -316,7 +327,7 @@ impl PublishingThread {
     /// A quorum queue that was between two leaders when this connection first published to it refuses all that
     /// comes on it until the old leader's node is back. What is in flight may be confirmed all the same.
     fn leave_if_refused(&mut self) {
-        if self.outstanding.is_empty() && matches!(&self.link, Link::Up(up) if up.refused) {
+        if self.outstanding.is_empty() && self.refused_here {
             self.disconnect("the broker refuses copies on it", Instant::now());
         }
     }
@@ -331,14 +342,14 @@ impl PublishingThread {
     /// A queue is declared only where nothing is outstanding: what is may have met an alarm that we have not heard of
     /// yet, and then the declaration would not be answered either.
     fn next_to_publish(&self) -> Option<usize> {
-        let Link::Up(up) = &self.link else { return None };
-        if up.publisher.is_blocked() || up.publisher.is_busy() {
+        let Link::Up(publisher) = &self.link else { return None };
+        if publisher.is_blocked() || publisher.is_busy() {
             return None;
         }
         let now = Instant::now();
         let at = self.waiting.iter().position(|job| self.refused.allow(job, now))?;
         let job = &self.waiting[at];
-        let alone = job.suspect || !up.publisher.is_prepared(&job.copy.to);
+        let alone = job.suspect || !publisher.is_prepared(&job.copy.to);
         let beside_suspect = self.outstanding.values().any(|outstanding| outstanding.job.suspect);
         (self.outstanding.is_empty() || !alone && !beside_suspect).then_some(at)
     }
@@ -349,9 +360,9 @@ impl PublishingThread {
             job.requester.answer(refusal);
             return true;
         }
-        let Link::Up(up) = &mut self.link else { return false };
+        let Some(publisher) = self.link.up() else { return false };
         let (to, own) = (&job.copy.to, &job.copy.record);
-        match up.publisher.prepare(to, self.watch.knows(&to.name)) {
+        match publisher.prepare(to, self.watch.knows(&to.name)) {
             Ok(was_gone) => {
                 if was_gone {
                     log::warn!("{}", vanished(&to.name));
@@ -361,8 +372,8 @@ impl PublishingThread {
             }
             Err(fault) => return self.cannot_prepare(job, &fault),
         }
-        let properties = job.original.copy(own, job.form, up.publisher.frame_max());
-        match up.publisher.publish(&to.name, &job.body, &properties) {
+        let properties = job.original.copy(own, job.form, publisher.frame_max());
+        match publisher.publish(&to.name, &job.body, &properties) {
             Ok(tag) => {
                 self.refused.ask(&job);
                 self.outstanding.insert(tag, Outstanding { job, since: Instant::now() });
@@ -400,10 +411,7 @@ impl PublishingThread {
     /// The channel or the connection is gone. What is outstanding and not confirmed by now is unknown, so nothing of it
     /// counts as kept: all of it is published again, with `last`, which met the end while it was published.
     fn lost(&mut self, fault: &Fault, last: Option<Job>) {
-        let confirmed = match &mut self.link {
-            Link::Up(up) => up.publisher.take_confirmed(),
-            Link::Down { .. } | Link::Opening(_) => Vec::new(),
-        };
+        let confirmed = self.link.up().map(Publisher::take_confirmed).unwrap_or_default();
         for tag in confirmed {
             if let Some(Outstanding { job, .. }) = self.outstanding.remove(&tag) {
                 self.kept(&job);
@@ -459,10 +467,11 @@ impl PublishingThread {
 
     fn disconnect(&mut self, why: &str, until: Instant) {
         self.blocked.store(false, Ordering::SeqCst);
+        self.refused_here = false;
         self.refused.forget_asked();
-        if let Link::Up(up) = std::mem::replace(&mut self.link, Link::Down { until }) {
+        if let Some(publisher) = self.link.take(until) {
             log::debug!("closing the connection for copies: {why}");
-            up.publisher.cut();
+            publisher.cut();
         }
     }
 
@@ -481,7 +490,7 @@ impl PublishingThread {
 
     /// Tells everybody who waits what stands in the way.
     fn tell_what_they_wait_for(&self) {
-        let blocked = self.link.is_blocked();
+        let blocked = self.is_blocked();
         for job in &self.waiting {
             job.requester.set_waits_for(match self.refused.reason(job) {
                 _ if blocked || self.is_down => WaitsFor::Change,
@@ -509,7 +518,7 @@ impl PublishingThread {
     fn note_blocked(&mut self) {
         let wanted = !self.waiting.is_empty()
             || self.outstanding.values().any(|outstanding| !outstanding.job.requester.is_gone());
-        if wanted && self.link.is_blocked() {
+        if wanted && self.is_blocked() {
             self.blocked_since.get_or_insert_with(Instant::now);
         } else {
             self.blocked_since = None;
