@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// How taskq ends. The numbers follow `sysexits.h`; the README and the man page list them.
+/// How taskq ends. The numbers follow `sysexits.h`; the README and `taskq --help` list them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// Everything was confirmed, or the worker drained cleanly.
@@ -116,7 +116,7 @@ impl Error {
     }
 
     /// Whether trying again may help, where the broker has let this user in before: one that dies during the login looks
-    /// the same as one that refuses it (AMIQUIP.md, H8).
+    /// the same as one that refuses it (docs/amiquip.md, H8).
     #[must_use]
     pub fn may_pass(&self) -> bool {
         self.at == Stage::TurnedAway || self.exit == Exit::Unavailable

@@ -19,7 +19,7 @@ pub struct Channel {
     amqp: Option<amiquip::Channel>,
     /// Clones of the receivers of all consumers this channel had. amiquip's I/O thread ends the whole connection
     /// when it finds a consumer's receiver gone, which a cancel or close can make it look for at any time
-    /// (AMIQUIP.md, H1). Declared after the channel, so dropped after it.
+    /// (docs/amiquip.md, H1). Declared after the channel, so dropped after it.
     keepalive: RefCell<Vec<Receiver<ConsumerMessage>>>,
     /// Deliveries that came and are not settled.
     unanswered: Cell<u32>,

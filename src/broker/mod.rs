@@ -1,6 +1,6 @@
-//! Everything that talks to RabbitMQ. Nothing outside this folder knows amiquip, and in here its hazards are
+//! Everything that talks to RabbitMQ. Nothing outside this folder calls amiquip, and in here its hazards are
 //! contained: it has no deadlines of its own (`watchdog`), trusts whatever the peer sends (`frames`), and ends a
-//! whole connection over a consumer dropped at the wrong moment (`channel`).
+//! whole connection over a consumer dropped at the wrong moment (`channel`). docs/amiquip.md lists them all.
 
 mod accounts;
 mod channel;

@@ -347,7 +347,7 @@ impl Publisher {
         settled.filter_map(|(tag, settled)| (settled == Settlement::Confirmed).then_some(tag)).collect()
     }
 
-    /// Says goodbye. A blocked broker does not read goodbyes, so there it is cut instead (AMIQUIP.md, H3).
+    /// Says goodbye. A blocked broker does not read goodbyes, so there it is cut instead (docs/amiquip.md, H3).
     pub fn close(mut self) {
         // The confirm was faster than the thread's end.
         if self.is_busy() && self.unsettled.is_settled() {

@@ -161,7 +161,7 @@ impl Session {
     }
 
     /// Says goodbye and returns why the connection ended, if it had ended before. Channels have to be closed
-    /// first: what is queued on them is lost otherwise (AMIQUIP.md, H4).
+    /// first: what is queued on them is lost otherwise (docs/amiquip.md, H4).
     pub fn close(mut self) -> Option<Fault> {
         let connection = self.connection.take()?;
         let _guard = self.kill.guard(CLOSE_TIMEOUT, "the goodbye");

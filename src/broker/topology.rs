@@ -83,7 +83,8 @@ pub struct QueueSpec {
 
 impl QueueSpec {
     /// Where this queue's failed tasks wait for `after`. Always a quorum queue: a classic one hands over what has expired
-    /// without confirms, so that a broker which is killed in that moment loses it (RABBITMQ.md, 13).
+    /// without confirms, so that a broker which is killed in that moment loses it (RabbitMQ's documentation of dead letter
+    /// exchanges: at-most-once from classic queues, at-least-once from quorum queues that ask for it).
     #[must_use]
     pub fn delay(&self, after: Duration) -> Self {
         Self {

@@ -139,7 +139,8 @@ impl Broker {
 
     /// Another consumer of the queue while `meanwhile` runs. What it gets, one message at a time, goes back afterwards.
     pub(crate) fn while_consuming(&self, queue: &str, options: ConsumerOptions, meanwhile: impl FnOnce()) {
-        // Dropped last: amiquip ends the whole connection when nobody is there to be told that the consumer has ended.
+        // Dropped last: amiquip ends the whole connection when nobody is there to be told that the consumer has ended
+        // (docs/amiquip.md, H1).
         let _keepalive;
         let channel = self.channel();
         channel.qos(0, 1, false).unwrap();
