@@ -18,9 +18,10 @@ use crate::error::{Error, Result};
 use crate::output::counted;
 use crate::shortage;
 
-/// What one connection may have open at most; without a limit amiquip hangs at the 65,536th. RabbitMQ's own
-/// default.
+/// The channels of one connection, unless the URL says otherwise: RabbitMQ's own default.
 const CHANNEL_MAX: u16 = 2047;
+/// amiquip hangs when it looks for one more than 65,535 (docs/amiquip.md, H17).
+const LARGEST_CHANNEL_MAX: u16 = u16::MAX - 1;
 /// What opening a connection takes for itself: its socket thrice, a poll and what wakes it; amiquip's two threads and
 /// the one that looks a name up.
 const DESCRIPTORS: usize = 8;
@@ -29,6 +30,11 @@ const THREADS: usize = 3;
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
 /// How many of a name's addresses an error tells of: as many as the largest clusters have nodes. Their texts are short.
 const MAX_TOLD: usize = 7;
+
+/// How many channels to ask the broker for. 0 means no limit.
+fn channel_max(url: &BrokerUrl) -> u16 {
+    url.channel_max.filter(|max| *max > 0).unwrap_or(CHANNEL_MAX).min(LARGEST_CHANNEL_MAX)
+}
 
 impl Session {
     /// Connects to the first broker that answers.
@@ -187,11 +193,10 @@ impl Dial<'_> {
 
     fn amqp_options(&self, auth: Auth) -> ConnectionOptions<Auth> {
         let heartbeat = self.options.heartbeat.or(self.url.heartbeat).unwrap_or(DEFAULT_HEARTBEAT);
-        let channel_max = self.url.channel_max.filter(|max| *max > 0).unwrap_or(CHANNEL_MAX);
         ConnectionOptions::default()
             .auth(auth)
             .virtual_host(self.url.vhost.clone())
-            .channel_max(channel_max)
+            .channel_max(channel_max(self.url))
             .frame_max(FRAME_MAX)
             .heartbeat(u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX))
             .information(Some(identity(self.purpose)))
@@ -301,6 +306,15 @@ mod tests {
 
     fn failure(kind: FaultKind) -> (String, Fault) {
         ("amqp://guest@h:1".to_owned(), Fault::connection(kind, "why"))
+    }
+
+    #[test]
+    fn amiquip_is_never_asked_for_the_channel_that_hangs_it() {
+        let asked = |url| channel_max(&BrokerUrl::parse(url).unwrap());
+        assert_eq!(asked("amqp://h"), CHANNEL_MAX);
+        assert_eq!(asked("amqp://h?channel_max=0"), CHANNEL_MAX);
+        assert_eq!(asked("amqp://h?channel_max=10"), 10);
+        assert_eq!(asked("amqp://h?channel_max=65535"), 65_534);
     }
 
     #[test]
