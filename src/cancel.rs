@@ -2,13 +2,19 @@
 
 use std::sync::{Arc, Mutex};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
 use crate::lock::lock;
 
 /// Never sent: a channel of it only ever closes, which tells every listener at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Never {}
+
+/// Whether it has closed.
+#[must_use]
+pub fn is_closed(channel: &Receiver<Never>) -> bool {
+    channel.try_recv() == Err(TryRecvError::Disconnected)
+}
 
 /// A channel that closes once. Any of its clones may close it, and every listener hears of it.
 #[derive(Clone)]

@@ -2,6 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
+use self::interrupt::Interrupt;
 use self::mover::{Mover, Moving, WINDOW};
 use self::refresher::Refresher;
 use self::walk::{Channels, Event, Walk, WalkMode};
@@ -11,6 +12,7 @@ use crate::broker::{
 };
 use crate::error::{Error, Result};
 
+mod interrupt;
 mod mover;
 mod refresher;
 mod walk;
@@ -55,11 +57,12 @@ pub fn browse(
     look: &mut dyn FnMut(&DeadTask<'_>) -> bool,
 ) -> Result<()> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(()) };
-    let refresher = place.refresher(options)?;
+    let interrupt = place.interrupt()?;
+    let refresher = place.refresher(options, &interrupt)?;
     let channels = Channels::open(&mut place.session, place.ready, WalkMode::Held)?;
-    let looked = browse_on(&channels, refresher, &mut place, look);
+    let looked = browse_on(&channels, refresher, &mut place, &interrupt, look);
     let closed = channels.close(&mut place.session, &place.dead.name);
-    looked.and(closed)?;
+    looked.and(closed).and(interrupt.result())?;
     place.session.close();
     Ok(())
 }
@@ -68,6 +71,7 @@ fn browse_on<'c>(
     channels: &'c Channels,
     mut refresher: Refresher<'c>,
     place: &mut Place,
+    interrupt: &Interrupt,
     look: &mut dyn FnMut(&DeadTask<'_>) -> bool,
 ) -> Result<()> {
     let Place { session, dead, ready, .. } = place;
@@ -84,7 +88,7 @@ fn browse_on<'c>(
             Event::Extra(delivery) => refresher.consider(delivery),
             Event::Pause => refresher.refresh_worn(),
         }
-        Ok(looking)
+        Ok(looking && !interrupt.has_come()?)
     });
     refresher.close();
     walked
@@ -129,12 +133,16 @@ pub fn requeue(options: &SessionOptions, queue: &QueueSpec, selection: &Selectio
         // What is not wanted must not keep the broker from sending what is.
         Selection::Ids(_) => WalkMode::Held,
     };
+    let interrupt = place.interrupt()?;
+    let refresher = Refresher::new(options, &place.dead, &interrupt);
+    let mover = Mover::new(publisher, &interrupt);
     let channels = Channels::open(&mut place.session, place.ready, mode)?;
-    let (done, moved) = move_on(&channels, publisher, options, &mut place, (queue, selection, mode));
+    let (done, outcome) =
+        move_on(&channels, mover, refresher, &mut place, &interrupt, (queue, selection, mode));
     // The close is what makes sure that the last acknowledgements arrived.
     let closed = channels.close(&mut place.session, &place.dead.name);
     place.session.close();
-    moved.and(closed).map_err(|error| {
+    outcome.and(closed).and(interrupt.result()).map_err(|error| {
         error.context(&format!("{} sent again, the others are still in {}", done.count, place.dead.name))
     })?;
     Ok(done)
@@ -142,14 +150,13 @@ pub fn requeue(options: &SessionOptions, queue: &QueueSpec, selection: &Selectio
 
 fn move_on<'c>(
     channels: &'c Channels,
-    publisher: Publisher,
-    options: &SessionOptions,
+    mut mover: Mover<'c>,
+    mut refresher: Refresher<'c>,
     place: &mut Place,
+    interrupt: &Interrupt,
     (queue, selection, mode): (&QueueSpec, &Selection, WalkMode),
 ) -> (Requeued, Result<()>) {
     let Place { session, dead, ready, .. } = place;
-    let mut refresher = Refresher::new(options, dead);
-    let mut mover = Mover::new(publisher);
     let mut wanted = VecDeque::new();
     let mut walk = Walk::new(channels, session, &dead.name, *ready, mode);
     let move_one = |mover: &mut Mover<'c>, task: Moving<'c>| {
@@ -175,7 +182,7 @@ fn move_on<'c>(
                 refresher.refresh_worn();
             }
         }
-        Ok(true)
+        Ok(!interrupt.has_come()?)
     });
     let (done, left) = mover.close();
     for task in left.into_iter().chain(wanted) {
@@ -246,7 +253,7 @@ fn count_again(session: &mut Session, name: &str) -> Result<u32> {
 /// consumer that it is asked by.
 fn is_empty(session: &mut Session, options: &SessionOptions, dead: &QueueSpec) -> Result<bool> {
     let channels = Channels::open(session, 1, WalkMode::Held)?;
-    let mut refresher = Refresher::new(options, dead);
+    let mut refresher = Refresher::new(options, dead, &Interrupt::ignored());
     let empty = {
         let consumer = Consumer::start(channels.first()?, &dead.name, 1, None).map_err(Fault::into_error)?;
         let Count { ready, consumers } = count_messages(session, &dead.name).map_err(Fault::into_error)?;
@@ -304,11 +311,11 @@ impl Place {
     }
 
     /// Where to look is to wear tasks out, nobody looks while the broker takes no copies that could take their place.
-    fn refresher<'c>(&self, options: &SessionOptions) -> Result<Refresher<'c>> {
+    fn refresher<'c>(&self, options: &SessionOptions, interrupt: &Interrupt) -> Result<Refresher<'c>> {
         if self.wears_out && self.ready > 0 {
             match Publisher::open_verified(options, &self.dead) {
                 Ok(mut publisher) => match why_not(&mut publisher) {
-                    None => return Ok(Refresher::with(publisher, options, &self.dead)),
+                    None => return Ok(Refresher::with(publisher, options, &self.dead, interrupt)),
                     Some(why) => {
                         publisher.cut();
                         return Err(Error::try_again(format!(
@@ -321,13 +328,18 @@ impl Place {
                 Err(error) => log::debug!("no connection for copies: {error}"),
             }
         }
-        Ok(Refresher::new(options, &self.dead))
+        Ok(Refresher::new(options, &self.dead, interrupt))
+    }
+
+    /// Where tasks wear out, a signal must not end the process while it holds some: they would go back once more.
+    fn interrupt(&self) -> Result<Interrupt> {
+        if self.wears_out { Interrupt::heard() } else { Ok(Interrupt::ignored()) }
     }
 
     /// Nothing is acknowledged before all have come: each answer would have the broker hand out one more.
     fn purge_part(&mut self, options: &SessionOptions, count: u32, until: u64) -> Result<u32> {
         let channels = Channels::open(&mut self.session, count, WalkMode::Held)?;
-        let mut refresher = Refresher::new(options, &self.dead);
+        let mut refresher = Refresher::new(options, &self.dead, &Interrupt::ignored());
         let mut walk = Walk::new(&channels, &mut self.session, &self.dead.name, count, WalkMode::Held);
         let mut taken = Vec::new();
         walk.each(|event| {

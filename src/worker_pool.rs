@@ -44,6 +44,10 @@ use worker_thread::WorkerThread;
 /// After tasks were given up: how long their threads have to end before the process does without them.
 const ABORT_WAIT: Duration = Duration::from_secs(5);
 
+/// How long copies are refused, publishing is blocked, or the machine cannot run a task before a bounded run ends: whoever
+/// waits for it has to do something.
+const BOUNDED_PATIENCE: Duration = Duration::from_secs(30);
+
 /// What to work on, and how.
 pub struct Options {
     /// How to reach the broker.
@@ -107,8 +111,7 @@ pub fn run(options: Options, handlers: &Arc<HandlerFactory>, signals: &Receiver<
             (None, None) => {}
             (Some(error), None) | (None, Some(error)) => return Err(error),
             (Some(error), Some(last_returns)) => {
-                log::warn!("{last_returns}");
-                return Err(error);
+                return Err(Error::new(error.exit, format!("{error}; {last_returns}")));
             }
         }
         log::debug!("{} done", output::counted(shared.count_finished(), "task", "tasks"));
@@ -292,8 +295,12 @@ impl Pool {
     fn force(&mut self, signal: i32, why: &str) -> End {
         let busy = self.shared.running();
         if busy > 0 {
+            let but = match self.shared.last_chances() {
+                0 => String::new(),
+                count => format!(", unless its delivery limit is reached, as may be for {count} of them"),
+            };
             log::warn!(
-                "{why}: giving up {busy} running; the broker will deliver again what was not finished"
+                "{why}: giving up {busy} running; the broker will deliver again what was not finished{but}"
             );
         }
         if let Some(error) = self.fatal.take() {

@@ -80,7 +80,8 @@ pub struct Publisher {
     session: Session,
     confirms: Receiver<Confirm>,
     returns: Receiver<Return>,
-    blocked: bool,
+    /// Why, where it is blocked.
+    blocked: Option<String>,
     queue_verified: bool,
     /// When each queue beside the main one was last made sure of.
     prepared: HashMap<String, Instant>,
@@ -139,7 +140,7 @@ impl Publisher {
             session,
             confirms,
             returns,
-            blocked: false,
+            blocked: None,
             queue_verified,
             prepared: HashMap::new(),
             unsettled: Confirms::default(),
@@ -167,7 +168,13 @@ impl Publisher {
     /// Whether the broker has said that it does not read from this connection.
     #[must_use]
     pub fn is_blocked(&self) -> bool {
-        self.blocked
+        self.blocked.is_some()
+    }
+
+    /// The reason that the broker gave for that.
+    #[must_use]
+    pub fn why_blocked(&self) -> Option<&str> {
+        self.blocked.as_deref()
     }
 
     /// Whether the queue was seen to be there and fit. Otherwise a closed channel may mean that it is not, and
@@ -311,13 +318,14 @@ impl Publisher {
             },
             recv(self.session.blocked()) -> notification => match notification {
                 // The same again.
-                Ok(ConnectionBlockedNotification::Blocked(_)) if self.blocked => Wake::Settled,
+                Ok(ConnectionBlockedNotification::Blocked(_)) if self.is_blocked() => Wake::Settled,
                 Ok(ConnectionBlockedNotification::Blocked(reason)) => {
-                    self.blocked = true;
-                    Wake::Blocked(crate::output::escape(&reason))
+                    let reason = crate::output::escape(&reason);
+                    self.blocked = Some(reason.clone());
+                    Wake::Blocked(reason)
                 }
                 Ok(ConnectionBlockedNotification::Unblocked) => {
-                    self.blocked = false;
+                    self.blocked = None;
                     Wake::Unblocked
                 }
                 Err(_) => self.end(),
@@ -353,7 +361,7 @@ impl Publisher {
         if self.is_busy() && self.unsettled.is_settled() {
             let _ = self.take_back();
         }
-        if self.blocked || self.is_busy() {
+        if self.is_blocked() || self.is_busy() {
             self.session.cut("the broker does not read");
         } else {
             // Nothing is outstanding that matters, so the connection's own goodbye is enough: the channel's would

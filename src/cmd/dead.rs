@@ -109,6 +109,11 @@ fn list(as_json: bool, place: Place) -> Result<Exit> {
         }
         true
     });
+    if let Err(error) = &looked
+        && matches!(error.exit, Exit::Signal(_))
+    {
+        return looked.map(|()| Exit::Success);
+    }
     // What came is worth showing also when something went wrong after it.
     let text = if as_json { objects.join("\n") } else { table(&rows) };
     if !text.is_empty() {

@@ -5,9 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::never;
-
 use super::Requeued;
+use super::interrupt::Interrupt;
 use crate::broker::{Body, CopyForm, Delivery, Fault, Publisher, Record, Settlement, Wake};
 use crate::error::{Error, Result};
 
@@ -23,6 +22,7 @@ pub(super) struct Mover<'c> {
     done: Requeued,
     /// When the last of them was settled, or the first one published.
     since: Instant,
+    interrupt: Interrupt,
 }
 
 /// A task whose copy is not known to be confirmed.
@@ -32,8 +32,9 @@ pub(super) struct Moving<'c> {
 }
 
 impl<'c> Mover<'c> {
-    pub(super) fn new(publisher: Publisher) -> Self {
-        Self { publisher, under_way: HashMap::new(), done: Requeued::default(), since: Instant::now() }
+    pub(super) fn new(publisher: Publisher, interrupt: &Interrupt) -> Self {
+        let (done, since, interrupt) = (Requeued::default(), Instant::now(), interrupt.clone());
+        Self { publisher, under_way: HashMap::new(), done, since, interrupt }
     }
 
     /// Publishes a copy with this record. Waits where many are under way.
@@ -78,13 +79,14 @@ impl<'c> Mover<'c> {
         if Instant::now() >= deadline {
             return Err(Error::try_again("the broker did not confirm in time"));
         }
-        match self.publisher.wait::<(), ()>(None, &never(), Some(deadline)) {
+        match self.publisher.wait::<(), i32>(None, self.interrupt.signals(), Some(deadline)) {
             Wake::Settled => self.take_out_settled(),
             Wake::Blocked(reason) => {
                 log::warn!("the broker has blocked publishing ({reason}); waiting for it to go on");
                 Ok(())
             }
-            Wake::Unblocked | Wake::Input(_) | Wake::Interrupted(()) | Wake::TimedOut => Ok(()),
+            Wake::Interrupted(signal) => self.interrupt.note(signal),
+            Wake::Unblocked | Wake::Input(_) | Wake::TimedOut => Ok(()),
             Wake::Lost(fault) => {
                 self.take_out_settled()?;
                 Err(fault.into_error())

@@ -4,14 +4,15 @@
 //! with RabbitMQ 3.10, 4.0 and 4.3: each way back counts, whether a task is rejected or its channel or connection ends;
 //! only a nack does not, on 4.3. The limit may come from a policy, and AMQP does not tell of those.
 
+use super::interrupt::Interrupt;
 use super::mover::{Mover, Moving};
 use super::record_of;
 use crate::broker::{Properties, Publisher, QueueSpec, SessionOptions};
 use crate::error::Result;
 
-/// A task that has gone back so often is replaced by a copy, which has not, at the price of its place in the row: with a
-/// limit of 2, the smallest that allows for looking at all, its next way back would be its last.
-const WORN: u64 = 2;
+/// A task that has gone back so often is replaced by a copy, which has not, at the price of its place in the row. With a
+/// limit of 2 it may go back once more, should this look end before the copy is kept.
+const WORN: u64 = 1;
 
 /// Refreshes worn tasks of those that go back: connects when there are any, and failing is told and no error.
 pub(super) struct Refresher<'c> {
@@ -20,17 +21,24 @@ pub(super) struct Refresher<'c> {
     worn: Vec<Moving<'c>>,
     mover: Option<Mover<'c>>,
     failed: bool,
+    interrupt: Interrupt,
 }
 
 impl<'c> Refresher<'c> {
-    pub(super) fn new(options: &SessionOptions, dead: &QueueSpec) -> Self {
-        let (options, dead) = (options.clone(), dead.clone());
-        Self { options, dead, worn: Vec::new(), mover: None, failed: false }
+    pub(super) fn new(options: &SessionOptions, dead: &QueueSpec, interrupt: &Interrupt) -> Self {
+        let (options, dead, interrupt) = (options.clone(), dead.clone(), interrupt.clone());
+        Self { options, dead, worn: Vec::new(), mover: None, failed: false, interrupt }
     }
 
     /// With a connection that is there already.
-    pub(super) fn with(publisher: Publisher, options: &SessionOptions, dead: &QueueSpec) -> Self {
-        Self { mover: Some(Mover::new(publisher)), ..Self::new(options, dead) }
+    pub(super) fn with(
+        publisher: Publisher,
+        options: &SessionOptions,
+        dead: &QueueSpec,
+        interrupt: &Interrupt,
+    ) -> Self {
+        let mover = Mover::new(publisher, interrupt);
+        Self { mover: Some(mover), ..Self::new(options, dead, interrupt) }
     }
 
     /// This task goes back when its channel is closed, unless it is replaced before.
@@ -59,7 +67,10 @@ impl<'c> Refresher<'c> {
     fn refresh(&mut self, task: Moving<'c>) -> Result<()> {
         let mover = match &mut self.mover {
             Some(mover) => mover,
-            none => none.insert(Mover::new(Publisher::open_verified(&self.options, &self.dead)?)),
+            none => {
+                let publisher = Publisher::open_verified(&self.options, &self.dead)?;
+                none.insert(Mover::new(publisher, &self.interrupt))
+            }
         };
         // The same in everything but how often it was delivered, and its place.
         let record = record_of(task.original.properties());
@@ -70,7 +81,7 @@ impl<'c> Refresher<'c> {
         if let Err(error) = refreshed {
             self.failed = true;
             log::warn!(
-                "tasks in {} went back there {WORN} times and more, and could not be replaced by copies ({error}); a \
+                "tasks in {} went back there before, and could not be replaced by copies ({error}); a \
                  quorum queue drops what goes back more often than its limit says",
                 self.dead.name
             );

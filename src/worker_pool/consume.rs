@@ -10,9 +10,12 @@ use super::dedup::UnprovenAcks;
 use super::intake::{Arrival, Aside, AskOnArrival, Intake, Waiting};
 use super::process::{Disposition, PendingCopy, Processed, copy_on_arrival};
 use super::settlement::{Held, Next};
-use super::shared::Permit;
+use super::shared::{Permit, last_returns};
+use super::{BOUNDED_PATIENCE, Event};
 use crate::backoff::Backoff;
 use crate::broker::{Channel, Delivery, Fault, QueueType};
+use crate::cancel::is_closed;
+use crate::error::Error;
 use crate::handler::Handler;
 use crate::output::{self, counted};
 use crate::shortage;
@@ -59,6 +62,9 @@ pub(super) fn consume(
     context.shared.greet();
     let mut consuming = Consuming { context, intake, unproven, handler };
     let ended = consuming.run(permit, pauses).and_then(|()| consuming.finish());
+    if ended.is_err() {
+        consuming.tell_last_returns();
+    }
     consuming.remember_outcomes();
     ended
 }
@@ -78,8 +84,8 @@ fn on_arrival(context: &Context) -> Option<AskOnArrival> {
 enum Step<'s> {
     /// Take the next one.
     Next(Permit<'s>),
-    /// The consumer is cancelled: take nothing for a while.
-    Pause,
+    /// The consumer is cancelled: take nothing for a while, for want of this.
+    Pause(String),
     /// The consumer is cancelled: no more are wanted.
     Stop,
 }
@@ -104,8 +110,8 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
             ) {
                 Arrival::Task(waiting) => match self.take(waiting, permit)? {
                     Step::Next(next) => permit = next,
-                    Step::Pause => {
-                        if !self.pause(pauses)? {
+                    Step::Pause(what) => {
+                        if !self.pause(&what, pauses)? {
                             return Ok(());
                         }
                         let Some(next) = self.context.shared.permits.take() else { return Ok(()) };
@@ -140,7 +146,8 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         let Processed { disposition, ran } =
             self.context.process(&mut delivery, uncounted, self.unproven, self.handler);
         // Before anything that can fail: how the task ended must not be forgotten.
-        let pause = matches!(disposition, Disposition::GiveBackAndPause);
+        let pause =
+            if let Disposition::GiveBackAndPause(what) = &disposition { Some(what.clone()) } else { None };
         let answer = match disposition {
             Disposition::SetAside(pending_copy) => {
                 let pending_copy = Some(pending_copy);
@@ -160,7 +167,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
             Some(permit)
         };
         let cancelled = self.intake.end_if_cancelled()?;
-        let next = next.filter(|_| !pause && !cancelled && !self.context.drain.has_begun());
+        let next = next.filter(|_| pause.is_none() && !cancelled && !self.context.drain.has_begun());
         if next.is_none() {
             // Before the acknowledgement: it makes room for a next delivery, which would come only to be given back,
             // flagged as redelivered.
@@ -173,10 +180,10 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         if cancelled {
             return Err(Fault::cancelled(Some(since.elapsed())));
         }
-        Ok(match next {
-            Some(next) => Step::Next(next),
-            None if pause => Step::Pause,
-            None => Step::Stop,
+        Ok(match (next, pause) {
+            (Some(next), _) => Step::Next(next),
+            (None, Some(what)) => Step::Pause(what),
+            (None, None) => Step::Stop,
         })
     }
 
@@ -187,10 +194,13 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
 
     /// Takes nothing for a while: what was given back would come at once. What is set aside stays, for its copies may be
     /// under way. False when the drain began meanwhile.
-    fn pause(&mut self, pauses: &mut Pauses) -> Result<bool, Fault> {
+    fn pause(&mut self, what: &str, pauses: &mut Pauses) -> Result<bool, Fault> {
         self.intake.consumer.cancel()?;
         self.give_back_waiting()?;
         let shared = &self.context.shared;
+        // To wait for the machine is not to be idle, and the queue is not empty.
+        let _busy = shared.begin();
+        self.end_bounded_run(what);
         let mut over = crossbeam_channel::after(pauses.next(shared.settled()));
         loop {
             select! {
@@ -198,7 +208,9 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
                     Ok(()) => break,
                     // What came now would go back, and each time count as a delivery.
                     Err(error) => {
-                        shared.tell_shortage(&shortage::reason(&error));
+                        let what = shortage::reason(&error);
+                        shared.tell_shortage(&what);
+                        self.end_bounded_run(&what);
                         over = crossbeam_channel::after(pauses.next(shared.settled()));
                     }
                 },
@@ -208,6 +220,20 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         }
         self.intake.renew()?;
         Ok(true)
+    }
+
+    /// Whoever waits for a bounded run has to do something when no task can be run for long.
+    fn end_bounded_run(&self, what: &str) {
+        let shared = &self.context.shared;
+        let since = shared.note_shortage(true);
+        if shared.options.is_bounded() && since.is_some_and(|since| since.elapsed() >= BOUNDED_PATIENCE) {
+            let error = Error::try_again(format!(
+                "no task can be run on this machine now: {what}; the tasks go back to {}",
+                shared.options.queue.name
+            ));
+            // The pool is gone only when the process is about to be.
+            let _ = self.context.events.send(Event::Fatal(error));
+        }
     }
 
     /// Settles what was set aside and has an answer by now, or has waited for one for too long.
@@ -342,11 +368,11 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
 
     /// What there will be no copy of while this worker lives.
     fn end_held(&mut self) -> Result<(), Fault> {
-        let stops = self.context.drain.has_begun();
+        let (stops, aborted) = (self.context.drain.has_begun(), is_closed(&self.context.abort));
         let mut given_back = 0;
         for _ in 0..self.intake.aside.len() {
             let Some(aside) = self.intake.aside.pop_front() else { break };
-            match self.held(&aside).at_the_end(stops) {
+            match self.held(&aside).at_the_end(stops, aborted) {
                 Next::Wait => self.intake.aside.push_back(aside),
                 Next::GiveBack => {
                     if aside.pending_copy.is_some() {
@@ -363,6 +389,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
                          may drop it when it goes back",
                         output::escape(delivery.properties().id())
                     );
+                    let _last = self.context.shared.run_last_chance();
                     self.settle_now(Waiting { delivery, consumer, uncounted: true, pending_copy: None })?;
                 }
             }
@@ -397,6 +424,15 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
     fn remember_outcomes(&mut self) {
         for aside in std::mem::take(&mut self.intake.aside) {
             self.remember_outcome(aside.pending_copy);
+        }
+    }
+
+    /// What the channel held goes back with it.
+    fn tell_last_returns(&mut self) {
+        let held = self.intake.held();
+        let count = held.filter(|delivery| self.context.next_return_may_be_the_last(delivery)).count();
+        if count > 0 {
+            log::warn!("{}", last_returns(&self.context.shared.options.queue.name, count));
         }
     }
 

@@ -1,8 +1,8 @@
 //! The drain: from its beginning on no thread takes a new task. Any thread may begin it, and all hear of it at once.
 
-use crossbeam_channel::{Receiver, TryRecvError};
+use crossbeam_channel::Receiver;
 
-use crate::cancel::{Latch, Never};
+use crate::cancel::{Latch, Never, is_closed};
 
 /// See the module.
 #[derive(Clone)]
@@ -38,7 +38,7 @@ impl Drain {
     }
 
     pub(super) fn has_begun(&self) -> bool {
-        self.begun().try_recv() == Err(TryRecvError::Disconnected)
+        is_closed(self.begun())
     }
 }
 

@@ -177,6 +177,12 @@ impl<'c> Intake<'c, '_> {
         self.aside.iter().filter_map(Aside::copy).any(HeldCopy::holds_up)
     }
 
+    /// What has arrived and is not settled.
+    pub(super) fn held(&self) -> impl Iterator<Item = &Delivery<'c>> {
+        let aside = self.aside.iter().map(|aside| &aside.delivery);
+        aside.chain(self.backlog.iter().map(|waiting| &waiting.delivery))
+    }
+
     /// So many are set aside that nothing more is taken.
     pub(super) fn is_crowded(&self) -> bool {
         self.aside.len() >= MAX_ASIDE

@@ -36,8 +36,8 @@ pub(super) enum Disposition {
     Acknowledge,
     /// Somebody else, or this worker later, has to run it.
     GiveBack,
-    /// As `GiveBack`, and nothing may be taken for a while: it would come back at once.
-    GiveBackAndPause,
+    /// As `GiveBack`, and nothing may be taken for a while, for want of this: it would come back at once.
+    GiveBackAndPause(String),
     /// The task runs although it was counted nowhere: its copy is too large, or not allowed.
     RunUncounted,
     /// Nothing yet: the broker takes its time with the copy.
@@ -137,7 +137,7 @@ impl Context {
             Disposition::Acknowledge => unproven.acknowledging(fingerprint),
             Disposition::SetAside(pending_copy) => pending_copy.fingerprint = fingerprint,
             Disposition::GiveBack
-            | Disposition::GiveBackAndPause
+            | Disposition::GiveBackAndPause(_)
             | Disposition::RunUncounted
             | Disposition::Hold => {}
         }
@@ -203,7 +203,7 @@ impl Context {
                 self.keep(delivery, body, copy)
             }
             Decision::Requeue => Disposition::GiveBack,
-            Decision::RequeueAndPause(_) => return Processed::unrun(Disposition::GiveBackAndPause),
+            Decision::RequeueAndPause(what) => return Processed::unrun(Disposition::GiveBackAndPause(what)),
             Decision::StopWorker(why) => self.stop_worker(Error::configuration(why)),
         };
         // What was given up is no task of `--max-tasks`.
@@ -271,9 +271,13 @@ impl Context {
 
     /// Whether the broker may drop the task when it is given back.
     pub(super) fn must_not_go_back(&self, delivery: &Delivery<'_>) -> bool {
+        self.shared.broker_counts_nacks() && self.next_return_may_be_the_last(delivery)
+    }
+
+    /// Whether the broker may drop the task when its channel is lost.
+    pub(super) fn next_return_may_be_the_last(&self, delivery: &Delivery<'_>) -> bool {
         let message = delivery.message();
-        self.shared.broker_counts_nacks()
-            && earlier(&self.shared, &message, &message.properties.record()).next_return_may_be_the_last()
+        earlier(&self.shared, &message, &message.properties.record()).next_return_may_be_the_last()
     }
 
     fn execute(&self, delivery: &Delivery<'_>, record: &Record, handler: &mut dyn Handler) -> Outcome {
@@ -291,6 +295,9 @@ impl Context {
         };
         let _running = self.shared.run();
         let outcome = self.run_when_possible(handler, &task);
+        if !matches!(outcome, Outcome::NoResources(_) | Outcome::GivenUp) {
+            self.shared.note_shortage(false);
+        }
         self.shared.surroundings.settle(outcome, &task, self.drain.signalled(), &self.abort)
     }
 

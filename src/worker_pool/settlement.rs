@@ -109,12 +109,13 @@ impl Held {
         }
     }
 
-    /// When nothing more is taken. `stops`: the worker was told to stop, and waits no longer than it has to.
-    pub(super) fn at_the_end(self, stops: bool) -> Next {
+    /// When nothing more is taken. `stops`: the worker was told to stop, and waits no longer than it has to; `aborted`: it
+    /// gives up what runs, too.
+    pub(super) fn at_the_end(self, stops: bool, aborted: bool) -> Next {
         match self.copy {
             Some(copy) if !stops || copy.waits_for == WaitsFor::Confirm => Next::Wait,
             // To go back may be the end of it, and to run cannot be worse.
-            Some(copy) if copy.counts && self.must_not_go_back => Next::Run,
+            Some(copy) if copy.counts && self.must_not_go_back && !aborted => Next::Run,
             _ => Next::GiveBack,
         }
     }
@@ -263,7 +264,7 @@ mod tests {
     #[test]
     fn at_the_end_copies_under_way_are_waited_for_and_what_must_not_go_back_runs() {
         use WaitsFor::{Change, Confirm, Room};
-        let next = |copy, waits_for, stops| held(copy, waits_for).at_the_end(stops);
+        let next = |copy, waits_for, stops| held(copy, waits_for).at_the_end(stops, false);
         for copy in [OUTCOME, COUNT, COUNT_FIRST] {
             assert_eq!(next(copy, Confirm, true), Next::Wait);
             for waits_for in [Confirm, Room, Change] {
@@ -274,13 +275,14 @@ mod tests {
         for waits_for in [Room, Change] {
             assert_eq!(next(OUTCOME, waits_for, true), Next::GiveBack);
             assert_eq!(next(COUNT_FIRST, waits_for, true), Next::Run);
+            assert_eq!(held(COUNT_FIRST, waits_for).at_the_end(true, true), Next::GiveBack);
             // It is dead, and might take this process down.
             assert_eq!(next(HeldCopy { counts: false, ..COUNT_FIRST }, waits_for, true), Next::GiveBack);
             // RabbitMQ 4.3 does not count what is given back in good order.
             let safe = Held { must_not_go_back: false, ..held(COUNT_FIRST, waits_for) };
-            assert_eq!(safe.at_the_end(true), Next::GiveBack);
+            assert_eq!(safe.at_the_end(true, false), Next::GiveBack);
         }
-        assert_eq!(Held { copy: None, must_not_go_back: false }.at_the_end(false), Next::GiveBack);
+        assert_eq!(Held { copy: None, must_not_go_back: false }.at_the_end(false, false), Next::GiveBack);
     }
 
     #[test]

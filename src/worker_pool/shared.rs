@@ -37,6 +37,10 @@ pub(super) struct Shared {
     held_back: AtomicU32,
     /// Tasks that went back to the queue although the broker may drop them for it.
     last_returns: AtomicU32,
+    /// Tasks that run now, and of which that is true if they go back.
+    last_chances: AtomicUsize,
+    /// Since when no task could be run for want of something that this machine lacks.
+    short_since: Mutex<Option<Instant>>,
     /// To give a delivery back counts towards the delivery limit of its queue.
     broker_counts_nacks: AtomicBool,
     /// How long a delivery may be held, in milliseconds.
@@ -79,6 +83,8 @@ impl Shared {
             dead: AtomicU64::new(0),
             held_back: AtomicU32::new(0),
             last_returns: AtomicU32::new(0),
+            last_chances: AtomicUsize::new(0),
+            short_since: Mutex::default(),
             broker_counts_nacks: AtomicBool::new(true),
             hold_limit: AtomicU64::new(as_millis(HOLD_LIMIT)),
             cannot_count: AtomicBool::new(false),
@@ -139,13 +145,28 @@ impl Shared {
     /// What to say of tasks that went back although the broker may drop them for it.
     pub(super) fn last_returns(&self) -> Option<Error> {
         let count = self.last_returns.load(Ordering::SeqCst);
-        let queue = &self.options.queue.name;
-        (count > 0).then(|| {
-            Error::try_again(format!(
-                "tasks that went back to {queue} for at least the third time, without a copy: {count}; the broker drops \
-                 those that are over a delivery limit"
-            ))
-        })
+        (count > 0).then(|| Error::try_again(last_returns(&self.options.queue.name, count as usize)))
+    }
+
+    /// A task is run that the broker may drop if it goes back, until the guard is dropped.
+    pub(super) fn run_last_chance(&self) -> LastChance<'_> {
+        self.last_chances.fetch_add(1, Ordering::SeqCst);
+        LastChance(self)
+    }
+
+    pub(super) fn last_chances(&self) -> usize {
+        self.last_chances.load(Ordering::SeqCst)
+    }
+
+    /// A task could be run, or not for want of something: since when that has been so.
+    pub(super) fn note_shortage(&self, is_short: bool) -> Option<Instant> {
+        let mut since = lock(&self.short_since);
+        if is_short {
+            Some(*since.get_or_insert_with(Instant::now))
+        } else {
+            *since = None;
+            None
+        }
     }
 
     pub(super) fn broker_counts_nacks(&self) -> bool {
@@ -275,6 +296,14 @@ impl Shared {
     }
 }
 
+/// What to say of tasks that go back to a queue although the broker may drop them for it.
+pub(super) fn last_returns(queue: &str, count: usize) -> String {
+    format!(
+        "tasks that went back to {queue} for at least the third time, without a copy: {count}; the broker drops those \
+         that are over a delivery limit"
+    )
+}
+
 /// One delivery that is being worked on.
 pub(super) struct Busy<'s>(&'s Shared);
 
@@ -291,6 +320,15 @@ pub(super) struct Running<'s>(&'s Shared);
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// One task that is run and may be dropped if it goes back.
+pub(super) struct LastChance<'s>(&'s Shared);
+
+impl Drop for LastChance<'_> {
+    fn drop(&mut self) {
+        self.0.last_chances.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

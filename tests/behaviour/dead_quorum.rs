@@ -3,9 +3,10 @@
 
 use amiquip::{AmqpValue, ConsumerOptions};
 
-use crate::support::Sandbox;
 use crate::support::broker::{arguments, durable, number, text};
 use crate::support::handler::{attempt, body, header};
+use crate::support::{Sandbox, until};
+use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGTERM};
 
 /// More than any limit in these tests.
 const LOOKS: u32 = 24;
@@ -81,6 +82,34 @@ fn a_policy_that_drops_what_is_delivered_often_costs_no_dead_task() {
     two_dead(&sandbox, "quorum");
     look_often(&sandbox);
     sandbox.node().ctl(&["clear_policy", &name]);
+}
+
+#[test]
+fn whoever_interrupts_a_look_loses_nothing() {
+    const TASKS: u32 = 1500;
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    let dead = sandbox.dead_queue();
+    let limited = [("x-queue-type", text("quorum")), ("x-delivery-limit", number(LOWEST_LIMIT))];
+    broker.declare_with(&dead, durable(arguments(&limited)));
+    broker.declare(&sandbox.queue);
+    let bodies = (0..TASKS).map(|n| n.to_string()).collect::<Vec<_>>().join("\n");
+    sandbox.taskq(["send", "--lines", "--queue", &dead]).feed(bodies).exits(0);
+    let looks = [&["dead", "list"][..], &["dead", "requeue", "no-such-id"], &["dead", "list", "--json"]];
+    for (looking, signal) in looks.iter().cycle().zip([SIGINT, SIGTERM, SIGHUP, SIGINT, SIGTERM, SIGHUP]) {
+        let mut look = sandbox.taskq(*looking).start();
+        until("it holds some", || (!look.is_running() || broker.ready(&dead) < TASKS).then_some(()));
+        // Or it was faster.
+        if look.is_running() {
+            look.signal(signal);
+        }
+        look.end().exits_with_one_of(&[0, 65, 128 + signal as i32]);
+        broker.wait_ready(&dead, TASKS);
+    }
+    let mut left: Vec<u32> = broker.bodies(&dead).iter().map(|body| body.parse().unwrap()).collect();
+    left.sort_unstable();
+    left.dedup();
+    assert_eq!(left.len(), TASKS as usize);
 }
 
 /// It would count as a look, and no copy could take the place of what was looked at too often.

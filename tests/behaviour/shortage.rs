@@ -95,6 +95,22 @@ fn a_shortage_uses_up_no_attempt_and_leaves_the_tasks_to_others() {
     }
 }
 
+/// It is neither idle nor done, and somebody waits for its end.
+#[test]
+fn a_bounded_run_that_can_run_nothing_ends_with_75() {
+    for bound in [&["--until-empty"][..], &["--idle-timeout", "2s"]] {
+        let sandbox = Sandbox::new();
+        let worker =
+            sandbox.handling(&[bound, &["--threads", "1"]].concat(), r#"sleep 0.1; echo >>"$1/runs""#);
+        tasks(&sandbox, 20);
+        sandbox.wait_lines("runs", 1);
+        limit(&worker, 5);
+        worker.end().exits(75).says(SHORT).says("no task can be run on this machine now");
+        let done = u32::try_from(sandbox.lines("runs").len()).unwrap();
+        sandbox.broker().wait_ready(&sandbox.queue, 20 - done);
+    }
+}
+
 #[test]
 fn a_worker_that_cannot_connect_for_want_of_descriptors_does_so_when_there_are_some() {
     let mut sandbox = Sandbox::new();

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
-use super::super::Event;
 use super::super::settlement::WaitsFor;
 use super::super::shared::Shared;
+use super::super::{BOUNDED_PATIENCE, Event};
 use super::refusals::Reason;
 use super::refused::Refused;
 use super::{Answer, Job};
@@ -35,8 +35,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// How long a limit on the size of messages is believed without asking again, which costs a connection: it may be
 /// raised meanwhile.
 const LIMIT_VALID: Duration = Duration::from_mins(10);
-/// How long copies are refused, or publishing is blocked, before a bounded run ends: whoever waits for it has to do something.
-const BOUNDED_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the publishing thread knows.
 pub(super) struct PublishingThread {
@@ -168,7 +166,25 @@ impl PublishingThread {
     fn open(&mut self) {
         let options = &self.shared.options;
         let (session, queue) = (options.session.clone(), options.queue.clone());
-        self.link = Link::open(move || Publisher::open_verified(&session, &queue));
+        self.link = Link::open(move || {
+            let mut publisher = Publisher::open_verified(&session, &queue)?;
+            // What is published into an alarm waits in the broker's buffers, and turns up when that is over, whatever
+            // has become of the task meanwhile.
+            publisher.probe().map_err(Fault::into_error)?;
+            Ok(publisher)
+        });
+    }
+
+    /// The broker takes no publish on this connection.
+    fn blocks(&mut self) {
+        let Link::Up(publisher) = &self.link else { return };
+        log::warn!(
+            "{} has blocked publishing ({}): failed tasks wait here, unacknowledged, until it takes their copies; \
+             finished ones are acknowledged as always",
+            publisher.label(),
+            publisher.why_blocked().unwrap_or_default()
+        );
+        self.blocked.store(true, Ordering::SeqCst);
     }
 
     fn is_blocked(&self) -> bool {
@@ -187,7 +203,11 @@ impl PublishingThread {
                         log::debug!("opened a connection to {} for copies", publisher.label());
                         self.is_down = false;
                         self.refused_here = false;
+                        let blocks = publisher.is_blocked();
                         self.link = Link::Up(Box::new(publisher));
+                        if blocks {
+                            self.blocks();
+                        }
                     }
                     Err(error) => self.cannot_connect(&error),
                 }
@@ -259,14 +279,7 @@ impl PublishingThread {
                 }
                 self.leave_if_refused();
             }
-            Wake::Blocked(reason) => {
-                log::warn!(
-                    "{} has blocked publishing ({reason}): failed tasks wait here, unacknowledged, until it takes \
-                     their copies; finished ones are acknowledged as always",
-                    publisher.label()
-                );
-                self.blocked.store(true, Ordering::SeqCst);
-            }
+            Wake::Blocked(_) => self.blocks(),
             Wake::Unblocked => {
                 log::info!("{} accepts publishes again", publisher.label());
                 self.blocked.store(false, Ordering::SeqCst);
@@ -538,7 +551,7 @@ impl PublishingThread {
             // The pool is gone only when the process is about to be.
             let _ = self
                 .events
-                .send(Event::Fatal(Error::try_again(format!("{why}; the tasks are still in {queue}"))));
+                .send(Event::Fatal(Error::try_again(format!("{why}; the tasks go back to {queue}"))));
         }
     }
 }
