@@ -6,15 +6,17 @@ mod tests;
 use std::ffi::{CStr, CString};
 use std::io;
 
-use crossbeam_channel::{Receiver, TryRecvError};
+use crossbeam_channel::Receiver;
 
+use super::Never;
+use super::abort::told_to_stop;
 use super::environment::of_task;
 use super::process::{ABORT_GRACE, Ends, Limits, Process, Slot, from_now};
 use super::relay::Relay;
 use super::spawn::Launch;
 use super::spec::Spec;
 use super::start::{cannot_start, lost_track, ready};
-use super::{Failure, Handler, Never, Outcome, Task};
+use super::task::{Failure, Handler, Outcome, Task};
 
 /// Starts the command for every task: the body on its stdin, the rest in its environment.
 pub struct Command {
@@ -120,8 +122,4 @@ impl Handler for Command {
 
     /// Nothing is kept.
     fn close(&mut self, _: &Receiver<Never>) {}
-}
-
-pub(super) fn told_to_stop(abort: &Receiver<Never>) -> bool {
-    matches!(abort.try_recv(), Err(TryRecvError::Disconnected))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use super::Task;
+use super::task::Task;
 
 /// One variable per user header follows this.
 const HEADER: &str = "TASKQ_HEADER_";

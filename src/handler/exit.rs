@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::str::FromStr;
 
-use super::{Failure, Outcome};
+use super::task::{Failure, Outcome};
 
 /// `EX_DATAERR` of sysexits.h: no attempt at this task can succeed.
 const DATA_ERROR: i32 = 65;

@@ -10,15 +10,16 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, after, select};
 
-use super::command::told_to_stop;
+use super::Never;
+use super::abort::told_to_stop;
 use super::exit::describe;
 use super::process::{ABORT_GRACE, Ends, LINGER, Limits, Process, Slot, from_now};
 use super::protocol::{Replies, Reply, request};
 use super::spawn::Launch;
 use super::spec::Spec;
 use super::start::{cannot_start, lost_track, ready};
+use super::task::{Failure, Handler, Outcome, Task};
 use super::tender::{Seat, Tender};
-use super::{Failure, Handler, Never, Outcome, Task};
 
 /// The least time between two starts of a process that fails; doubled with each failure, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use super::Task;
 use super::relay::Consumer;
+use super::task::Task;
 
 /// The longest reply line.
 const REPLY_MAX: usize = 64 * 1024;

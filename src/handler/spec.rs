@@ -11,15 +11,13 @@ use std::time::Duration;
 
 use nix::unistd::{AccessFlags, access};
 
-use super::command::Command;
+use super::abort::AbortPipe;
 use super::environment::Environment;
 use super::exit::ExitMap;
 use super::leftover::Leftovers;
-use super::persistent::Persistent;
 use super::process::Slot;
 use super::relay::Output;
 use super::session::Sessions;
-use super::wake::AbortPipe;
 
 /// Where programs are looked for without PATH, as `execvp` does.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -82,22 +80,6 @@ impl Spec {
             }
             _ => Ok(()),
         }
-    }
-
-    /// A handler that starts one process per task.
-    ///
-    /// # Errors
-    /// When the system has no thread or descriptor left for it.
-    pub fn command(&self) -> io::Result<Command> {
-        Command::new(self.clone())
-    }
-
-    /// A handler that keeps one process for all its tasks, started with the first one.
-    ///
-    /// # Errors
-    /// When the system has no thread or descriptor left for it.
-    pub fn persistent(&self) -> io::Result<Persistent> {
-        Persistent::new(self.clone())
     }
 
     /// Kills all running handlers of all clones, and those that start later: for a worker that has to exit now.

@@ -4,7 +4,7 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::{Failure, Obstacle, Outcome};
+use super::task::{Failure, Obstacle, Outcome};
 use crate::descriptors::FOR_A_COMMAND;
 use crate::shortage;
 

@@ -1,15 +1,9 @@
-//! Turns what other threads have to say into something a worker thread can `poll` for beside its pipes.
+//! Wakes a worker thread that waits in `poll`.
 
-use std::io::{self, PipeReader, Read, Write, pipe};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
-use std::thread;
-
-use crossbeam_channel::Receiver;
-
-use super::Never;
-use crate::lock::lock;
+use std::sync::Arc;
 
 /// Rings the [`Bell`] it was made with; any thread may hold one.
 #[derive(Clone)]
@@ -46,31 +40,6 @@ impl AsFd for Bell {
     }
 }
 
-/// The abort channel as file descriptors, shared by all worker threads: one thread waits for the channel to close
-/// and then closes a pipe, which every poll on its other end sees.
-#[derive(Default)]
-pub(super) struct AbortPipe(Mutex<Option<(Receiver<Never>, Arc<PipeReader>)>>);
-
-impl AbortPipe {
-    /// A descriptor that polls as hung up once `abort` has closed.
-    pub(super) fn of(&self, abort: &Receiver<Never>) -> io::Result<Arc<PipeReader>> {
-        let mut known = lock(&self.0);
-        if let Some((of, fd)) = &*known
-            && of.same_channel(abort)
-        {
-            return Ok(Arc::clone(fd));
-        }
-        let (fd, writer) = pipe()?;
-        let (fd, waits_for) = (Arc::new(fd), abort.clone());
-        thread::Builder::new().name("abort-watch".into()).spawn(move || {
-            let _ = waits_for.recv();
-            drop(writer);
-        })?;
-        *known = Some((abort.clone(), Arc::clone(&fd)));
-        Ok(fd)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,16 +59,5 @@ mod tests {
         assert!(ready(bell.as_fd(), 0));
         bell.silence();
         assert!(!ready(bell.as_fd(), 0));
-    }
-
-    #[test]
-    fn closing_the_channel_hangs_up_every_copy() {
-        let aborts = AbortPipe::default();
-        let (sender, abort) = crossbeam_channel::bounded(0);
-        let (one, other) = (aborts.of(&abort).unwrap(), aborts.of(&abort.clone()).unwrap());
-        assert!(Arc::ptr_eq(&one, &other));
-        assert!(!ready(one.as_fd(), 0));
-        drop(sender);
-        assert!(ready(one.as_fd(), 10_000) && ready(other.as_fd(), 10_000));
     }
 }
