@@ -43,7 +43,7 @@ impl Command {
             self.spec.environment().entries().chain(own.iter().map(CString::as_c_str)).collect();
         let launch = Launch { path: &path, arguments: &self.arguments, environment: &environment };
         let output = self.spec.output();
-        let (out, err) = (output.stdout(self.slot.ringer()), output.stderr(self.slot.ringer()));
+        let (out, err) = (output.stdout(self.slot.waker()), output.stderr(self.slot.waker()));
         Process::start(&self.slot, &launch, Ends::AreNoNews, out, err)
     }
 

@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags};
 
 use super::poll::poll_all;
 use super::relay::{Consumer, LINE_MAX, pull};
-use super::wake::{Bell, Ringer, bell};
+use super::wake::{WakeFd, Waker, wake_pair};
 use crate::lock::lock;
 
 /// Pipes that are read. Each is a descriptor, of which a process has 1,024 as a rule.
@@ -27,9 +27,9 @@ pub(super) struct Leftovers {
 }
 
 struct Reader {
-    // Closed before the bell rings for the last time.
+    // Closed before the last wake-up, which tells the thread to look.
     arrivals: Sender<Left>,
-    ringer: Ringer,
+    waker: Waker,
 }
 
 /// A pipe, and what becomes of what comes through it.
@@ -49,8 +49,8 @@ impl Leftovers {
         Self { max_pipes, reader: Mutex::default() }
     }
 
-    /// Reads from `pipe` until it ends; `to` makes the consumer, whose bell is the one it is given.
-    pub(super) fn take_over(&self, pipe: PipeReader, to: impl FnOnce(Ringer) -> Box<dyn Consumer + Send>) {
+    /// Reads from `pipe` until it ends; `to` makes the consumer, which uses the waker it is given.
+    pub(super) fn take_over(&self, pipe: PipeReader, to: impl FnOnce(Waker) -> Box<dyn Consumer + Send>) {
         let mut reader = lock(&self.reader);
         let reader = match &mut *reader {
             Some(reader) => reader,
@@ -65,16 +65,16 @@ impl Leftovers {
             },
         };
         // The thread ends after the reader only.
-        let _ = reader.arrivals.send(Left { pipe: Some(pipe), to: to(reader.ringer.clone()) });
-        reader.ringer.ring();
+        let _ = reader.arrivals.send(Left { pipe: Some(pipe), to: to(reader.waker.clone()) });
+        reader.waker.wake();
     }
 }
 
 impl Drop for Leftovers {
     fn drop(&mut self) {
-        if let Some(Reader { arrivals, ringer }) = lock(&self.reader).take() {
+        if let Some(Reader { arrivals, waker }) = lock(&self.reader).take() {
             drop(arrivals);
-            ringer.ring();
+            waker.wake();
         }
     }
 }
@@ -82,18 +82,18 @@ impl Drop for Leftovers {
 impl Reader {
     fn start(max_pipes: usize) -> io::Result<Self> {
         let (arrivals, arriving) = unbounded();
-        let (ringer, bell) = bell()?;
+        let (waker, wake_fd) = wake_pair()?;
         thread::Builder::new().name("leftovers".into()).spawn(move || {
-            if let Err(error) = read_on(&bell, &arriving, max_pipes) {
+            if let Err(error) = read_on(&wake_fd, &arriving, max_pipes) {
                 log::warn!("what commands left in the background cannot write any more: {error}");
             }
         })?;
-        Ok(Self { arrivals, ringer })
+        Ok(Self { arrivals, waker })
     }
 }
 
 /// Until nobody can send any more.
-fn read_on(bell: &Bell, arriving: &Receiver<Left>, max_pipes: usize) -> io::Result<()> {
+fn read_on(wake_fd: &WakeFd, arriving: &Receiver<Left>, max_pipes: usize) -> io::Result<()> {
     let mut held = VecDeque::new();
     let mut buffer = vec![0; LINE_MAX];
     let mut told = false;
@@ -114,21 +114,21 @@ fn read_on(bell: &Bell, arriving: &Receiver<Left>, max_pipes: usize) -> io::Resu
                 );
             }
         }
-        look(bell, &mut held, &mut buffer)?;
+        look(wake_fd, &mut held, &mut buffer)?;
     }
 }
 
 /// Waits until something comes, and passes it on.
-fn look(bell: &Bell, held: &mut VecDeque<Left>, buffer: &mut [u8]) -> io::Result<()> {
+fn look(wake_fd: &WakeFd, held: &mut VecDeque<Left>, buffer: &mut [u8]) -> io::Result<()> {
     let room: Vec<usize> = held.iter().map(|left| left.to.room()).collect();
     let readable = held.iter().zip(&room).enumerate().filter(|(_, (_, room))| **room > 0);
     let pipes: Vec<_> = readable.filter_map(|(nth, (left, _))| Some((nth, left.pipe.as_ref()?))).collect();
-    let sources = pipes.iter().map(|(_, pipe)| pipe.as_fd()).chain([bell.as_fd()]);
+    let sources = pipes.iter().map(|(_, pipe)| pipe.as_fd()).chain([wake_fd.as_fd()]);
     let mut sources: Vec<_> = sources.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     poll_all(&mut sources, None)?;
     let seen = sources.iter().map(|source| source.revents().unwrap_or(PollFlags::empty()));
     let seen: Vec<(usize, PollFlags)> = pipes.iter().map(|(nth, _)| *nth).zip(seen).collect();
-    bell.silence();
+    wake_fd.clear();
     for (nth, seen) in seen.into_iter().filter(|(_, seen)| !seen.is_empty()) {
         let Left { pipe, to } = &mut held[nth];
         pull(pipe, &mut **to, &mut buffer[..room[nth]], seen);
@@ -179,7 +179,7 @@ mod tests {
         let output = Output::new(out.clone(), io::sink()).unwrap();
         for line in ["one", "two", "three"] {
             let (reader, mut writer) = pipe().unwrap();
-            leftovers.take_over(reader, |ringer| Box::new(output.stdout(ringer)));
+            leftovers.take_over(reader, |waker| Box::new(output.stdout(waker)));
             writer.write_all(line.as_bytes()).unwrap();
             drop(writer);
             wait_until("it is passed on", || out.text().ends_with(line));

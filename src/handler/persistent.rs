@@ -191,7 +191,7 @@ impl Persistent {
         let (path, arguments) = (self.spec.path()?, self.spec.arguments()?);
         let environment: Vec<&CStr> = self.spec.environment().entries().collect();
         let launch = Launch { path: &path, arguments: &arguments, environment: &environment };
-        let err = self.spec.output().stderr(slot.ringer());
+        let err = self.spec.output().stderr(slot.waker());
         let process = Process::start(slot, &launch, Ends::Tell, Replies::default(), err)?;
         self.restarts.started();
         Ok(process)

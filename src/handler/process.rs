@@ -18,7 +18,7 @@ use super::poll::{poll_some, readable};
 use super::relay::{Consumer, Discard, LINE_MAX, Relay, pull};
 use super::session::Sessions;
 use super::spawn::{Launch, Streams, spawn};
-use super::wake::{Bell, Ringer, bell};
+use super::wake::{WakeFd, Waker, wake_pair};
 use super::watch::{Means, Watched};
 
 /// After the exit of a process, how long its task waits for pipes that something it started holds open: long enough
@@ -43,8 +43,8 @@ pub(super) const ABORT_GRACE: Duration = Duration::from_secs(5);
 
 /// What a worker thread keeps from process to process.
 pub(super) struct Slot {
-    bell: Bell,
-    ringer: Ringer,
+    wake_fd: WakeFd,
+    waker: Waker,
     means: Means,
     sessions: Arc<Sessions>,
     leftovers: Arc<Leftovers>,
@@ -61,12 +61,12 @@ impl Slot {
         sessions: Arc<Sessions>,
         leftovers: Arc<Leftovers>,
     ) -> io::Result<Self> {
-        let (ringer, bell) = bell()?;
-        Ok(Self { bell, ringer, means, sessions, leftovers, buffer: vec![0; LINE_MAX] })
+        let (waker, wake_fd) = wake_pair()?;
+        Ok(Self { wake_fd, waker, means, sessions, leftovers, buffer: vec![0; LINE_MAX] })
     }
 
-    pub(super) fn ringer(&self) -> Ringer {
-        self.ringer.clone()
+    pub(super) fn waker(&self) -> Waker {
+        self.waker.clone()
     }
 }
 
@@ -159,7 +159,7 @@ impl<O: Consumer> Process<O> {
         fcntl(&stdin, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let streams = Streams { stdin: &far_in, stdout: &far_out, stderr: &far_err };
         let leader = slot.sessions.start(|| spawn(launch, &streams))?;
-        let watched = match slot.means.watch(leader, slot.ringer(), Arc::clone(&slot.sessions)) {
+        let watched = match slot.means.watch(leader, slot.waker(), Arc::clone(&slot.sessions)) {
             Ok(watched) => watched,
             Err(error) => {
                 slot.sessions.kill(leader);
@@ -230,19 +230,19 @@ impl<O: Consumer> Process<O> {
         self.err.refresh();
         let (out_room, err_room) = (self.out.room(), self.err.room());
         let sources = [
-            Some((slot.bell.as_fd(), PollFlags::POLLIN)),
+            Some((slot.wake_fd.as_fd(), PollFlags::POLLIN)),
             limits.abort.as_ref().map(|abort| (abort.as_fd(), PollFlags::POLLIN)),
             self.stdin.as_ref().filter(|_| !input.is_empty()).map(|fd| (fd.as_fd(), PollFlags::POLLOUT)),
             self.stdout.as_ref().filter(|_| out_room > 0).map(|fd| (fd.as_fd(), PollFlags::POLLIN)),
             self.stderr.as_ref().filter(|_| err_room > 0).map(|fd| (fd.as_fd(), PollFlags::POLLIN)),
             self.watched.descriptor().filter(|_| !self.exit_seen).map(|fd| (fd, PollFlags::POLLIN)),
         ];
-        // The bell may have been silenced since.
-        let at_once = !self.exit_seen && self.watched.was_rung_for();
+        // An earlier wait may have cleared the wake-up that told of the exit.
+        let at_once = !self.exit_seen && self.watched.thread_saw_exit();
         let deadline = if at_once { Some(Instant::now()) } else { limits.deadline };
-        let [rung, aborted, writable, out, err, exited] = poll_some(sources, deadline)?;
-        if !rung.is_empty() {
-            slot.bell.silence();
+        let [woken, aborted, writable, out, err, exited] = poll_some(sources, deadline)?;
+        if !woken.is_empty() {
+            slot.wake_fd.clear();
         }
         if !writable.is_empty() {
             self.feed(input);
@@ -253,7 +253,7 @@ impl<O: Consumer> Process<O> {
         if !err.is_empty() {
             self.read += pull(&mut self.stderr, &mut self.err, &mut slot.buffer[..err_room], err);
         }
-        self.exit_seen |= !exited.is_empty() || self.watched.was_rung_for();
+        self.exit_seen |= !exited.is_empty() || self.watched.thread_saw_exit();
         Ok(Seen { exited: self.exit_seen, aborted: !aborted.is_empty(), late: limits.passed() })
     }
 
@@ -353,10 +353,10 @@ impl<O: Consumer> Process<O> {
         }
         // Only now: all that was read before is on its way.
         if let Some(pipe) = out_left {
-            slot.leftovers.take_over(pipe, |ringer| self.out.successor(ringer));
+            slot.leftovers.take_over(pipe, |waker| self.out.successor(waker));
         }
         if let Some(pipe) = err_left {
-            slot.leftovers.take_over(pipe, |ringer| self.err.successor(ringer));
+            slot.leftovers.take_over(pipe, |waker| self.err.successor(waker));
         }
         // What nobody took is lost, but whoever still writes is not ended by that.
         for pipe in [self.stdout.take(), self.stderr.take()].into_iter().flatten() {

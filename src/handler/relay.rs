@@ -16,7 +16,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::poll::PollFlags;
 
 use super::loss::Loss;
-use super::wake::Ringer;
+use super::wake::Waker;
 use crate::lock::lock;
 use crate::output::{self, Parcel, Stream, Unwritten};
 
@@ -44,10 +44,10 @@ type UnderWay = Arc<Mutex<Vec<u8>>>;
 
 struct Chunk {
     bytes: UnderWay,
-    /// Gets the emptied buffer back; then the bell is rung, if somebody waits for that.
+    /// Gets the emptied buffer back; then `waker` wakes the thread that waits for it, if `wanted` says that one does.
     back: Sender<Vec<u8>>,
     wanted: Arc<AtomicBool>,
-    ringer: Ringer,
+    waker: Waker,
     loss: Arc<Loss>,
 }
 
@@ -83,14 +83,14 @@ impl Output {
     }
 
     /// For data: byte by byte what the handler wrote.
-    pub(super) fn stdout(&self, ringer: Ringer) -> Relay {
-        Relay::new(self.stdout.clone(), ringer, false)
+    pub(super) fn stdout(&self, waker: Waker) -> Relay {
+        Relay::new(self.stdout.clone(), waker, false)
     }
 
     /// For messages: an unfinished last line is finished, because the worker's own messages follow on the same
     /// stream. The end is kept.
-    pub(super) fn stderr(&self, ringer: Ringer) -> Relay {
-        Relay::new(self.stderr.clone(), ringer, true)
+    pub(super) fn stderr(&self, waker: Waker) -> Relay {
+        Relay::new(self.stderr.clone(), waker, true)
     }
 }
 
@@ -107,7 +107,7 @@ impl Parcel for Chunk {
         // With the fence in `refresh`: either the buffer is found there or the wish here.
         fence(Ordering::SeqCst);
         if self.wanted.load(Ordering::Relaxed) {
-            self.ringer.ring();
+            self.waker.wake();
         }
     }
 }
@@ -124,14 +124,15 @@ pub(super) trait Consumer {
     fn take(&mut self, bytes: &[u8]);
     /// Nothing comes after this.
     fn end(&mut self);
-    /// Before each wait: there may be room again. What only a ring of the bell can change is asked for.
+    /// To be called before each wait: there may be room again. Where only another thread can make room, it is asked
+    /// to wake this one when it has.
     fn refresh(&mut self) {}
     /// Everything that can be passed on has been.
     fn is_idle(&self) -> bool {
         true
     }
-    /// What becomes of bytes that come when the process is over; room is told of by `ringer`.
-    fn successor(&self, _ringer: Ringer) -> Box<dyn Consumer + Send> {
+    /// What becomes of bytes that come when the process is over; room is told of by `waker`.
+    fn successor(&self, _waker: Waker) -> Box<dyn Consumer + Send> {
         Box::new(Discard)
     }
 }
@@ -175,7 +176,7 @@ pub(super) fn pull<R: Read>(
 /// One stream of one process on its way to the worker's.
 pub(super) struct Relay {
     sink: Sink,
-    ringer: Ringer,
+    waker: Waker,
     back: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
     /// Nothing goes on here until the buffer is back. Most tasks are over before anybody has to be woken for that.
     wanted: Arc<AtomicBool>,
@@ -194,10 +195,10 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    fn new(sink: Sink, ringer: Ringer, messages: bool) -> Self {
+    fn new(sink: Sink, waker: Waker, messages: bool) -> Self {
         Self {
             sink,
-            ringer,
+            waker,
             back: bounded(1),
             wanted: Arc::default(),
             spare: Some(Vec::new()),
@@ -238,11 +239,11 @@ impl Relay {
             self.filling.extend_from_slice(&bytes[length..]);
             bytes.truncate(length);
             self.lines = 0;
-            let (back, wanted, ringer) = (self.back.0.clone(), Arc::clone(&self.wanted), self.ringer.clone());
+            let (back, wanted, waker) = (self.back.0.clone(), Arc::clone(&self.wanted), self.waker.clone());
             wanted.store(false, Ordering::Relaxed);
             self.under_way = Arc::new(Mutex::new(bytes));
             let (bytes, loss) = (Arc::clone(&self.under_way), Arc::clone(&self.sink.loss));
-            self.sink.stream.pass(Box::new(Chunk { bytes, back, wanted, ringer, loss }));
+            self.sink.stream.pass(Box::new(Chunk { bytes, back, wanted, waker, loss }));
         }
     }
 }
@@ -292,13 +293,13 @@ impl Consumer for Relay {
             if !waits || self.wanted.swap(true, Ordering::Relaxed) {
                 return;
             }
-            // Only now the bell will be rung: look once more.
+            // The wake-up is sure only from here on: the buffer may have come back just before.
             fence(Ordering::SeqCst);
         }
     }
 
-    fn successor(&self, ringer: Ringer) -> Box<dyn Consumer + Send> {
-        Box::new(Self::new(self.sink.clone(), ringer, self.finish_line))
+    fn successor(&self, waker: Waker) -> Box<dyn Consumer + Send> {
+        Box::new(Self::new(self.sink.clone(), waker, self.finish_line))
     }
 
     fn is_idle(&self) -> bool {
@@ -309,15 +310,15 @@ impl Consumer for Relay {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use super::super::wake::bell;
+    use super::super::wake::wake_pair;
     use super::*;
 
     #[test]
     fn nothing_is_left_behind_of_a_task_whose_output_nobody_takes() {
         let (_blocked, blocks) = bounded(0);
         let output = Output::new(Stuck(blocks), io::sink()).unwrap();
-        let (ringer, _bell) = bell().unwrap();
-        let mut relays = [(); 2].map(|()| output.stdout(ringer.clone()));
+        let (waker, _wake_fd) = wake_pair().unwrap();
+        let mut relays = [(); 2].map(|()| output.stdout(waker.clone()));
         for relay in &mut relays {
             relay.take(b"a line\n");
         }

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::exit::describe;
 use super::process::{Limits, Process, Slot};
 use super::protocol::Replies;
-use super::wake::Ringer;
+use super::wake::Waker;
 
 /// There is one seat, so nothing ever waits in a channel for longer than it takes to take it out.
 const SEATS: usize = 1;
@@ -31,7 +31,7 @@ pub(super) struct Tender {
     back: Receiver<Seat>,
     wanted: Arc<AtomicBool>,
     /// Of the seat that is parked.
-    ringer: Option<Ringer>,
+    waker: Option<Waker>,
 }
 
 impl Seat {
@@ -80,23 +80,23 @@ impl Tender {
                 }
             }
         })?;
-        let mut tender = Self { park, back, wanted, ringer: None };
+        let mut tender = Self { park, back, wanted, waker: None };
         tender.park(seat);
         Ok(tender)
     }
 
     pub(super) fn park(&mut self, seat: Seat) {
         self.wanted.store(false, Ordering::Release);
-        self.ringer = Some(seat.slot.ringer());
+        self.waker = Some(seat.slot.waker());
         // The thread lives as long as `self.park`.
         let _ = self.park.send(seat);
     }
 
     /// None if the seat was not parked.
     pub(super) fn fetch(&mut self) -> Option<Seat> {
-        let ringer = self.ringer.take()?;
+        let waker = self.waker.take()?;
         self.wanted.store(true, Ordering::Release);
-        ringer.ring();
+        waker.wake();
         self.back.recv().ok()
     }
 }

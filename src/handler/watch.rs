@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use super::poll::readable;
 use super::session::Sessions;
-use super::wake::Ringer;
+use super::wake::Waker;
 
 const RUNNING: u8 = 0;
 const EXITED: u8 = 1;
@@ -26,7 +26,7 @@ const GIVEN_UP: u8 = 2;
 pub(super) enum Means {
     /// A descriptor for the child that is polled beside its pipes: nothing has to be woken but who waits. Linux 5.3.
     Descriptor,
-    /// A thread for each child, blocked in `waitid(WNOWAIT)`, that rings a bell: everywhere else, and in sandboxes
+    /// A thread for each child, blocked in `waitid(WNOWAIT)`, that wakes the worker thread: everywhere else, and in sandboxes
     /// that know no such descriptors.
     Thread,
 }
@@ -47,18 +47,18 @@ impl Means {
     ///
     /// # Errors
     /// When the system has no descriptor or thread left.
-    pub(super) fn watch(self, child: Pid, ringer: Ringer, sessions: Arc<Sessions>) -> io::Result<Watched> {
+    pub(super) fn watch(self, child: Pid, waker: Waker, sessions: Arc<Sessions>) -> io::Result<Watched> {
         if self == Self::Descriptor {
             return descriptor(child).map(Watched::Descriptor);
         }
         let state = Arc::new(AtomicU8::new(RUNNING));
-        wait_on_a_thread(child, Arc::clone(&state), sessions, Some(ringer))?;
+        wait_on_a_thread(child, Arc::clone(&state), sessions, Some(waker))?;
         Ok(Watched::Thread(state))
     }
 }
 
 impl Watched {
-    /// Readable once the child has exited. None where the bell rings instead.
+    /// Readable once the child has exited. None where a thread wakes the caller instead.
     pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Descriptor(fd) => Some(fd.as_fd()),
@@ -66,8 +66,8 @@ impl Watched {
         }
     }
 
-    /// The bell has been rung because the child has exited.
-    pub(super) fn was_rung_for(&self) -> bool {
+    /// The watching thread has seen the exit (and wakes the caller).
+    pub(super) fn thread_saw_exit(&self) -> bool {
         matches!(self, Self::Thread(state) if state.load(Ordering::Acquire) == EXITED)
     }
 
@@ -75,7 +75,7 @@ impl Watched {
     pub(super) fn has_exited(&self) -> bool {
         match self {
             Self::Descriptor(fd) => readable(Some(fd)).unwrap_or(false),
-            Self::Thread(_) => self.was_rung_for(),
+            Self::Thread(_) => self.thread_saw_exit(),
         }
     }
 
@@ -113,15 +113,15 @@ fn wait_on_a_thread(
     child: Pid,
     state: Arc<AtomicU8>,
     sessions: Arc<Sessions>,
-    ringer: Option<Ringer>,
+    waker: Option<Waker>,
 ) -> io::Result<()> {
     thread::Builder::new().name("reaper".into()).spawn(move || {
         while waitid(Id::Pid(child), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
         if state.swap(EXITED, Ordering::AcqRel) == GIVEN_UP {
             let _ = sessions.reap(child);
         }
-        if let Some(ringer) = ringer {
-            ringer.ring();
+        if let Some(waker) = waker {
+            waker.wake();
         }
     })?;
     Ok(())
@@ -140,7 +140,7 @@ mod tests {
 
     fn start(slot: &Slot, script: &str) -> (Process<Relay>, Captured) {
         let (spec, out, _) = captured(sh(script));
-        let (stdout, stderr) = (spec.output().stdout(slot.ringer()), spec.output().stderr(slot.ringer()));
+        let (stdout, stderr) = (spec.output().stdout(slot.waker()), spec.output().stderr(slot.waker()));
         let arguments = ["sh", "-c", script].map(|argument| CString::new(argument).unwrap());
         let launch = Launch { path: Path::new("/bin/sh"), arguments: &arguments, environment: &[] };
         (Process::start(slot, &launch, Ends::AreNoNews, stdout, stderr).unwrap(), out)
@@ -167,7 +167,7 @@ mod tests {
                 assert!(!limits.passed());
             }
             assert!(process.exited());
-            // Further waits have nothing to tell that would end them, but for a bell that is late.
+            // Further waits have nothing to tell that would end them, but for a wake-up that is late.
             let soon = Limits { deadline: Some(from_now(SHORT)), abort: None };
             let mut waits = (0..3).map(|_| process.wait(&mut slot, &mut &[][..], &soon).unwrap());
             assert!(waits.any(|seen| seen.late));
