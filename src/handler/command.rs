@@ -10,41 +10,41 @@ use crossbeam_channel::Receiver;
 
 use super::Never;
 use super::abort::told_to_stop;
-use super::environment::of_task;
-use super::process::{ABORT_GRACE, Ends, Limits, Process, Slot, from_now};
+use super::environment::task_variables;
+use super::errors::{cannot_start, cannot_watch, ready};
+use super::process::{ABORT_GRACE, EarlyClose, Limits, Process, ProcessIo, from_now};
 use super::relay::Relay;
 use super::spawn::Launch;
 use super::spec::Spec;
-use super::start::{cannot_start, lost_track, ready};
 use super::task::{Failure, Handler, Outcome, Task};
 
 /// Starts the command for every task: the body on its stdin, the rest in its environment.
 pub struct Command {
     spec: Spec,
     arguments: Vec<CString>,
-    slot: Slot,
+    io: ProcessIo,
 }
 
 /// Why a process was ended before its time.
 #[derive(Clone, Copy)]
-enum Cut {
+enum StopReason {
     Timeout,
     Abort,
 }
 
 impl Command {
     pub(super) fn new(spec: Spec) -> io::Result<Self> {
-        Ok(Self { slot: spec.slot()?, arguments: spec.arguments()?, spec })
+        Ok(Self { io: spec.process_io()?, arguments: spec.arguments()?, spec })
     }
 
     fn start(&self, task: &Task<'_>) -> io::Result<Process<Relay>> {
-        let (path, own) = (self.spec.path()?, of_task(task));
+        let (path, own) = (self.spec.path()?, task_variables(task));
         let environment: Vec<&CStr> =
             self.spec.environment().entries().chain(own.iter().map(CString::as_c_str)).collect();
         let launch = Launch { path: &path, arguments: &self.arguments, environment: &environment };
         let output = self.spec.output();
-        let (out, err) = (output.stdout(self.slot.waker()), output.stderr(self.slot.waker()));
-        Process::start(&self.slot, &launch, Ends::AreNoNews, out, err)
+        let (out, err) = (output.stdout(self.io.waker()), output.stderr(self.io.waker()));
+        Process::start(&self.io, &launch, EarlyClose::Ignore, out, err)
     }
 
     fn follow(
@@ -53,22 +53,22 @@ impl Command {
         task: &Task<'_>,
         mut limits: Limits,
     ) -> io::Result<Outcome> {
-        let (slot, mut input) = (&mut self.slot, task.body);
+        let (io, mut input) = (&mut self.io, task.body);
         process.feed(&mut input);
         let cut = loop {
             if input.is_empty() {
                 process.close_stdin();
             }
-            let seen = process.wait(slot, &mut input, &limits)?;
+            let seen = process.wait(io, &mut input, &limits)?;
             match seen {
                 seen if seen.exited => break None,
-                seen if seen.aborted => break Some(Cut::Abort),
-                seen if seen.late => break Some(Cut::Timeout),
+                seen if seen.aborted => break Some(StopReason::Abort),
+                seen if seen.late => break Some(StopReason::Timeout),
                 _ => {}
             }
         };
         let Some(cut) = cut else {
-            let status = process.finish(slot, limits)?;
+            let status = process.finish(io, limits)?;
             let outcome = self.spec.options().on_exit.outcome(status, process.err.tail());
             return Ok(match (outcome, status.code()) {
                 (Outcome::CommandMissing { failure, why }, Some(code)) => {
@@ -80,12 +80,12 @@ impl Command {
             });
         };
         let mut grace = self.spec.options().grace;
-        if let Cut::Abort = cut {
+        if let StopReason::Abort = cut {
             limits.abort = None;
             grace = grace.min(ABORT_GRACE);
         }
         limits.deadline = Some(from_now(grace));
-        process.cut_short(slot, &mut limits)?;
+        process.stop(io, &mut limits)?;
         // Also when the abort came while a time-out was being carried out.
         if limits.abort.is_none() {
             return Ok(Outcome::GivenUp);
@@ -111,7 +111,7 @@ impl Handler for Command {
         match started {
             Ok((process, limits)) => self
                 .follow(process, task, limits)
-                .unwrap_or_else(|error| lost_track(&self.spec.name(), &error)),
+                .unwrap_or_else(|error| cannot_watch(&self.spec.name(), &error)),
             Err(error) => cannot_start(&self.spec.name(), &error, !task.headers.is_empty()),
         }
     }

@@ -24,14 +24,14 @@ impl Environment {
         Self(visible.filter_map(|(name, value)| entry(name.as_bytes(), value.as_bytes())).collect())
     }
 
-    /// For a process that outlives a task; for another one beside [`of_task`], whose names are all private.
+    /// For a process that outlives a task; for another one beside [`task_variables`], whose names are all private.
     pub(super) fn entries(&self) -> impl Iterator<Item = &CStr> {
         self.0.iter().map(CString::as_c_str)
     }
 }
 
 /// What describes `task`. Values with a NUL byte have no place in an environment: they are left out.
-pub(super) fn of_task(task: &Task<'_>) -> Vec<CString> {
+pub(super) fn task_variables(task: &Task<'_>) -> Vec<CString> {
     let attempt = task.attempt.to_string();
     let own = [
         ("TASKQ_ID", task.id),
@@ -139,6 +139,6 @@ mod tests {
             "TASKQ_HEADER_NEW=1",
             "TASKQ_HEADER_X_Y=last",
         ];
-        assert_eq!(text(of_task(&task)), expected);
+        assert_eq!(text(task_variables(&task)), expected);
     }
 }

@@ -20,7 +20,7 @@ const SIGNALLED: i32 = 128;
 
 /// What a person wants an exit status to mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ExitMeaning {
     /// The task is done.
     Done,
     /// The attempt failed.
@@ -35,12 +35,12 @@ pub struct ExitRule {
     /// 0 to 255.
     pub code: u8,
     /// What it means.
-    pub verdict: Verdict,
+    pub meaning: ExitMeaning,
 }
 
 /// The rules that go before the built-in ones; of several for one code the last one holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ExitMap(BTreeMap<i32, Verdict>);
+pub struct ExitMap(BTreeMap<i32, ExitMeaning>);
 
 impl FromStr for ExitRule {
     type Err = String;
@@ -48,24 +48,24 @@ impl FromStr for ExitRule {
     fn from_str(text: &str) -> Result<Self, String> {
         let expected =
             || format!("{text:?} is not CODE=done, CODE=retry or CODE=dead with a code from 0 to 255");
-        let (code, verdict) = text.split_once('=').ok_or_else(expected)?;
-        let verdict = match verdict {
-            "done" => Verdict::Done,
-            "retry" => Verdict::Retry,
-            "dead" => Verdict::Dead,
+        let (code, meaning) = text.split_once('=').ok_or_else(expected)?;
+        let meaning = match meaning {
+            "done" => ExitMeaning::Done,
+            "retry" => ExitMeaning::Retry,
+            "dead" => ExitMeaning::Dead,
             _ => return Err(expected()),
         };
         // `parse` would take a sign.
         if !code.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(expected());
         }
-        Ok(Self { code: code.parse().map_err(|_| expected())?, verdict })
+        Ok(Self { code: code.parse().map_err(|_| expected())?, meaning })
     }
 }
 
 impl FromIterator<ExitRule> for ExitMap {
     fn from_iter<I: IntoIterator<Item = ExitRule>>(rules: I) -> Self {
-        Self(rules.into_iter().map(|rule| (i32::from(rule.code), rule.verdict)).collect())
+        Self(rules.into_iter().map(|rule| (i32::from(rule.code), rule.meaning)).collect())
     }
 }
 
@@ -76,14 +76,14 @@ impl ExitMap {
         let failure = Failure { exit: describe(status), stderr };
         let rule = status.code().and_then(|code| self.0.get(&code));
         match (rule, status.code()) {
-            (Some(Verdict::Done), _) | (None, Some(0)) => Outcome::Done,
-            (Some(Verdict::Dead), _) | (None, Some(DATA_ERROR)) => Outcome::Dead(failure),
+            (Some(ExitMeaning::Done), _) | (None, Some(0)) => Outcome::Done,
+            (Some(ExitMeaning::Dead), _) | (None, Some(DATA_ERROR)) => Outcome::Dead(failure),
             (None, Some(code @ (NOT_EXECUTABLE | NOT_FOUND))) => {
                 let why = cannot_run(code, &failure);
                 Outcome::CommandMissing { failure, why }
             }
             (None, _) if was_stopped(status) => Outcome::Terminated(failure),
-            (Some(Verdict::Retry) | None, _) => Outcome::Failed(failure),
+            (Some(ExitMeaning::Retry) | None, _) => Outcome::Failed(failure),
         }
     }
 }
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn rules_are_parsed_strictly() {
-        assert_eq!("255=dead".parse(), Ok(ExitRule { code: 255, verdict: Verdict::Dead }));
+        assert_eq!("255=dead".parse(), Ok(ExitRule { code: 255, meaning: ExitMeaning::Dead }));
         for text in
             ["", "3", "=done", "3=", "3=Done", "256=done", "-1=done", "+1=done", " 1=done", "1=done=dead"]
         {

@@ -50,7 +50,7 @@ impl Loss {
     }
 
     /// How much, and why; `None` where nothing is missing.
-    pub(super) fn told(&self) -> Option<String> {
+    pub(super) fn summary(&self) -> Option<String> {
         let lost = lock(&self.lost);
         let Lost { bytes, why } = lost.as_ref()?;
         let (what, are) = if *bytes == 1 { ("byte", "is") } else { ("bytes", "are") };
@@ -73,13 +73,13 @@ mod tests {
     #[test]
     fn what_is_lost_is_counted_and_the_first_reason_kept() {
         let loss = Loss::of("stdout");
-        assert_eq!(loss.told(), None);
+        assert_eq!(loss.summary(), None);
         loss.note(1, &io::ErrorKind::BrokenPipe.into());
-        let told = "1 byte that commands wrote to stdout is lost: nobody reads it any more";
-        assert_eq!(loss.told().as_deref(), Some(told));
+        let summary = "1 byte that commands wrote to stdout is lost: nobody reads it any more";
+        assert_eq!(loss.summary().as_deref(), Some(summary));
         loss.note(2, &io::ErrorKind::BrokenPipe.into());
         loss.note_given_up(4);
-        let told = "7 bytes that commands wrote to stdout are lost: nobody reads it any more";
-        assert_eq!(loss.told().as_deref(), Some(told));
+        let summary = "7 bytes that commands wrote to stdout are lost: nobody reads it any more";
+        assert_eq!(loss.summary().as_deref(), Some(summary));
     }
 }

@@ -4,29 +4,29 @@
 //! gives up its tasks) and says how it went; what that means for the task is decided elsewhere (`retry`).
 
 mod abort;
+mod background;
 mod command;
 mod dots;
 mod environment;
+mod errors;
 mod exit;
-mod leftover;
+mod exit_watch;
+mod idle;
 mod loss;
 mod orphan;
 mod persistent;
 mod poll;
-mod proc;
 mod process;
+mod procfs;
 mod protocol;
 mod relay;
 mod session;
 mod spawn;
 mod spec;
-mod start;
 mod task;
-mod tender;
 #[cfg(test)]
 mod testing;
 mod wake;
-mod watch;
 
 use std::io;
 use std::sync::Arc;

@@ -14,7 +14,7 @@ use rustix::process::{WaitOptions, waitpid};
 use signal_hook::consts::SIGCHLD;
 use signal_hook::iterator::Signals;
 
-use super::proc::processes;
+use super::procfs::processes;
 use super::session::Sessions;
 
 /// Between two looks: the end of each handler causes one as well.

@@ -12,14 +12,14 @@ use crossbeam_channel::{Receiver, after, select};
 
 use super::Never;
 use super::abort::told_to_stop;
+use super::errors::{cannot_start, cannot_watch, ready};
 use super::exit::describe;
-use super::process::{ABORT_GRACE, Ends, LINGER, Limits, Process, Slot, from_now};
+use super::idle::{IdleWatcher, PersistentProcess};
+use super::process::{ABORT_GRACE, EarlyClose, LINGER, Limits, Process, ProcessIo, from_now};
 use super::protocol::{Replies, Reply, request};
 use super::spawn::Launch;
 use super::spec::Spec;
-use super::start::{cannot_start, lost_track, ready};
 use super::task::{Failure, Handler, Outcome, Task};
-use super::tender::{Seat, Tender};
 
 /// The least time between two starts of a process that fails; doubled with each failure, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// it with the answer to this one) and could run elsewhere.
 pub struct Persistent {
     spec: Spec,
-    tender: Tender,
+    idle_watcher: IdleWatcher,
     restarts: Restarts,
 }
 
@@ -82,39 +82,44 @@ enum Answer {
 
 impl Persistent {
     pub(super) fn new(spec: Spec) -> io::Result<Self> {
-        let tender = Tender::start(Seat::new(spec.slot()?))?;
-        Ok(Self { spec, tender, restarts: Restarts::new() })
+        let idle_watcher = IdleWatcher::start(PersistentProcess::new(spec.process_io()?))?;
+        Ok(Self { spec, idle_watcher, restarts: Restarts::new() })
     }
 
-    /// The seat is put back by the caller, except after a panic: then its process is killed with it.
-    fn take_seat(&mut self) -> io::Result<Seat> {
-        match self.tender.fetch() {
-            Some(seat) => Ok(seat),
-            None => Ok(Seat::new(self.spec.slot()?)),
+    /// The kept is put back by the caller, except after a panic: then its process is killed with it.
+    fn take_kept(&mut self) -> io::Result<PersistentProcess> {
+        match self.idle_watcher.take_back() {
+            Some(kept) => Ok(kept),
+            None => Ok(PersistentProcess::new(self.spec.process_io()?)),
         }
     }
 
-    fn run_on(&mut self, seat: &mut Seat, task: &Task<'_>, abort: &Receiver<Never>) -> io::Result<Outcome> {
+    fn run_on(
+        &mut self,
+        kept: &mut PersistentProcess,
+        task: &Task<'_>,
+        abort: &Receiver<Never>,
+    ) -> io::Result<Outcome> {
         let stop = self.spec.aborts().of(abort)?;
         let line = request(task)?;
-        self.drop_what_is_out_of_step(seat)?;
+        self.drop_if_out_of_step(kept)?;
         loop {
-            if seat.process.is_none() {
+            if kept.running.is_none() {
                 if !self.restarts.wait(abort) {
                     return Ok(Outcome::GivenUp);
                 }
-                match self.start(&seat.slot) {
-                    Ok(process) => seat.process = Some(process),
+                match self.start(&kept.io) {
+                    Ok(process) => kept.running = Some(process),
                     Err(error) => return Ok(cannot_start(&self.spec.name(), &error, false)),
                 }
-                seat.proven = false;
+                kept.has_replied = false;
             }
-            let Some(mut process) = seat.process.take() else { return Ok(Outcome::GivenUp) };
+            let Some(mut process) = kept.running.take() else { return Ok(Outcome::GivenUp) };
             let deadline = self.spec.options().timeout.map(from_now);
             let limits = Limits { deadline, abort: Some(Arc::clone(&stop)) };
-            let answer = ask(&mut process, &mut seat.slot, &line, &limits)?;
-            process.catch_up(&mut seat.slot)?;
-            if let Some(outcome) = self.conclude(seat, process, answer, limits)? {
+            let answer = ask(&mut process, &mut kept.io, &line, &limits)?;
+            process.catch_up(&mut kept.io)?;
+            if let Some(outcome) = self.conclude(kept, process, answer, limits)? {
                 return Ok(outcome);
             }
         }
@@ -124,7 +129,7 @@ impl Persistent {
     /// asked.
     fn conclude(
         &mut self,
-        seat: &mut Seat,
+        kept: &mut PersistentProcess,
         mut process: Process<Replies>,
         answer: Answer,
         limits: Limits,
@@ -133,20 +138,20 @@ impl Persistent {
         Ok(Some(match answer {
             Answer::Reply(reply) => {
                 self.restarts.succeeded();
-                seat.proven = true;
+                kept.has_replied = true;
                 let outcome = match reply {
                     Reply::Ok => Outcome::Done,
                     Reply::Retry(exit) => Outcome::Failed(failure(exit, &process)),
                     Reply::Dead(exit) => Outcome::Dead(failure(exit, &process)),
                 };
-                seat.process = Some(process);
+                kept.running = Some(process);
                 outcome
             }
             Answer::Exited { read_nothing } => {
-                let status = process.finish(&mut seat.slot, limits)?;
+                let status = process.finish(&mut kept.io, limits)?;
                 // One that has answered before did not fail to start: it ended between two tasks, as those do that
-                // recycle themselves. The next one is not proven, so this does not repeat.
-                if seat.proven && read_nothing && status.success() {
+                // recycle themselves. The next one is not has_replied, so this does not repeat.
+                if kept.has_replied && read_nothing && status.success() {
                     log::debug!(
                         "the handler {} ended between two tasks: starting a new one",
                         self.spec.name()
@@ -155,7 +160,7 @@ impl Persistent {
                 }
                 let failure = failure(format!("{} without a reply", describe(status)), &process);
                 match self.spec.options().on_exit.outcome(status, process.err.tail()) {
-                    Outcome::CommandMissing { why, .. } if !seat.proven => {
+                    Outcome::CommandMissing { why, .. } if !kept.has_replied => {
                         let why = format!("{}: {why}", self.spec.name());
                         Outcome::CommandMissing { failure, why }
                     }
@@ -165,10 +170,7 @@ impl Persistent {
             }
             Answer::Aborted => {
                 let grace = self.spec.options().grace.min(ABORT_GRACE);
-                process.cut_short(
-                    &mut seat.slot,
-                    &mut Limits { deadline: Some(from_now(grace)), abort: None },
-                )?;
+                process.stop(&mut kept.io, &mut Limits { deadline: Some(from_now(grace)), abort: None })?;
                 Outcome::GivenUp
             }
             Answer::Wrong(_) | Answer::TimedOut => {
@@ -178,7 +180,7 @@ impl Persistent {
                     _ => (format!("timed out after {timeout:?}"), self.spec.options().grace),
                 };
                 let mut limits = Limits { deadline: Some(from_now(grace)), ..limits };
-                process.cut_short(&mut seat.slot, &mut limits)?;
+                process.stop(&mut kept.io, &mut limits)?;
                 match limits.abort {
                     Some(_) => Outcome::Failed(failure(exit, &process)),
                     None => Outcome::GivenUp,
@@ -187,36 +189,41 @@ impl Persistent {
         }))
     }
 
-    fn start(&mut self, slot: &Slot) -> io::Result<Process<Replies>> {
+    fn start(&mut self, io: &ProcessIo) -> io::Result<Process<Replies>> {
         let (path, arguments) = (self.spec.path()?, self.spec.arguments()?);
         let environment: Vec<&CStr> = self.spec.environment().entries().collect();
         let launch = Launch { path: &path, arguments: &arguments, environment: &environment };
-        let err = self.spec.output().stderr(slot.waker());
-        let process = Process::start(slot, &launch, Ends::Tell, Replies::default(), err)?;
+        let err = self.spec.output().stderr(io.waker());
+        let process = Process::start(io, &launch, EarlyClose::Notice, Replies::default(), err)?;
         self.restarts.started();
         Ok(process)
     }
 
-    /// Ends a process that has ended or has said something since the last task: a reply that nobody asked for would
+    /// EarlyClose a process that has ended or has said something since the last task: a reply that nobody asked for would
     /// be taken for the one to the next task.
-    fn drop_what_is_out_of_step(&mut self, seat: &mut Seat) -> io::Result<()> {
-        let Some(mut process) = seat.process.take() else { return Ok(()) };
-        process.catch_up(&mut seat.slot)?;
+    fn drop_if_out_of_step(&mut self, kept: &mut PersistentProcess) -> io::Result<()> {
+        let Some(mut process) = kept.running.take() else { return Ok(()) };
+        process.catch_up(&mut kept.io)?;
         let why = match process.out.rest() {
             Some(rest) => format!("wrote {rest:?} to stdout without being asked"),
             None if process.closed_stdout() || process.exited() => "ended between two tasks".into(),
             None => {
-                seat.process = Some(process);
+                kept.running = Some(process);
                 return Ok(());
             }
         };
         log::warn!("the handler {} {why}: starting a new one", self.spec.name());
         let grace = self.spec.options().grace.min(ABORT_GRACE);
-        process.cut_short(&mut seat.slot, &mut Limits { deadline: Some(from_now(grace)), abort: None })
+        process.stop(&mut kept.io, &mut Limits { deadline: Some(from_now(grace)), abort: None })
     }
 }
 
-fn ask(process: &mut Process<Replies>, slot: &mut Slot, line: &[u8], limits: &Limits) -> io::Result<Answer> {
+fn ask(
+    process: &mut Process<Replies>,
+    io: &mut ProcessIo,
+    line: &[u8],
+    limits: &Limits,
+) -> io::Result<Answer> {
     let mut input = line;
     // A process that closes its stdout is about to end, as a rule.
     let mut exit_due = None;
@@ -224,10 +231,10 @@ fn ask(process: &mut Process<Replies>, slot: &mut Slot, line: &[u8], limits: &Li
     process.feed(&mut input);
     loop {
         let step = exit_due.map_or_else(|| limits.clone(), |due| limits.by(due));
-        let seen = process.wait(slot, &mut input, &step)?;
+        let seen = process.wait(io, &mut input, &step)?;
         if seen.exited {
             // It may have answered before.
-            process.catch_up(slot)?;
+            process.catch_up(io)?;
         }
         match process.out.next() {
             Some(_) if !input.is_empty() => {
@@ -255,14 +262,15 @@ impl Handler for Persistent {
         if told_to_stop(abort) {
             return Outcome::GivenUp;
         }
-        let mut seat = match self.take_seat() {
-            Ok(seat) => seat,
-            Err(error) => return lost_track(&self.spec.name(), &error),
+        let mut kept = match self.take_kept() {
+            Ok(kept) => kept,
+            Err(error) => return cannot_watch(&self.spec.name(), &error),
         };
-        let outcome =
-            self.run_on(&mut seat, task, abort).unwrap_or_else(|error| lost_track(&self.spec.name(), &error));
-        let ended = seat.process.is_none();
-        self.tender.park(seat);
+        let outcome = self
+            .run_on(&mut kept, task, abort)
+            .unwrap_or_else(|error| cannot_watch(&self.spec.name(), &error));
+        let ended = kept.running.is_none();
+        self.idle_watcher.watch(kept);
         if ended && matches!(outcome, Outcome::Failed(_)) {
             self.restarts.wait(abort);
         }
@@ -276,15 +284,19 @@ impl Handler for Persistent {
     /// Closes its stdin, which tells a handler that no task follows; TERM after half of the grace period, KILL at
     /// its end.
     fn close(&mut self, abort: &Receiver<Never>) {
-        let Some(Seat { mut slot, process: Some(mut process), .. }) = self.tender.fetch() else { return };
+        let Some(PersistentProcess { mut io, running: Some(mut process), .. }) =
+            self.idle_watcher.take_back()
+        else {
+            return;
+        };
         process.close_stdin();
         let grace = self.spec.options().grace;
         let (half, whole) = (from_now(grace / 2), from_now(grace));
         let mut limits = Limits { deadline: Some(whole), abort: self.spec.aborts().of(abort).ok() };
         let closed = loop {
-            match process.wait(&mut slot, &mut &[][..], &limits.by(half)) {
-                Ok(seen) if seen.exited => break process.finish(&mut slot, limits).map(drop),
-                Ok(seen) if seen.late || seen.aborted => break process.cut_short(&mut slot, &mut limits),
+            match process.wait(&mut io, &mut &[][..], &limits.by(half)) {
+                Ok(seen) if seen.exited => break process.finish(&mut io, limits).map(drop),
+                Ok(seen) if seen.late || seen.aborted => break process.stop(&mut io, &mut limits),
                 Ok(_) => {}
                 Err(error) => break Err(error),
             }

@@ -13,16 +13,16 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
 use nix::unistd::Pid;
 
-use super::leftover::Leftovers;
+use super::background::BackgroundPipes;
+use super::exit_watch::{ExitWatch, WatchMethod};
 use super::poll::{poll_some, readable};
-use super::relay::{Consumer, Discard, LINE_MAX, Relay, pull};
+use super::relay::{Discard, LINE_MAX, OutputSink, Relay, pull};
 use super::session::Sessions;
-use super::spawn::{Launch, Streams, spawn};
+use super::spawn::{ChildStdio, Launch, spawn};
 use super::wake::{WakeFd, Waker, wake_pair};
-use super::watch::{Means, Watched};
 
 /// After the exit of a process, how long its task waits for pipes that something it started holds open: long enough
-/// for the last lines of a `| tee log &`, short enough for a daemon that never closes them. [`Leftovers`] reads on.
+/// for the last lines of a `| tee log &`, short enough for a daemon that never closes them. [`BackgroundPipes`] reads on.
 pub(super) const LINGER: Duration = Duration::from_millis(250);
 
 /// How much is read from pipes after that: more than a process can have left in them (`pipe-max-size`, for each).
@@ -42,27 +42,27 @@ const KILL_WAIT: Duration = Duration::from_secs(5);
 pub(super) const ABORT_GRACE: Duration = Duration::from_secs(5);
 
 /// What a worker thread keeps from process to process.
-pub(super) struct Slot {
+pub(super) struct ProcessIo {
     wake_fd: WakeFd,
     waker: Waker,
-    means: Means,
+    method: WatchMethod,
     sessions: Arc<Sessions>,
-    leftovers: Arc<Leftovers>,
+    background: Arc<BackgroundPipes>,
     buffer: Vec<u8>,
 }
 
-impl Slot {
-    pub(super) fn new(sessions: Arc<Sessions>, leftovers: Arc<Leftovers>) -> io::Result<Self> {
-        Self::watching_by(Means::best(), sessions, leftovers)
+impl ProcessIo {
+    pub(super) fn new(sessions: Arc<Sessions>, background: Arc<BackgroundPipes>) -> io::Result<Self> {
+        Self::with_method(WatchMethod::best(), sessions, background)
     }
 
-    pub(super) fn watching_by(
-        means: Means,
+    pub(super) fn with_method(
+        method: WatchMethod,
         sessions: Arc<Sessions>,
-        leftovers: Arc<Leftovers>,
+        background: Arc<BackgroundPipes>,
     ) -> io::Result<Self> {
         let (waker, wake_fd) = wake_pair()?;
-        Ok(Self { wake_fd, waker, means, sessions, leftovers, buffer: vec![0; LINE_MAX] })
+        Ok(Self { wake_fd, waker, method, sessions, background, buffer: vec![0; LINE_MAX] })
     }
 
     pub(super) fn waker(&self) -> Waker {
@@ -105,7 +105,7 @@ impl Limits {
 
 /// What one wait has seen beside bytes that moved.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Seen {
+pub(super) struct Events {
     pub(super) exited: bool,
     pub(super) aborted: bool,
     pub(super) late: bool,
@@ -113,15 +113,15 @@ pub(super) struct Seen {
 
 /// Whether a process that closes its stdout or stderr tells us something by that.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ends {
-    Tell,
-    AreNoNews,
+pub(super) enum EarlyClose {
+    Notice,
+    Ignore,
 }
 
 /// A process that leads its own session. Dropping it before its end kills the session.
-pub(super) struct Process<O: Consumer> {
+pub(super) struct Process<O: OutputSink> {
     leader: Pid,
-    watched: Watched,
+    exit_watch: ExitWatch,
     sessions: Arc<Sessions>,
     /// Neither the process nor what it left is to be ended any more.
     over: bool,
@@ -137,44 +137,44 @@ pub(super) struct Process<O: Consumer> {
     stderr: Option<PipeReader>,
     /// Our own copies of the ends that the process writes to. As long as they are open its pipes do not end, which they
     /// would do just before the exit, so that each task would wake its thread twice or thrice at its end.
-    far_ends: Option<[PipeWriter; 2]>,
+    write_ends: Option<[PipeWriter; 2]>,
     pub(super) out: O,
     pub(super) err: Relay,
 }
 
-impl<O: Consumer> Process<O> {
+impl<O: OutputSink> Process<O> {
     /// `ends` says what the end of its stdout would mean.
     ///
     /// # Errors
     /// Those of [`spawn`], and a lack of descriptors.
     pub(super) fn start(
-        slot: &Slot,
+        io: &ProcessIo,
         launch: &Launch<'_>,
-        ends: Ends,
+        early_close: EarlyClose,
         out: O,
         err: Relay,
     ) -> io::Result<Self> {
         let ((far_in, stdin), (stdout, far_out), (stderr, far_err)) = (pipe()?, pipe()?, pipe()?);
         // Of our end only: the two ends of a pipe do not share their flags.
         fcntl(&stdin, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let streams = Streams { stdin: &far_in, stdout: &far_out, stderr: &far_err };
-        let leader = slot.sessions.start(|| spawn(launch, &streams))?;
-        let watched = match slot.means.watch(leader, slot.waker(), Arc::clone(&slot.sessions)) {
-            Ok(watched) => watched,
+        let streams = ChildStdio { stdin: &far_in, stdout: &far_out, stderr: &far_err };
+        let leader = io.sessions.start(|| spawn(launch, &streams))?;
+        let exit_watch = match io.method.watch(leader, io.waker(), Arc::clone(&io.sessions)) {
+            Ok(exit_watch) => exit_watch,
             Err(error) => {
-                slot.sessions.kill(leader);
-                slot.sessions.reap(leader)?;
+                io.sessions.kill(leader);
+                io.sessions.reap(leader)?;
                 return Err(error);
             }
         };
-        let far_ends = match ends {
-            Ends::Tell => None,
-            Ends::AreNoNews => Some([far_out, far_err]),
+        let write_ends = match early_close {
+            EarlyClose::Notice => None,
+            EarlyClose::Ignore => Some([far_out, far_err]),
         };
         Ok(Self {
             leader,
-            watched,
-            sessions: Arc::clone(&slot.sessions),
+            exit_watch,
+            sessions: Arc::clone(&io.sessions),
             over: false,
             reaped: false,
             exit_seen: false,
@@ -183,14 +183,14 @@ impl<O: Consumer> Process<O> {
             left_in_stdin: None,
             stdout: Some(stdout),
             stderr: Some(stderr),
-            far_ends,
+            write_ends,
             out,
             err,
         })
     }
 
     pub(super) fn exited(&self) -> bool {
-        self.exit_seen || self.watched.has_exited()
+        self.exit_seen || self.exit_watch.has_exited()
     }
 
     /// It will write no more.
@@ -225,43 +225,48 @@ impl<O: Consumer> Process<O> {
     }
 
     /// Waits until something happens, and moves the bytes that can be moved.
-    pub(super) fn wait(&mut self, slot: &mut Slot, input: &mut &[u8], limits: &Limits) -> io::Result<Seen> {
+    pub(super) fn wait(
+        &mut self,
+        io: &mut ProcessIo,
+        input: &mut &[u8],
+        limits: &Limits,
+    ) -> io::Result<Events> {
         self.out.refresh();
         self.err.refresh();
         let (out_room, err_room) = (self.out.room(), self.err.room());
         let sources = [
-            Some((slot.wake_fd.as_fd(), PollFlags::POLLIN)),
+            Some((io.wake_fd.as_fd(), PollFlags::POLLIN)),
             limits.abort.as_ref().map(|abort| (abort.as_fd(), PollFlags::POLLIN)),
             self.stdin.as_ref().filter(|_| !input.is_empty()).map(|fd| (fd.as_fd(), PollFlags::POLLOUT)),
             self.stdout.as_ref().filter(|_| out_room > 0).map(|fd| (fd.as_fd(), PollFlags::POLLIN)),
             self.stderr.as_ref().filter(|_| err_room > 0).map(|fd| (fd.as_fd(), PollFlags::POLLIN)),
-            self.watched.descriptor().filter(|_| !self.exit_seen).map(|fd| (fd, PollFlags::POLLIN)),
+            self.exit_watch.pidfd().filter(|_| !self.exit_seen).map(|fd| (fd, PollFlags::POLLIN)),
         ];
         // An earlier wait may have cleared the wake-up that told of the exit.
-        let at_once = !self.exit_seen && self.watched.thread_saw_exit();
+        let at_once = !self.exit_seen && self.exit_watch.thread_saw_exit();
         let deadline = if at_once { Some(Instant::now()) } else { limits.deadline };
         let [woken, aborted, writable, out, err, exited] = poll_some(sources, deadline)?;
         if !woken.is_empty() {
-            slot.wake_fd.clear();
+            io.wake_fd.clear();
         }
         if !writable.is_empty() {
             self.feed(input);
         }
         if !out.is_empty() {
-            self.read += pull(&mut self.stdout, &mut self.out, &mut slot.buffer[..out_room], out);
+            self.read += pull(&mut self.stdout, &mut self.out, &mut io.buffer[..out_room], out);
         }
         if !err.is_empty() {
-            self.read += pull(&mut self.stderr, &mut self.err, &mut slot.buffer[..err_room], err);
+            self.read += pull(&mut self.stderr, &mut self.err, &mut io.buffer[..err_room], err);
         }
-        self.exit_seen |= !exited.is_empty() || self.watched.thread_saw_exit();
-        Ok(Seen { exited: self.exit_seen, aborted: !aborted.is_empty(), late: limits.passed() })
+        self.exit_seen |= !exited.is_empty() || self.exit_watch.thread_saw_exit();
+        Ok(Events { exited: self.exit_seen, aborted: !aborted.is_empty(), late: limits.passed() })
     }
 
     /// Moves what can be moved without waiting: what the process has written is not left in its pipes.
-    pub(super) fn catch_up(&mut self, slot: &mut Slot) -> io::Result<()> {
+    pub(super) fn catch_up(&mut self, io: &mut ProcessIo) -> io::Result<()> {
         let (enough, exit_seen) = (self.read + LEFT_IN_PIPES, self.exit_seen);
         while self.read < enough && self.anything_to_read()? {
-            self.wait(slot, &mut &[][..], &Limits { deadline: Some(Instant::now()), abort: None })?;
+            self.wait(io, &mut &[][..], &Limits { deadline: Some(Instant::now()), abort: None })?;
         }
         // This was not looking for the exit.
         self.exit_seen = exit_seen;
@@ -270,7 +275,7 @@ impl<O: Consumer> Process<O> {
 
     /// TERM to the whole session, KILL at the deadline, until nobody is left. False if the process still runs (it hangs
     /// in the kernel).
-    fn end(&mut self, slot: &mut Slot, limits: &mut Limits) -> io::Result<bool> {
+    fn end(&mut self, io: &mut ProcessIo, limits: &mut Limits) -> io::Result<bool> {
         self.sessions.terminate(self.leader);
         loop {
             // Its leader may be gone before the rest of the session: that has the same grace.
@@ -279,7 +284,7 @@ impl<O: Consumer> Process<O> {
                 break;
             }
             let step = if leaderless { limits.by(Instant::now() + SESSION_CHECK) } else { limits.clone() };
-            if self.wait(slot, &mut &[][..], &step)?.aborted {
+            if self.wait(io, &mut &[][..], &step)?.aborted {
                 limits.shorten(ABORT_GRACE);
             }
         }
@@ -290,30 +295,30 @@ impl<O: Consumer> Process<O> {
                 log::error!("a handler (session {}) cannot be killed: it is left behind", self.leader);
                 break;
             }
-            self.wait(slot, &mut &[][..], &patience.by(Instant::now() + SESSION_CHECK))?;
+            self.wait(io, &mut &[][..], &patience.by(Instant::now() + SESSION_CHECK))?;
             // Some were just being started.
             self.sessions.kill_again(self.leader);
         }
         Ok(self.exited())
     }
 
-    /// Ends the session and what there is to do after that.
-    pub(super) fn cut_short(&mut self, slot: &mut Slot, limits: &mut Limits) -> io::Result<()> {
-        if self.end(slot, limits)? {
+    /// EarlyClose the session and what there is to do after that.
+    pub(super) fn stop(&mut self, io: &mut ProcessIo, limits: &mut Limits) -> io::Result<()> {
+        if self.end(io, limits)? {
             // The rest of the grace period is not for its output.
-            self.finish(slot, limits.by(Instant::now()))?;
+            self.finish(io, limits.by(Instant::now()))?;
         }
         Ok(())
     }
 
     /// After the exit: passes on what was left in the pipes, waits until the worker's own streams have taken it, and
     /// reaps the process. Without a deadline a reader that does not read is waited for, as it would be without us.
-    pub(super) fn finish(&mut self, slot: &mut Slot, mut limits: Limits) -> io::Result<ExitStatus> {
+    pub(super) fn finish(&mut self, io: &mut ProcessIo, mut limits: Limits) -> io::Result<ExitStatus> {
         // What it left in the background is not ours to end.
         self.over = true;
-        self.sessions.spare(self.leader);
+        self.sessions.leader_ended(self.leader);
         self.stdin = None;
-        self.far_ends = None;
+        self.write_ends = None;
         let (mut out_left, mut err_left) = (None, None);
         let soon = Instant::now() + LAST_OUTPUT;
         limits.deadline = limits.deadline.map(|deadline| deadline.max(soon));
@@ -343,7 +348,7 @@ impl<O: Consumer> Process<O> {
                 break;
             }
             let step = if piped && Instant::now() < linger { limits.by(linger) } else { limits.clone() };
-            if self.wait(slot, &mut &[][..], &step)?.aborted {
+            if self.wait(io, &mut &[][..], &step)?.aborted {
                 limits.shorten(LAST_OUTPUT);
             }
             // What nobody has taken by then is counted as lost.
@@ -353,14 +358,14 @@ impl<O: Consumer> Process<O> {
         }
         // Only now: all that was read before is on its way.
         if let Some(pipe) = out_left {
-            slot.leftovers.take_over(pipe, |waker| self.out.successor(waker));
+            io.background.take_over(pipe, |waker| self.out.successor(waker));
         }
         if let Some(pipe) = err_left {
-            slot.leftovers.take_over(pipe, |waker| self.err.successor(waker));
+            io.background.take_over(pipe, |waker| self.err.successor(waker));
         }
         // What nobody took is lost, but whoever still writes is not ended by that.
         for pipe in [self.stdout.take(), self.stderr.take()].into_iter().flatten() {
-            slot.leftovers.take_over(pipe, |_| Box::new(Discard));
+            io.background.take_over(pipe, |_| Box::new(Discard));
         }
         self.reaped = true;
         self.sessions.reap(self.leader)
@@ -372,7 +377,7 @@ impl<O: Consumer> Process<O> {
     }
 }
 
-impl<O: Consumer> Drop for Process<O> {
+impl<O: OutputSink> Drop for Process<O> {
     fn drop(&mut self) {
         if self.reaped {
             return;
@@ -380,7 +385,7 @@ impl<O: Consumer> Drop for Process<O> {
         if !self.over {
             self.sessions.kill(self.leader);
         }
-        if !self.watched.give_up(self.leader, &self.sessions) {
+        if !self.exit_watch.leave_reaping(self.leader, &self.sessions) {
             let _ = self.sessions.reap(self.leader);
         }
     }

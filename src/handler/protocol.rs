@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::relay::Consumer;
+use super::relay::OutputSink;
 use super::task::Task;
 
 /// The longest reply line.
@@ -110,7 +110,7 @@ impl Replies {
     }
 }
 
-impl Consumer for Replies {
+impl OutputSink for Replies {
     fn room(&self) -> usize {
         REPLY_MAX.saturating_sub(self.unread.len())
     }

@@ -29,12 +29,12 @@ const TAIL: usize = 2 * 1024;
 /// Where the output of handlers goes. Clones share their writing threads.
 #[derive(Clone)]
 pub struct Output {
-    stdout: Sink,
-    stderr: Sink,
+    stdout: Destination,
+    stderr: Destination,
 }
 
 #[derive(Clone)]
-struct Sink {
+struct Destination {
     stream: Stream,
     loss: Arc<Loss>,
 }
@@ -70,15 +70,17 @@ impl Output {
     }
 
     fn over(stdout: Stream, stderr: Stream) -> Self {
-        let sink = |stream: Stream| Sink { loss: Arc::new(Loss::of(stream.name())), stream };
-        Self { stdout: sink(stdout), stderr: sink(stderr) }
+        let destination = |stream: Stream| Destination { loss: Arc::new(Loss::of(stream.name())), stream };
+        Self { stdout: destination(stdout), stderr: destination(stderr) }
     }
 
     /// What could not be passed on so far, in words; `None` where nothing is missing.
     #[must_use]
     pub fn lost(&self) -> Option<String> {
-        let told: Vec<String> =
-            [&self.stdout, &self.stderr].into_iter().filter_map(|sink| sink.loss.told()).collect();
+        let told: Vec<String> = [&self.stdout, &self.stderr]
+            .into_iter()
+            .filter_map(|destination| destination.loss.summary())
+            .collect();
         (!told.is_empty()).then(|| told.join("; "))
     }
 
@@ -117,10 +119,10 @@ fn take_off(bytes: &UnderWay) -> Vec<u8> {
 }
 
 /// What becomes of the bytes that a process writes to a pipe.
-pub(super) trait Consumer {
+pub(super) trait OutputSink {
     /// How many more bytes it takes now; the pipe is not read while this is 0.
     fn room(&self) -> usize;
-    /// At most [`Consumer::room`] bytes.
+    /// At most [`OutputSink::room`] bytes.
     fn take(&mut self, bytes: &[u8]);
     /// Nothing comes after this.
     fn end(&mut self);
@@ -132,7 +134,7 @@ pub(super) trait Consumer {
         true
     }
     /// What becomes of bytes that come when the process is over; room is told of by `waker`.
-    fn successor(&self, _waker: Waker) -> Box<dyn Consumer + Send> {
+    fn successor(&self, _waker: Waker) -> Box<dyn OutputSink + Send> {
         Box::new(Discard)
     }
 }
@@ -140,7 +142,7 @@ pub(super) trait Consumer {
 /// Takes everything and forgets it.
 pub(super) struct Discard;
 
-impl Consumer for Discard {
+impl OutputSink for Discard {
     fn room(&self) -> usize {
         LINE_MAX
     }
@@ -153,7 +155,7 @@ impl Consumer for Discard {
 /// One read: all that a pipe has (of the usual capacity), or its end.
 pub(super) fn pull<R: Read>(
     from: &mut Option<R>,
-    to: &mut (impl Consumer + ?Sized),
+    to: &mut (impl OutputSink + ?Sized),
     buffer: &mut [u8],
     seen: PollFlags,
 ) -> u64 {
@@ -175,7 +177,7 @@ pub(super) fn pull<R: Read>(
 
 /// One stream of one process on its way to the worker's.
 pub(super) struct Relay {
-    sink: Sink,
+    destination: Destination,
     waker: Waker,
     back: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
     /// Nothing goes on here until the buffer is back. Most tasks are over before anybody has to be woken for that.
@@ -195,9 +197,9 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    fn new(sink: Sink, waker: Waker, messages: bool) -> Self {
+    fn new(destination: Destination, waker: Waker, messages: bool) -> Self {
         Self {
-            sink,
+            destination,
             waker,
             back: bounded(1),
             wanted: Arc::default(),
@@ -242,8 +244,8 @@ impl Relay {
             let (back, wanted, waker) = (self.back.0.clone(), Arc::clone(&self.wanted), self.waker.clone());
             wanted.store(false, Ordering::Relaxed);
             self.under_way = Arc::new(Mutex::new(bytes));
-            let (bytes, loss) = (Arc::clone(&self.under_way), Arc::clone(&self.sink.loss));
-            self.sink.stream.pass(Box::new(Chunk { bytes, back, wanted, waker, loss }));
+            let (bytes, loss) = (Arc::clone(&self.under_way), Arc::clone(&self.destination.loss));
+            self.destination.stream.pass(Box::new(Chunk { bytes, back, wanted, waker, loss }));
         }
     }
 }
@@ -253,12 +255,12 @@ impl Drop for Relay {
     fn drop(&mut self) {
         let left = take_off(&self.under_way).len() + self.filling.len();
         if left > 0 {
-            self.sink.loss.note_given_up(left);
+            self.destination.loss.note_given_up(left);
         }
     }
 }
 
-impl Consumer for Relay {
+impl OutputSink for Relay {
     fn room(&self) -> usize {
         LINE_MAX.saturating_sub(self.filling.len())
     }
@@ -298,8 +300,8 @@ impl Consumer for Relay {
         }
     }
 
-    fn successor(&self, waker: Waker) -> Box<dyn Consumer + Send> {
-        Box::new(Self::new(self.sink.clone(), waker, self.finish_line))
+    fn successor(&self, waker: Waker) -> Box<dyn OutputSink + Send> {
+        Box::new(Self::new(self.destination.clone(), waker, self.finish_line))
     }
 
     fn is_idle(&self) -> bool {

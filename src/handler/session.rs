@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use super::proc::{Stat, processes};
+use super::procfs::{Stat, processes};
 use super::spawn;
 use crate::lock::lock;
 
@@ -62,7 +62,7 @@ impl Sessions {
     }
 
     /// The leader has ended by itself, and what it left in the background stays.
-    pub(super) fn spare(&self, leader: Pid) {
+    pub(super) fn leader_ended(&self, leader: Pid) {
         let mut live = self.live();
         if live.running.remove(&leader) {
             live.over.insert(leader);

@@ -25,7 +25,7 @@ pub(super) struct Launch<'a> {
 }
 
 /// The child's ends of its pipes.
-pub(super) struct Streams<'a> {
+pub(super) struct ChildStdio<'a> {
     pub(super) stdin: &'a PipeReader,
     pub(super) stdout: &'a PipeWriter,
     pub(super) stderr: &'a PipeWriter,
@@ -35,7 +35,7 @@ pub(super) struct Streams<'a> {
 ///
 /// # Errors
 /// Those of `fork`, `setsid` and `exec`.
-pub(super) fn spawn(launch: &Launch<'_>, streams: &Streams<'_>) -> io::Result<Pid> {
+pub(super) fn spawn(launch: &Launch<'_>, streams: &ChildStdio<'_>) -> io::Result<Pid> {
     let mut files = PosixSpawnFileActions::init()?;
     // Not among 0 to 2 themselves, which are open from the start of any Rust program.
     files.add_dup2(streams.stdin.as_raw_fd(), 0)?;

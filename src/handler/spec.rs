@@ -12,10 +12,10 @@ use std::time::Duration;
 use nix::unistd::{AccessFlags, access};
 
 use super::abort::AbortPipe;
+use super::background::BackgroundPipes;
 use super::environment::Environment;
 use super::exit::ExitMap;
-use super::leftover::Leftovers;
-use super::process::Slot;
+use super::process::ProcessIo;
 use super::relay::Output;
 use super::session::Sessions;
 
@@ -35,7 +35,7 @@ struct Shared {
     environment: Environment,
     aborts: AbortPipe,
     sessions: Arc<Sessions>,
-    leftovers: Arc<Leftovers>,
+    background: Arc<BackgroundPipes>,
 }
 
 /// What the command line says about the command.
@@ -63,7 +63,7 @@ impl Spec {
             environment: Environment::of_this_process(),
             aborts: AbortPipe::default(),
             sessions: Arc::default(),
-            leftovers: Arc::default(),
+            background: Arc::default(),
         }))
     }
 
@@ -115,8 +115,8 @@ impl Spec {
     }
 
     /// For one worker thread.
-    pub(super) fn slot(&self) -> io::Result<Slot> {
-        Slot::new(Arc::clone(&self.0.sessions), Arc::clone(&self.0.leftovers))
+    pub(super) fn process_io(&self) -> io::Result<ProcessIo> {
+        ProcessIo::new(Arc::clone(&self.0.sessions), Arc::clone(&self.0.background))
     }
 
     /// The program as it was written, for messages.

@@ -95,6 +95,6 @@ pub trait Handler {
         Ok(())
     }
 
-    /// Ends whatever the handler keeps between tasks, within its own grace period or until `abort` closes.
+    /// EarlyClose whatever the handler keeps between tasks, within its own grace period or until `abort` closes.
     fn close(&mut self, abort: &Receiver<Never>);
 }

@@ -127,12 +127,12 @@ pub(super) fn task(body: &[u8]) -> Task<'_> {
 }
 
 /// The sender has to be kept: dropping it is the abort.
-pub(super) fn never() -> (Sender<Never>, Receiver<Never>) {
+pub(super) fn abort_channel() -> (Sender<Never>, Receiver<Never>) {
     bounded(0)
 }
 
 pub(super) fn run(handler: &mut impl Handler, body: &[u8]) -> Outcome {
-    let (_keep, abort) = never();
+    let (_keep, abort) = abort_channel();
     within(LONG, || handler.run(&task(body), &abort))
 }
 

@@ -57,7 +57,7 @@ fn the_task_is_in_the_environment() {
     let (spec, out, _) = captured(options("env", &[]));
     let headers = [("x-user.id".into(), "7\n8".into()), ("nul".into(), "\0".into())];
     let task = Task { headers: &headers, redelivered: true, attempt: 2, ..task(b"") };
-    let (_keep, abort) = never();
+    let (_keep, abort) = abort_channel();
     let mut handler = spec.command().unwrap();
     assert_eq!(handler.run(&task, &abort), Outcome::Done);
     let text = out.text();
@@ -164,7 +164,7 @@ fn a_command_may_come_and_go() {
 #[test]
 fn headers_that_do_not_fit_are_the_tasks_fault() {
     let headers = [("big".into(), "x".repeat(MIB))];
-    let (_keep, abort) = never();
+    let (_keep, abort) = abort_channel();
     let mut handler = captured(sh("exit 0")).0.command().unwrap();
     let outcome = handler.run(&Task { headers: &headers, ..task(b"") }, &abort);
     assert!(matches!(&outcome, Outcome::Failed(failure) if failure.exit.contains("too long")), "{outcome:?}");
@@ -230,7 +230,7 @@ fn a_reader_that_went_away_harms_nobody() {
 
 #[test]
 fn a_reader_that_does_not_read_cannot_stop_the_deadlines() {
-    let (_keep_stuck, stuck) = never();
+    let (_keep_stuck, stuck) = abort_channel();
     let output = Output::new(Stuck(stuck), Captured::default()).unwrap();
     // Blocked in the middle of its output: the time-out ends it.
     let spec = Spec::new(with_timeout("yes", LONG), output.clone());
@@ -238,7 +238,7 @@ fn a_reader_that_does_not_read_cannot_stop_the_deadlines() {
     assert_timed_out(&outcome);
     // Ended in time, its output not taken: the outcome is known, and the abort ends the wait for the reader.
     let spec = Spec::new(sh("echo $$; exit 0"), output);
-    let (keep, abort) = never();
+    let (keep, abort) = abort_channel();
     thread::scope(|scope| {
         let running = scope.spawn(|| spec.command().unwrap().run(&task(b""), &abort));
         thread::sleep(SHORT);
@@ -309,7 +309,7 @@ fn a_timed_out_task_failed_even_if_it_ends_well() {
 #[test]
 fn an_abort_gives_the_task_up() {
     let (spec, out, _) = captured(sh("echo $$; sleep 60 & wait"));
-    let (keep, abort) = never();
+    let (keep, abort) = abort_channel();
     thread::scope(|scope| {
         let running = scope.spawn(|| {
             let mut handler = spec.command().unwrap();
@@ -329,7 +329,7 @@ fn an_abort_gives_the_task_up() {
 #[test]
 fn an_abort_shortens_a_long_grace() {
     let (spec, out, _) = captured(with_timeout("trap '' TERM; echo $$; while :; do sleep 0.02; done", LONG));
-    let (keep, abort) = never();
+    let (keep, abort) = abort_channel();
     thread::scope(|scope| {
         let running = scope.spawn(|| spec.command().unwrap().run(&task(b""), &abort));
         let pid = out.pid();
@@ -348,10 +348,10 @@ fn nothing_is_left_behind_when_a_process_is_dropped() {
     let (spec, out, _) = captured(sh("trap '' TERM; echo $$; sleep 60 & wait; wait"));
     let handler = spec.command().unwrap();
     let mut process = handler.start(&task(b"")).unwrap();
-    let mut slot = handler.slot;
+    let mut io = handler.io;
     while out.bytes().is_empty() {
         process
-            .wait(&mut slot, &mut &[][..], &Limits { deadline: Some(from_now(SHORT)), abort: None })
+            .wait(&mut io, &mut &[][..], &Limits { deadline: Some(from_now(SHORT)), abort: None })
             .unwrap();
     }
     drop(process);
@@ -404,7 +404,7 @@ fn a_timeout_ends_other_process_groups_too() {
 fn an_abort_ends_other_process_groups_too() {
     for script in OTHER_GROUPS {
         let (spec, out, _) = captured(Options { grace: SHORT, ..sh(script) });
-        let (keep, abort) = never();
+        let (keep, abort) = abort_channel();
         thread::scope(|scope| {
             let running = scope.spawn(|| spec.command().unwrap().run(&task(b""), &abort));
             let pid = out.pid();
@@ -443,13 +443,13 @@ fn what_a_finished_task_left_in_the_background_is_not_touched() {
         assert_eq!(run(&mut handler, b""), Outcome::Done);
         let left = out.pid();
         // A task of the same thread that is ended by force, a forced stop, the end of the handler.
-        let (keep, abort) = never();
+        let (keep, abort) = abort_channel();
         drop(keep);
         assert_eq!(handler.run(&task(b""), &abort), Outcome::GivenUp);
-        let slot = handler.slot;
+        let io = handler.io;
         let (other, ..) = captured(with_timeout("sleep 60", SHORT));
         let mut other = other.command().unwrap();
-        other.slot = slot;
+        other.io = io;
         assert_timed_out(&run(&mut other, b""));
         spec.kill_all();
         assert!(!is_over(left), "{script}");

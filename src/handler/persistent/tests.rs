@@ -32,7 +32,7 @@ fn wait_until_ended(err: &Captured, nth: usize) {
 }
 
 fn no_abort() -> (Sender<Never>, Receiver<Never>) {
-    never()
+    abort_channel()
 }
 
 fn close(mut handler: Persistent) {

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use nix::poll::{PollFd, PollFlags};
 
 use super::poll::poll_all;
-use super::relay::{Consumer, LINE_MAX, pull};
+use super::relay::{LINE_MAX, OutputSink, pull};
 use super::wake::{WakeFd, Waker, wake_pair};
 use crate::lock::lock;
 
@@ -21,36 +21,36 @@ use crate::lock::lock;
 const MAX_PIPES: usize = 256;
 
 /// The pipes of commands that are over. The thread starts with the first one.
-pub(super) struct Leftovers {
+pub(super) struct BackgroundPipes {
     max_pipes: usize,
     reader: Mutex<Option<Reader>>,
 }
 
 struct Reader {
     // Closed before the last wake-up, which tells the thread to look.
-    arrivals: Sender<Left>,
+    arrivals: Sender<BackgroundPipe>,
     waker: Waker,
 }
 
 /// A pipe, and what becomes of what comes through it.
-struct Left {
+struct BackgroundPipe {
     pipe: Option<PipeReader>,
-    to: Box<dyn Consumer + Send>,
+    to: Box<dyn OutputSink + Send>,
 }
 
-impl Default for Leftovers {
+impl Default for BackgroundPipes {
     fn default() -> Self {
         Self::with_room_for(MAX_PIPES)
     }
 }
 
-impl Leftovers {
+impl BackgroundPipes {
     fn with_room_for(max_pipes: usize) -> Self {
         Self { max_pipes, reader: Mutex::default() }
     }
 
     /// Reads from `pipe` until it ends; `to` makes the consumer, which uses the waker it is given.
-    pub(super) fn take_over(&self, pipe: PipeReader, to: impl FnOnce(Waker) -> Box<dyn Consumer + Send>) {
+    pub(super) fn take_over(&self, pipe: PipeReader, to: impl FnOnce(Waker) -> Box<dyn OutputSink + Send>) {
         let mut reader = lock(&self.reader);
         let reader = match &mut *reader {
             Some(reader) => reader,
@@ -65,12 +65,12 @@ impl Leftovers {
             },
         };
         // The thread ends after the reader only.
-        let _ = reader.arrivals.send(Left { pipe: Some(pipe), to: to(reader.waker.clone()) });
+        let _ = reader.arrivals.send(BackgroundPipe { pipe: Some(pipe), to: to(reader.waker.clone()) });
         reader.waker.wake();
     }
 }
 
-impl Drop for Leftovers {
+impl Drop for BackgroundPipes {
     fn drop(&mut self) {
         if let Some(Reader { arrivals, waker }) = lock(&self.reader).take() {
             drop(arrivals);
@@ -83,7 +83,7 @@ impl Reader {
     fn start(max_pipes: usize) -> io::Result<Self> {
         let (arrivals, arriving) = unbounded();
         let (waker, wake_fd) = wake_pair()?;
-        thread::Builder::new().name("leftovers".into()).spawn(move || {
+        thread::Builder::new().name("background".into()).spawn(move || {
             if let Err(error) = read_on(&wake_fd, &arriving, max_pipes) {
                 log::warn!("what commands left in the background cannot write any more: {error}");
             }
@@ -93,7 +93,7 @@ impl Reader {
 }
 
 /// Until nobody can send any more.
-fn read_on(wake_fd: &WakeFd, arriving: &Receiver<Left>, max_pipes: usize) -> io::Result<()> {
+fn read_on(wake_fd: &WakeFd, arriving: &Receiver<BackgroundPipe>, max_pipes: usize) -> io::Result<()> {
     let mut held = VecDeque::new();
     let mut buffer = vec![0; LINE_MAX];
     let mut told = false;
@@ -105,7 +105,7 @@ fn read_on(wake_fd: &WakeFd, arriving: &Receiver<Left>, max_pipes: usize) -> io:
                 Err(TryRecvError::Disconnected) => return Ok(()),
             }
         }
-        held.retain_mut(Left::goes_on);
+        held.retain_mut(BackgroundPipe::goes_on);
         while held.len() > max_pipes {
             held.pop_front();
             if !std::mem::replace(&mut told, true) {
@@ -119,7 +119,7 @@ fn read_on(wake_fd: &WakeFd, arriving: &Receiver<Left>, max_pipes: usize) -> io:
 }
 
 /// Waits until something comes, and passes it on.
-fn look(wake_fd: &WakeFd, held: &mut VecDeque<Left>, buffer: &mut [u8]) -> io::Result<()> {
+fn look(wake_fd: &WakeFd, held: &mut VecDeque<BackgroundPipe>, buffer: &mut [u8]) -> io::Result<()> {
     let room: Vec<usize> = held.iter().map(|left| left.to.room()).collect();
     let readable = held.iter().zip(&room).enumerate().filter(|(_, (_, room))| **room > 0);
     let pipes: Vec<_> = readable.filter_map(|(nth, (left, _))| Some((nth, left.pipe.as_ref()?))).collect();
@@ -130,13 +130,13 @@ fn look(wake_fd: &WakeFd, held: &mut VecDeque<Left>, buffer: &mut [u8]) -> io::R
     let seen: Vec<(usize, PollFlags)> = pipes.iter().map(|(nth, _)| *nth).zip(seen).collect();
     wake_fd.clear();
     for (nth, seen) in seen.into_iter().filter(|(_, seen)| !seen.is_empty()) {
-        let Left { pipe, to } = &mut held[nth];
+        let BackgroundPipe { pipe, to } = &mut held[nth];
         pull(pipe, &mut **to, &mut buffer[..room[nth]], seen);
     }
     Ok(())
 }
 
-impl Left {
+impl BackgroundPipe {
     /// False when nothing comes any more and all that came is passed on.
     fn goes_on(&mut self) -> bool {
         self.to.refresh();
@@ -152,17 +152,17 @@ mod tests {
     use super::super::testing::*;
     use super::*;
 
-    fn leave(leftovers: &Leftovers) -> PipeWriter {
+    fn leave(background: &BackgroundPipes) -> PipeWriter {
         let (reader, writer) = pipe().unwrap();
-        leftovers.take_over(reader, |_| Box::new(Discard));
+        background.take_over(reader, |_| Box::new(Discard));
         writer
     }
 
     #[test]
     fn the_oldest_pipe_is_closed_for_one_too_many() {
-        let leftovers = Leftovers::with_room_for(2);
-        let mut first = leave(&leftovers);
-        let mut others = [leave(&leftovers), leave(&leftovers)];
+        let background = BackgroundPipes::with_room_for(2);
+        let mut first = leave(&background);
+        let mut others = [leave(&background), leave(&background)];
         wait_until("it is closed", || {
             first.write(b"x").is_err_and(|error| error.kind() == ErrorKind::BrokenPipe)
         });
@@ -175,11 +175,11 @@ mod tests {
 
     #[test]
     fn a_pipe_that_ended_makes_room_when_its_bytes_are_passed_on() {
-        let (leftovers, out) = (Leftovers::with_room_for(1), Captured::default());
+        let (background, out) = (BackgroundPipes::with_room_for(1), Captured::default());
         let output = Output::new(out.clone(), io::sink()).unwrap();
         for line in ["one", "two", "three"] {
             let (reader, mut writer) = pipe().unwrap();
-            leftovers.take_over(reader, |waker| Box::new(output.stdout(waker)));
+            background.take_over(reader, |waker| Box::new(output.stdout(waker)));
             writer.write_all(line.as_bytes()).unwrap();
             drop(writer);
             wait_until("it is passed on", || out.text().ends_with(line));
@@ -188,9 +188,9 @@ mod tests {
 
     #[test]
     fn nobody_reads_when_nobody_is_left() {
-        let leftovers = Leftovers::default();
-        let mut writer = leave(&leftovers);
-        drop(leftovers);
+        let background = BackgroundPipes::default();
+        let mut writer = leave(&background);
+        drop(background);
         wait_until("it is closed", || writer.write(b"x").is_err());
     }
 }

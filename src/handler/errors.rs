@@ -40,7 +40,7 @@ fn may_pass(why: String) -> Outcome {
 }
 
 /// The process of the command called `name` is gone by now: dropping it killed it.
-pub(super) fn lost_track(name: &str, error: &io::Error) -> Outcome {
+pub(super) fn cannot_watch(name: &str, error: &io::Error) -> Outcome {
     if let Some(missing) = shortage::explain(error) {
         return Outcome::NoResources(missing);
     }
@@ -75,13 +75,13 @@ mod tests {
                 assert!(matches!(outcome(errno, has_headers), Outcome::NoResources(_)), "{errno}");
             }
         }
-        assert!(matches!(lost_track("convert", &Errno::ENOMEM.into()), Outcome::NoResources(_)));
-        assert!(matches!(lost_track("convert", &Errno::EIO.into()), Outcome::Failed(_)));
+        assert!(matches!(cannot_watch("convert", &Errno::ENOMEM.into()), Outcome::NoResources(_)));
+        assert!(matches!(cannot_watch("convert", &Errno::EIO.into()), Outcome::Failed(_)));
     }
 
     #[test]
     fn an_exit_status_that_somebody_else_took_is_no_failure_of_the_task() {
-        let lost = lost_track("convert", &Errno::ECHILD.into());
+        let lost = cannot_watch("convert", &Errno::ECHILD.into());
         assert!(
             matches!(lost, Outcome::CannotRun(Obstacle { why, may_pass: false }) if why.contains("convert"))
         );
