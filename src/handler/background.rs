@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use nix::poll::{PollFd, PollFlags};
 
 use super::poll::poll_all;
-use super::relay::{LINE_MAX, OutputSink, pull};
+use super::sink::{OutputSink, READ_MAX, pull};
 use super::wake::{WakeFd, Waker, wake_pair};
 use crate::lock::lock;
 
@@ -95,7 +95,7 @@ impl Reader {
 /// Until nobody can send any more.
 fn read_on(wake_fd: &WakeFd, arriving: &Receiver<BackgroundPipe>, max_pipes: usize) -> io::Result<()> {
     let mut held = VecDeque::new();
-    let mut buffer = vec![0; LINE_MAX];
+    let mut buffer = vec![0; READ_MAX];
     let mut told = false;
     loop {
         loop {
@@ -148,7 +148,8 @@ impl BackgroundPipe {
 mod tests {
     use std::io::{ErrorKind, PipeWriter, Write, pipe};
 
-    use super::super::relay::{Discard, Output};
+    use super::super::relay::Output;
+    use super::super::sink::Discard;
     use super::super::testing::*;
     use super::*;
 

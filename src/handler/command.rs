@@ -12,7 +12,8 @@ use super::Never;
 use super::abort::told_to_stop;
 use super::environment::task_variables;
 use super::errors::{cannot_start, cannot_watch, ready};
-use super::process::{ABORT_GRACE, EarlyClose, Limits, Process, ProcessIo, from_now};
+use super::limits::{ABORT_GRACE, Limits, from_now};
+use super::process::{EarlyClose, Process, ProcessIo};
 use super::relay::Relay;
 use super::spawn::Launch;
 use super::spec::Spec;
@@ -63,7 +64,7 @@ impl Command {
             match seen {
                 seen if seen.exited => break None,
                 seen if seen.aborted => break Some(StopReason::Abort),
-                seen if seen.late => break Some(StopReason::Timeout),
+                seen if seen.deadline_passed => break Some(StopReason::Timeout),
                 _ => {}
             }
         };

@@ -133,7 +133,8 @@ mod tests {
     use std::ffi::CString;
     use std::path::Path;
 
-    use super::super::process::{EarlyClose, Limits, Process, ProcessIo, from_now};
+    use super::super::limits::{Limits, from_now};
+    use super::super::process::{EarlyClose, Process, ProcessIo};
     use super::super::relay::Relay;
     use super::super::spawn::Launch;
     use super::super::testing::*;
@@ -165,13 +166,13 @@ mod tests {
             let (mut process, out) = start(&io, "echo $$; exit 3");
             let limits = Limits { deadline: Some(from_now(LONG)), abort: None };
             while !process.wait(&mut io, &mut &[][..], &limits).unwrap().exited {
-                assert!(!limits.passed());
+                assert!(!limits.deadline_passed());
             }
             assert!(process.exited());
             // Nothing ends further waits before their deadline, except one wake-up that is late.
             let soon = Limits { deadline: Some(from_now(SHORT)), abort: None };
             let mut waits = (0..3).map(|_| process.wait(&mut io, &mut &[][..], &soon).unwrap());
-            assert!(waits.any(|seen| seen.late));
+            assert!(waits.any(|seen| seen.deadline_passed));
             assert_eq!(process.finish(&mut io, limits).unwrap().code(), Some(3));
             assert!(is_gone(out.pid()));
         }
@@ -186,7 +187,7 @@ mod tests {
             while !out.text().contains('\n') {
                 // A short deadline: another thread writes to `out`, which ends no wait.
                 process.wait(&mut io, &mut &[][..], &limits.by(from_now(SHORT))).unwrap();
-                assert!(!limits.passed());
+                assert!(!limits.deadline_passed());
             }
             assert!(!process.exited());
             drop(process);

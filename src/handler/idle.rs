@@ -10,7 +10,8 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::exit::describe;
-use super::process::{Limits, Process, ProcessIo};
+use super::limits::Limits;
+use super::process::{Process, ProcessIo};
 use super::protocol::Replies;
 use super::wake::Waker;
 

@@ -15,7 +15,8 @@ use super::abort::told_to_stop;
 use super::errors::{cannot_start, cannot_watch, ready};
 use super::exit::describe;
 use super::idle::{IdleWatcher, PersistentProcess};
-use super::process::{ABORT_GRACE, EarlyClose, LINGER, Limits, Process, ProcessIo, from_now};
+use super::limits::{ABORT_GRACE, Limits, from_now};
+use super::process::{EarlyClose, Process, ProcessIo};
 use super::protocol::{Replies, Reply, request};
 use super::spawn::Launch;
 use super::spec::Spec;
@@ -24,6 +25,9 @@ use super::task::{Failure, Handler, Outcome, Task};
 /// The least time between two starts of a process that fails; doubled with each failure, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long a process that has closed its stdout has to exit.
+const EXIT_WAIT: Duration = Duration::from_millis(250);
 
 /// Keeps one command alive and speaks the line protocol with it.
 ///
@@ -245,13 +249,15 @@ fn ask(
                 return Ok(Answer::Wrong(format!("answered {line:?} instead of OK, RETRY or DEAD")));
             }
             None if seen.exited => {
-                let left = process.left_in_stdin().map(|left| left + input.len() as u64);
+                let left = process.unread_input().map(|left| left + input.len() as u64);
                 return Ok(Answer::Exited { read_nothing: left == Some(line.len() as u64) });
             }
             None if seen.aborted => return Ok(Answer::Aborted),
-            None if limits.passed() => return Ok(Answer::TimedOut),
-            None if step.passed() => return Ok(Answer::Wrong("closed its stdout without a reply".into())),
-            None if process.closed_stdout() => exit_due = exit_due.or(Some(from_now(LINGER))),
+            None if limits.deadline_passed() => return Ok(Answer::TimedOut),
+            None if step.deadline_passed() => {
+                return Ok(Answer::Wrong("closed its stdout without a reply".into()));
+            }
+            None if process.closed_stdout() => exit_due = exit_due.or(Some(from_now(EXIT_WAIT))),
             None => {}
         }
     }
@@ -296,7 +302,7 @@ impl Handler for Persistent {
         let closed = loop {
             match process.wait(&mut io, &mut &[][..], &limits.by(half)) {
                 Ok(seen) if seen.exited => break process.finish(&mut io, limits).map(drop),
-                Ok(seen) if seen.late || seen.aborted => break process.stop(&mut io, &mut limits),
+                Ok(seen) if seen.deadline_passed || seen.aborted => break process.stop(&mut io, &mut limits),
                 Ok(_) => {}
                 Err(error) => break Err(error),
             }

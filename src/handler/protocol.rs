@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::relay::OutputSink;
+use super::sink::OutputSink;
 use super::task::Task;
 
 /// The longest reply line.

@@ -5,23 +5,23 @@
 //! one chunk under way and one being filled; while both are full its pipe is not read, so it waits.
 
 use std::collections::VecDeque;
+use std::io;
 #[cfg(test)]
 use std::io::Write;
-use std::io::{self, ErrorKind, Read};
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use nix::poll::PollFlags;
 
 use super::loss::Loss;
+use super::sink::{OutputSink, READ_MAX};
 use super::wake::Waker;
 use crate::lock::lock;
 use crate::output::{self, Parcel, Stream, Unwritten};
 
-/// A longer line is passed on in pieces of this size. Also the capacity of a pipe, so what one read can return.
-pub(super) const LINE_MAX: usize = 64 * 1024;
+/// A longer line is passed on in pieces of this size.
+const LINE_MAX: usize = READ_MAX;
 
 /// How much of the end of stderr is kept for a failed task.
 const TAIL: usize = 2 * 1024;
@@ -116,63 +116,6 @@ impl Parcel for Chunk {
 
 fn take_off(bytes: &UnderWay) -> Vec<u8> {
     mem::take(&mut lock(bytes))
-}
-
-/// What becomes of the bytes that a process writes to a pipe.
-pub(super) trait OutputSink {
-    /// How many more bytes it takes now; the pipe is not read while this is 0.
-    fn room(&self) -> usize;
-    /// At most [`OutputSink::room`] bytes.
-    fn take(&mut self, bytes: &[u8]);
-    /// Nothing comes after this.
-    fn end(&mut self);
-    /// To be called before each wait: there may be room again. Where only another thread can make room, it is asked
-    /// to wake this one when it has.
-    fn refresh(&mut self) {}
-    /// Everything that can be passed on has been.
-    fn is_idle(&self) -> bool {
-        true
-    }
-    /// What becomes of bytes that come when the process is over; room is told of by `waker`.
-    fn successor(&self, _waker: Waker) -> Box<dyn OutputSink + Send> {
-        Box::new(Discard)
-    }
-}
-
-/// Takes everything and forgets it.
-pub(super) struct Discard;
-
-impl OutputSink for Discard {
-    fn room(&self) -> usize {
-        LINE_MAX
-    }
-
-    fn take(&mut self, _: &[u8]) {}
-
-    fn end(&mut self) {}
-}
-
-/// One read: all that a pipe has (of the usual capacity), or its end.
-pub(super) fn pull<R: Read>(
-    from: &mut Option<R>,
-    to: &mut (impl OutputSink + ?Sized),
-    buffer: &mut [u8],
-    seen: PollFlags,
-) -> u64 {
-    let Some(pipe) = from else { return 0 };
-    let result = if seen.contains(PollFlags::POLLIN) { pipe.read(buffer) } else { Ok(0) };
-    match result {
-        Ok(n) if n > 0 => {
-            to.take(&buffer[..n]);
-            return n as u64;
-        }
-        Err(error) if error.kind() == ErrorKind::Interrupted => {}
-        _ => {
-            *from = None;
-            to.end();
-        }
-    }
-    0
 }
 
 /// One stream of one process on its way to the worker's.
