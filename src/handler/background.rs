@@ -1,7 +1,7 @@
-//! Reads on from the pipes of commands that are over.
+//! Reads the pipes that background processes of finished commands still hold.
 //!
-//! What a command left in the background may still write to them, and would be killed by SIGPIPE once nobody reads. So
-//! one thread reads until the worker ends, and passes on what comes.
+//! A command may leave processes in the background that still write to its stdout or stderr. They would be killed by
+//! SIGPIPE if nobody read. So one thread reads those pipes until the worker ends, and passes on what comes.
 
 use std::collections::VecDeque;
 use std::io::{self, PipeReader};
@@ -17,25 +17,27 @@ use super::sink::{OutputSink, READ_MAX, pull};
 use super::wake::{WakeFd, Waker, wake_pair};
 use crate::lock::lock;
 
-/// Pipes that are read. Each is a descriptor, of which a process has 1,024 as a rule.
+/// How many pipes are read at the same time. Each needs a descriptor, of which a process may have 1,024 as a rule.
 const MAX_PIPES: usize = 256;
 
-/// The pipes of commands that are over. The thread starts with the first one.
+/// The thread that reads the pipes. It starts with the first pipe.
 pub(super) struct BackgroundPipes {
     max_pipes: usize,
     reader: Mutex<Option<Reader>>,
 }
 
 struct Reader {
-    // Closed before the last wake-up, which tells the thread to look.
+    /// Closed to end the thread.
     arrivals: Sender<BackgroundPipe>,
+    /// Wakes the thread, which then looks at the other end of `arrivals`.
     waker: Waker,
 }
 
-/// A pipe, and what becomes of what comes through it.
+/// A pipe, and the sink for what comes through it.
 struct BackgroundPipe {
+    /// None once it has ended.
     pipe: Option<PipeReader>,
-    to: Box<dyn OutputSink + Send>,
+    sink: Box<dyn OutputSink + Send>,
 }
 
 impl Default for BackgroundPipes {
@@ -49,8 +51,12 @@ impl BackgroundPipes {
         Self { max_pipes, reader: Mutex::default() }
     }
 
-    /// Reads from `pipe` until it ends; `to` makes the consumer, which uses the waker it is given.
-    pub(super) fn take_over(&self, pipe: PipeReader, to: impl FnOnce(Waker) -> Box<dyn OutputSink + Send>) {
+    /// Reads `pipe` until it ends. `make_sink` makes the sink for it, which wakes the thread by the waker it is given.
+    pub(super) fn take_over(
+        &self,
+        pipe: PipeReader,
+        make_sink: impl FnOnce(Waker) -> Box<dyn OutputSink + Send>,
+    ) {
         let mut reader = lock(&self.reader);
         let reader = match &mut *reader {
             Some(reader) => reader,
@@ -64,8 +70,10 @@ impl BackgroundPipes {
                 }
             },
         };
-        // The thread ends after the reader only.
-        let _ = reader.arrivals.send(BackgroundPipe { pipe: Some(pipe), to: to(reader.waker.clone()) });
+        let sink = make_sink(reader.waker.clone());
+        // This fails only if the thread has ended, because it could not poll: then the pipe is closed, of which a
+        // warning has told.
+        let _ = reader.arrivals.send(BackgroundPipe { pipe: Some(pipe), sink });
         reader.waker.wake();
     }
 }
@@ -92,37 +100,40 @@ impl Reader {
     }
 }
 
-/// Until nobody can send any more.
+/// Runs until `arriving` is closed.
+///
+/// # Errors
+/// Those of `poll`.
 fn read_on(wake_fd: &WakeFd, arriving: &Receiver<BackgroundPipe>, max_pipes: usize) -> io::Result<()> {
     let mut held = VecDeque::new();
     let mut buffer = vec![0; READ_MAX];
-    let mut told = false;
+    let mut warned = false;
     loop {
         loop {
             match arriving.try_recv() {
-                Ok(left) => held.push_back(left),
+                Ok(pipe) => held.push_back(pipe),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return Ok(()),
             }
         }
-        held.retain_mut(BackgroundPipe::goes_on);
+        held.retain_mut(BackgroundPipe::is_needed);
         while held.len() > max_pipes {
             held.pop_front();
-            if !std::mem::replace(&mut told, true) {
+            if !std::mem::replace(&mut warned, true) {
                 log::warn!(
                     "commands left more than {max_pipes} pipes open in the background: the oldest are closed"
                 );
             }
         }
-        look(wake_fd, &mut held, &mut buffer)?;
+        wait_and_read(wake_fd, &mut held, &mut buffer)?;
     }
 }
 
-/// Waits until something comes, and passes it on.
-fn look(wake_fd: &WakeFd, held: &mut VecDeque<BackgroundPipe>, buffer: &mut [u8]) -> io::Result<()> {
-    let room: Vec<usize> = held.iter().map(|left| left.to.room()).collect();
+/// Waits until bytes come or the thread is woken, and passes the bytes on.
+fn wait_and_read(wake_fd: &WakeFd, held: &mut VecDeque<BackgroundPipe>, buffer: &mut [u8]) -> io::Result<()> {
+    let room: Vec<usize> = held.iter().map(|pipe| pipe.sink.room()).collect();
     let readable = held.iter().zip(&room).enumerate().filter(|(_, (_, room))| **room > 0);
-    let pipes: Vec<_> = readable.filter_map(|(nth, (left, _))| Some((nth, left.pipe.as_ref()?))).collect();
+    let pipes: Vec<_> = readable.filter_map(|(nth, (held, _))| Some((nth, held.pipe.as_ref()?))).collect();
     let sources = pipes.iter().map(|(_, pipe)| pipe.as_fd()).chain([wake_fd.as_fd()]);
     let mut sources: Vec<_> = sources.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
     poll_all(&mut sources, None)?;
@@ -130,17 +141,17 @@ fn look(wake_fd: &WakeFd, held: &mut VecDeque<BackgroundPipe>, buffer: &mut [u8]
     let seen: Vec<(usize, PollFlags)> = pipes.iter().map(|(nth, _)| *nth).zip(seen).collect();
     wake_fd.clear();
     for (nth, seen) in seen.into_iter().filter(|(_, seen)| !seen.is_empty()) {
-        let BackgroundPipe { pipe, to } = &mut held[nth];
-        pull(pipe, &mut **to, &mut buffer[..room[nth]], seen);
+        let BackgroundPipe { pipe, sink } = &mut held[nth];
+        pull(pipe, &mut **sink, &mut buffer[..room[nth]], seen);
     }
     Ok(())
 }
 
 impl BackgroundPipe {
-    /// False when nothing comes any more and all that came is passed on.
-    fn goes_on(&mut self) -> bool {
-        self.to.refresh();
-        self.pipe.is_some() || !self.to.is_idle()
+    /// False when the pipe has ended and all that came from it is passed on.
+    fn is_needed(&mut self) -> bool {
+        self.sink.refresh();
+        self.pipe.is_some() || !self.sink.is_idle()
     }
 }
 
