@@ -1,4 +1,4 @@
-//! The abort channel: it closes when the worker was told to give up its tasks.
+//! The abort channel of a worker: it closes when running tasks have to be given up at once. It never carries a message.
 
 use std::io::{self, PipeReader, pipe};
 use std::sync::{Arc, Mutex};
@@ -10,17 +10,20 @@ use super::Never;
 use crate::lock::lock;
 
 /// Whether `abort` has closed.
-pub(super) fn told_to_stop(abort: &Receiver<Never>) -> bool {
+pub(super) fn is_aborted(abort: &Receiver<Never>) -> bool {
     matches!(abort.try_recv(), Err(TryRecvError::Disconnected))
 }
 
-/// The abort channel as file descriptors, shared by all worker threads: one thread waits for the channel to close
-/// and then closes a pipe, which every poll on its other end sees.
+/// Makes the abort channel pollable, for all worker threads: one thread waits for the channel to close and then closes
+/// one end of a pipe, which ends every `poll` of the other end.
 #[derive(Default)]
 pub(super) struct AbortPipe(Mutex<Option<(Receiver<Never>, Arc<PipeReader>)>>);
 
 impl AbortPipe {
-    /// A descriptor that polls as hung up once `abort` has closed.
+    /// A descriptor that `poll` reports as hung up once `abort` has closed.
+    ///
+    /// # Errors
+    /// When the system has no descriptor or thread left.
     pub(super) fn of(&self, abort: &Receiver<Never>) -> io::Result<Arc<PipeReader>> {
         let mut known = lock(&self.0);
         if let Some((of, fd)) = &*known

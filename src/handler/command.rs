@@ -1,4 +1,4 @@
-//! One process per task.
+//! The handler that starts one process per task.
 
 #[cfg(test)]
 mod tests;
@@ -9,7 +9,7 @@ use std::io;
 use crossbeam_channel::Receiver;
 
 use super::Never;
-use super::abort::told_to_stop;
+use super::abort::is_aborted;
 use super::environment::task_variables;
 use super::errors::{cannot_start, cannot_watch, ready};
 use super::limits::{ABORT_GRACE, Limits, from_now};
@@ -19,14 +19,14 @@ use super::spawn::Launch;
 use super::spec::Spec;
 use super::task::{Failure, Handler, Outcome, Task};
 
-/// Starts the command for every task: the body on its stdin, the rest in its environment.
+/// Starts the command for every task, with the body on its stdin and the rest of the task in its environment.
 pub struct Command {
     spec: Spec,
     arguments: Vec<CString>,
     io: ProcessIo,
 }
 
-/// Why a process was ended before its time.
+/// Why a process has to be stopped.
 #[derive(Clone, Copy)]
 enum StopReason {
     Timeout,
@@ -48,6 +48,7 @@ impl Command {
         Process::start(&self.io, &launch, EarlyClose::Ignore, out, err)
     }
 
+    /// Runs the process to its end.
     fn follow(
         &mut self,
         mut process: Process<Relay>,
@@ -56,19 +57,18 @@ impl Command {
     ) -> io::Result<Outcome> {
         let (io, mut input) = (&mut self.io, task.body);
         process.feed(&mut input);
-        let cut = loop {
+        let stop_reason = loop {
             if input.is_empty() {
                 process.close_stdin();
             }
-            let seen = process.wait(io, &mut input, &limits)?;
-            match seen {
-                seen if seen.exited => break None,
-                seen if seen.aborted => break Some(StopReason::Abort),
-                seen if seen.deadline_passed => break Some(StopReason::Timeout),
+            match process.wait(io, &mut input, &limits)? {
+                events if events.exited => break None,
+                events if events.aborted => break Some(StopReason::Abort),
+                events if events.deadline_passed => break Some(StopReason::Timeout),
                 _ => {}
             }
         };
-        let Some(cut) = cut else {
+        let Some(stop_reason) = stop_reason else {
             let status = process.finish(io, limits)?;
             let outcome = self.spec.options().on_exit.outcome(status, process.err.tail());
             return Ok(match (outcome, status.code()) {
@@ -81,13 +81,13 @@ impl Command {
             });
         };
         let mut grace = self.spec.options().grace;
-        if let StopReason::Abort = cut {
+        if let StopReason::Abort = stop_reason {
             limits.abort = None;
             grace = grace.min(ABORT_GRACE);
         }
         limits.deadline = Some(from_now(grace));
         process.stop(io, &mut limits)?;
-        // Also when the abort came while a time-out was being carried out.
+        // The abort may also have come after the time-out, while the process was being stopped.
         if limits.abort.is_none() {
             return Ok(Outcome::GivenUp);
         }
@@ -101,7 +101,7 @@ impl Command {
 
 impl Handler for Command {
     fn run(&mut self, task: &Task<'_>, abort: &Receiver<Never>) -> Outcome {
-        if told_to_stop(abort) {
+        if is_aborted(abort) {
             return Outcome::GivenUp;
         }
         let deadline = self.spec.options().timeout.map(from_now);
@@ -121,6 +121,6 @@ impl Handler for Command {
         ready()
     }
 
-    /// Nothing is kept.
+    /// Does nothing: no process is kept between tasks.
     fn close(&mut self, _: &Receiver<Never>) {}
 }

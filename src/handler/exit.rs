@@ -1,4 +1,4 @@
-//! What the exit status of a command says about its task.
+//! What the exit status of a command means for its task.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
@@ -9,16 +9,16 @@ use super::task::{Failure, Outcome};
 
 /// `EX_DATAERR` of sysexits.h: no attempt at this task can succeed.
 const DATA_ERROR: i32 = 65;
-/// What shells, `env` and their like exit with when the command they were to run is not executable or not found.
+/// Shells, `env` and the like exit with these if the command they should run is not executable or not found.
 const NOT_EXECUTABLE: i32 = 126;
 const NOT_FOUND: i32 = 127;
 
-/// What ends all processes of a service, or of a terminal: SIGHUP, SIGINT, SIGTERM.
+/// SIGHUP, SIGINT and SIGTERM: signals that end all processes of a service or of a terminal.
 const STOPPED_BY: [i32; 3] = [1, 2, 15];
-/// What shells make of a signal, and programs that stop in good order.
-const SIGNALLED: i32 = 128;
+/// Shells, and programs that stop in order when they get a signal, exit with this plus its number.
+const SIGNAL_BASE: i32 = 128;
 
-/// What a person wants an exit status to mean.
+/// What an exit status means, by the choice of a person.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitMeaning {
     /// The task is done.
@@ -38,7 +38,7 @@ pub struct ExitRule {
     pub meaning: ExitMeaning,
 }
 
-/// The rules that go before the built-in ones; of several for one code the last one holds.
+/// The rules of a person, which go before the built-in ones. If several are for one code, the last one holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExitMap(BTreeMap<i32, ExitMeaning>);
 
@@ -55,7 +55,7 @@ impl FromStr for ExitRule {
             "dead" => ExitMeaning::Dead,
             _ => return Err(expected()),
         };
-        // `parse` would take a sign.
+        // `parse` alone would accept a sign.
         if !code.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(expected());
         }
@@ -89,7 +89,7 @@ impl ExitMap {
 }
 
 fn was_stopped(status: ExitStatus) -> bool {
-    let signal = status.signal().or(status.code().map(|code| code - SIGNALLED));
+    let signal = status.signal().or(status.code().map(|code| code - SIGNAL_BASE));
     signal.is_some_and(|signal| STOPPED_BY.contains(&signal))
 }
 

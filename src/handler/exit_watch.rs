@@ -26,8 +26,8 @@ const ABANDONED: u8 = 2;
 pub(super) enum WatchMethod {
     /// By a descriptor of the child (a pidfd, Linux 5.3) that the worker thread polls together with the pipes.
     Pidfd,
-    /// By a thread for each child, which waits in `waitid(WNOWAIT)` and then wakes the worker thread. For systems without
-    /// pidfds, and for sandboxes that forbid them.
+    /// By a thread for each child, which waits in `waitid(WNOWAIT)` and then wakes the worker thread. For systems
+    /// without pidfds, and for sandboxes that forbid them.
     Thread,
 }
 
@@ -155,13 +155,13 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn here_there_are_descriptors() {
+    fn here_there_are_pidfds() {
         assert_eq!(WatchMethod::best(), WatchMethod::Pidfd);
     }
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn either_means_tells_of_the_exit_once_and_leaves_the_reaping() {
+    fn either_method_tells_of_the_exit_once_and_leaves_the_reaping() {
         for mut io in process_ios() {
             let (mut process, out) = start(&io, "echo $$; exit 3");
             let limits = Limits { deadline: Some(from_now(LONG)), abort: None };
@@ -180,7 +180,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn either_means_reaps_what_is_given_up() {
+    fn either_method_reaps_what_is_given_up() {
         for mut io in process_ios() {
             let (mut process, out) = start(&io, "echo $$; exec sleep 600");
             let limits = Limits { deadline: Some(from_now(LONG)), abort: None };

@@ -48,7 +48,7 @@ impl PersistentProcess {
         let until_woken = Limits { deadline: None, abort: None };
         while !wanted.load(Ordering::Acquire) {
             let Some(process) = &mut self.running else { return };
-            // A wait for a reply may have told of the exit as well; no other wait does so again.
+            // Only one wait tells of the exit, and that may have been the wait for the last reply: so ask first.
             let exited = if process.exited() {
                 Ok(true)
             } else {

@@ -1,4 +1,4 @@
-//! What runs a task, and what came of it.
+//! Runs tasks, and says what came of them.
 //!
 //! A [`Handler`] belongs to one worker thread. It is given a [`Task`], runs it to its end (or until the worker
 //! gives up its tasks) and says how it went; what that means for the task is decided elsewhere (`retry`).
@@ -47,7 +47,7 @@ use persistent::Persistent;
 #[derive(Debug, PartialEq, Eq)]
 pub enum Never {}
 
-/// How handlers are made. This stands here because a handler needs its [`Spec`], which in turn knows no handler.
+/// Makes handlers. This is not in `spec.rs`, because the files of the handlers import that.
 impl Spec {
     /// A handler that starts one process per task.
     ///
@@ -66,7 +66,8 @@ impl Spec {
     }
 }
 
-/// Reaps what is left to this process by others, where that is its duty; `spec` is what runs here.
+/// Reaps orphans from now on, if this process can get any. The processes of `spec` are not
+/// orphans.
 ///
 /// # Errors
 /// When a thread cannot be started.

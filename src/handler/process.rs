@@ -24,8 +24,8 @@ use super::sink::{OutputSink, READ_MAX, pull};
 use super::spawn::{ChildStdio, Launch, spawn};
 use super::wake::{WakeFd, Waker, wake_pair};
 
-/// More bytes than the stdout and stderr pipes of a process can hold together (`pipe-max-size` is 1 MiB as a rule). After
-/// reading so many, all that was in the pipes at the beginning is read.
+/// More bytes than the stdout and stderr pipes of a process can hold together (`pipe-max-size` is 1 MiB as a rule).
+/// After reading so many, all that was in the pipes at the beginning is read.
 const LEFT_IN_PIPES: u64 = 2 * 1024 * 1024;
 
 /// What a worker thread needs to run processes, one after the other.
@@ -158,8 +158,8 @@ impl<O: OutputSink> Process<O> {
         self.stdin = None;
     }
 
-    /// Writes as much of `input` as the pipe takes now, and removes that from it. If the process has closed its stdin the
-    /// rest stays unwritten, which is no error.
+    /// Writes as much of `input` as the pipe takes now, and removes that from it. If the process has closed its stdin
+    /// the rest stays unwritten, which is no error.
     pub(super) fn feed(&mut self, input: &mut &[u8]) {
         while let Some(stdin) = &mut self.stdin
             && !input.is_empty()

@@ -44,8 +44,8 @@ impl OutputSink for Discard {
     fn end(&mut self) {}
 }
 
-/// Reads once from a pipe that `poll` reported with `seen`, and passes the bytes to the sink. At the end of the pipe, or
-/// on an error, `from` becomes None. Returns the number of bytes.
+/// Reads once from a pipe that `poll` reported with `seen`, and passes the bytes to the sink. At the end of the pipe,
+/// or on an error, `from` becomes None. Returns the number of bytes.
 pub(super) fn pull<R: Read>(
     from: &mut Option<R>,
     to: &mut (impl OutputSink + ?Sized),

@@ -1,4 +1,4 @@
-//! A task as a handler sees it, how an attempt at it can end, and what a handler is.
+//! What a handler is: it gets a task, and says how the attempt at it ended.
 
 use std::io;
 
@@ -34,14 +34,15 @@ pub enum Outcome {
     Failed(Failure),
     /// The handler said that no further attempt can succeed.
     Dead(Failure),
-    /// Ended by a signal that stops whole services: failed, unless the worker was sent one as well.
+    /// The process was ended by a signal that ends whole services. The attempt failed, unless the worker got such a
+    /// signal as well.
     Terminated(Failure),
-    /// The command says that a command is not executable or not found (126, 127): failed, unless that holds for all
-    /// tasks. The text says what is wrong then.
+    /// The command exited with 126 or 127, which says that some command is not executable or not found. The attempt
+    /// failed, unless it is the same with all tasks.
     CommandMissing {
-        /// Where it is this task's.
+        /// For the task, if only this one is concerned.
         failure: Failure,
-        /// For the person who reads it.
+        /// For a person, if all tasks are concerned: what is wrong.
         why: String,
     },
     /// The worker gave the task up, because it was told to stop or is not sure that it can run tasks: this is no
@@ -58,21 +59,21 @@ pub enum Outcome {
 /// Why no task can run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Obstacle {
-    /// For the person who reads it.
+    /// One line for a person.
     pub why: String,
-    /// Nothing was started, and it may be gone in a moment: the command is being replaced, say.
+    /// Nothing was started, and the obstacle may be gone in a moment: the command may just be being replaced.
     pub may_pass: bool,
 }
 
 impl Obstacle {
-    /// One that is there for good, or that hides whether the task ran.
+    /// An obstacle that stays, or that makes it unknown whether the task ran.
     #[must_use]
     pub fn lasting(why: String) -> Self {
         Self { why, may_pass: false }
     }
 }
 
-/// Why an attempt failed, for the headers of the retried or dead task.
+/// Why an attempt failed. This goes into the headers of the retried or dead task.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Failure {
     /// One short phrase: `exit status 3`, `killed by signal 9`, `timed out after 30s`, `RETRY disk full`.

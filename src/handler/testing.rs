@@ -1,4 +1,4 @@
-//! What the tests of handlers share: sinks, tasks, and deadlines.
+//! What the tests of handlers share: writers, tasks, and deadlines.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +22,7 @@ pub(super) const SHORT: Duration = Duration::from_millis(200);
 /// What [`Captured`] keeps: far more than a test looks at, and `yes` writes gigabytes a second.
 const CAPTURED_MAX: usize = 16 << 20;
 
-/// Keeps what is written first.
+/// Keeps the beginning of what is written to it.
 #[derive(Clone, Default)]
 pub(super) struct Captured(Arc<Mutex<Vec<u8>>>);
 
@@ -74,7 +74,7 @@ impl Write for Counted {
     }
 }
 
-/// Blocks until the sender is dropped: a pager that nobody scrolls.
+/// Blocks until the sender is dropped, as a pager does that nobody scrolls.
 pub(super) struct Stuck(pub(super) Receiver<Never>);
 
 impl Write for Stuck {
@@ -88,7 +88,7 @@ impl Write for Stuck {
     }
 }
 
-/// Nobody reads any more.
+/// Fails as a pipe does that nobody reads any more.
 pub(super) struct Broken;
 
 impl Write for Broken {
@@ -126,7 +126,7 @@ pub(super) fn task(body: &[u8]) -> Task<'_> {
     Task { id, attempt: 1, queue, redelivered: false, content_type, headers: &[], body }
 }
 
-/// The sender has to be kept: dropping it is the abort.
+/// An abort channel. The sender has to be kept: dropping it is the abort.
 pub(super) fn abort_channel() -> (Sender<Never>, Receiver<Never>) {
     bounded(0)
 }
@@ -156,7 +156,7 @@ pub(super) fn is_gone(pid: Pid) -> bool {
     kill(pid, None) == Err(Errno::ESRCH)
 }
 
-/// Reaped, that is: a zombie is still there.
+/// Waits until the process is reaped: a zombie is not gone.
 pub(super) fn wait_until_gone(pid: Pid) {
     wait_until("the process is gone", || is_gone(pid));
 }

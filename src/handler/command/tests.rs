@@ -371,7 +371,8 @@ fn kill_all_kills_all() {
     assert_eq!(run(&mut spec.command().unwrap(), b""), failed("killed by signal 9", ""));
 }
 
-/// What a command starts outside its own process group prints its process id first; it has nothing to do with the pipes.
+/// What a command starts outside its own process group prints its process id first; it has nothing to do with the
+/// pipes.
 const OTHER_GROUPS: [&str; 2] = [
     // A shell with job control.
     "set -m; sh -c 'echo $$; exec >/dev/null 2>&1; sleep 60; sleep 60' & wait",

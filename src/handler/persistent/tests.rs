@@ -2,7 +2,6 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -31,12 +30,8 @@ fn wait_until_ended(err: &Captured, nth: usize) {
     wait_until_gone(Pid::from_raw(err.text().lines().last().unwrap().parse().unwrap()));
 }
 
-fn no_abort() -> (Sender<Never>, Receiver<Never>) {
-    abort_channel()
-}
-
 fn close(mut handler: Persistent) {
-    let (_keep, abort) = no_abort();
+    let (_keep, abort) = abort_channel();
     within(LONG, || handler.close(&abort));
 }
 
@@ -260,7 +255,7 @@ fn a_broken_handler_does_not_spin() {
 #[test]
 fn an_abort_ends_task_and_pause() {
     let (mut handler, err) = handler(script("sleep 60"));
-    let (keep, abort) = no_abort();
+    let (keep, abort) = abort_channel();
     thread::scope(|scope| {
         let running = scope.spawn(|| handler.run(&task(b""), &abort));
         let pid = err.pid();
@@ -269,7 +264,7 @@ fn an_abort_ends_task_and_pause() {
         wait_until_gone(pid);
     });
     let (mut handler, err) = self::handler(script("exit 1"));
-    let (keep, abort) = no_abort();
+    let (keep, abort) = abort_channel();
     handler.restarts.pause = LONG;
     thread::scope(|scope| {
         let running = scope.spawn(|| handler.run(&task(b""), &abort));
@@ -321,7 +316,7 @@ fn closing_is_polite_first() {
 #[test]
 fn closing_does_not_outlast_an_abort() {
     let (mut handler, err) = handler(script("echo OK; while :; do sleep 0.02; done"));
-    let (keep, abort) = no_abort();
+    let (keep, abort) = abort_channel();
     assert_eq!(handler.run(&task(b""), &abort), Outcome::Done);
     drop(keep);
     within(Duration::from_secs(4), || handler.close(&abort));
