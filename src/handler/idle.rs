@@ -48,11 +48,11 @@ impl PersistentProcess {
         let until_woken = Limits { deadline: None, abort: None };
         while !wanted.load(Ordering::Acquire) {
             let Some(process) = &mut self.running else { return };
-            // Only one wait tells of the exit, and that may have been the wait for the last reply: so ask first.
+            // An exit that was told of before, together with the last reply say, ends no further wait: so ask first.
             let exited = if process.exited() {
                 Ok(true)
             } else {
-                process.wait(&mut self.io, &mut &[][..], &until_woken).map(|seen| seen.exited)
+                process.wait(&mut self.io, &mut &[][..], &until_woken).map(|events| events.exited)
             };
             let ended = match exited {
                 Ok(false) => continue,
@@ -73,6 +73,10 @@ impl PersistentProcess {
 }
 
 impl IdleWatcher {
+    /// Starts the thread, and gives `kept` to it.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
     pub(super) fn start(kept: PersistentProcess) -> io::Result<Self> {
         let (to_thread, incoming) = bounded::<PersistentProcess>(CAPACITY);
         let (outgoing, from_thread) = bounded(CAPACITY);

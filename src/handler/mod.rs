@@ -66,8 +66,7 @@ impl Spec {
     }
 }
 
-/// Reaps orphans from now on, if this process can get any. The processes of `spec` are not
-/// orphans.
+/// Reaps orphans from now on, if this process can get any. The processes of `spec` are none.
 ///
 /// # Errors
 /// When a thread cannot be started.

@@ -75,12 +75,12 @@ pub(super) enum EarlyClose {
     Ignore,
 }
 
-/// A process that leads its own session. Dropping it before its end kills the session.
+/// A process that leads its own session. Dropping it before [`Process::finish`] kills the session.
 pub(super) struct Process<O: OutputSink> {
     leader: Pid,
     exit_watch: ExitWatch,
     sessions: Arc<Sessions>,
-    /// It has ended by itself: its session is not killed any more.
+    /// `finish` has begun: the session is not killed any more.
     ended: bool,
     reaped: bool,
     /// A wait has told of the exit; further waits do not end because of it.
@@ -101,6 +101,8 @@ pub(super) struct Process<O: OutputSink> {
 }
 
 impl<O: OutputSink> Process<O> {
+    /// Starts a process.
+    ///
     /// # Errors
     /// Those of [`spawn`], and when the system has no descriptor or thread left.
     pub(super) fn start(
@@ -145,6 +147,7 @@ impl<O: OutputSink> Process<O> {
         })
     }
 
+    /// Whether the process has exited, also if no wait has told of it yet.
     pub(super) fn exited(&self) -> bool {
         self.exit_seen || self.exit_watch.has_exited()
     }
@@ -246,7 +249,7 @@ impl<O: OutputSink> Process<O> {
 }
 
 impl<O: OutputSink> Drop for Process<O> {
-    /// Kills the session unless the process has ended by itself, and sees to it that somebody reaps the process.
+    /// Kills the session unless `finish` has begun, and sees to it that somebody reaps the process.
     fn drop(&mut self) {
         if self.reaped {
             return;

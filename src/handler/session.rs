@@ -47,7 +47,7 @@ pub(super) struct Sessions {
 #[derive(Default)]
 struct Leaders {
     running: BTreeSet<Pid>,
-    /// Those that have ended by themselves: the rest of their sessions is not signalled.
+    /// Those that have ended: what is left of their sessions is not signalled.
     ended: BTreeSet<Pid>,
     /// Set for good by [`Sessions::kill_all`]: a session that starts later is killed at once.
     kill_new: bool,
@@ -69,7 +69,7 @@ impl Sessions {
         Ok(leader)
     }
 
-    /// To be called when `leader` has ended by itself: from now on the rest of its session is not signalled.
+    /// To be called when `leader` has ended: from now on what is left of its session is not signalled.
     pub(super) fn leader_ended(&self, leader: Pid) {
         let mut leaders = self.leaders();
         if leaders.running.remove(&leader) {

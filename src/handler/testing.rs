@@ -16,7 +16,7 @@ use super::{Failure, Handler, Never, Options, Outcome, Output, Spec, Task};
 
 /// Far more than anything here takes, far less than a person would wait.
 pub(super) const LONG: Duration = Duration::from_secs(30);
-/// For what is expected not to happen, and for time-outs.
+/// How long to wait for what should not happen; also the time-out of tasks that should be timed out.
 pub(super) const SHORT: Duration = Duration::from_millis(200);
 
 /// What [`Captured`] keeps: far more than a test looks at, and `yes` writes gigabytes a second.
@@ -136,7 +136,7 @@ pub(super) fn run(handler: &mut impl Handler, body: &[u8]) -> Outcome {
     within(LONG, || handler.run(&task(body), &abort))
 }
 
-/// Runs `what` and fails if it took longer: every test here ends by itself in the end, but should do so in time.
+/// Runs `what`, and fails if that took longer than `limit`.
 pub(super) fn within<T>(limit: Duration, what: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let result = what();

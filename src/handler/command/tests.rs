@@ -20,7 +20,8 @@ fn assert_timed_out(outcome: &Outcome) {
     assert!(matches!(outcome, Outcome::Failed(why) if why.exit == "timed out after 200ms"), "{outcome:?}");
 }
 
-/// For a file that was written just now: a process that another test is starting has it open for an instant.
+/// Runs a file that was written just now. As long as a process that another test is starting still has it open, it
+/// cannot be executed.
 fn run_when_closed(handler: &mut Command) -> Outcome {
     let mut outcome = run(handler, b"");
     wait_until("the file can be executed", || {
@@ -33,7 +34,7 @@ fn run_when_closed(handler: &mut Command) -> Outcome {
     outcome
 }
 
-/// Dead, if not reaped: what a killed command has started is not ours to reap.
+/// Whether a process is dead. It need not be reaped: what a killed command has started is not our child.
 fn is_over(pid: nix::unistd::Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
@@ -178,7 +179,7 @@ fn the_end_of_stderr_is_kept_and_all_of_it_passed_on() {
     let Outcome::Failed(failure) = run(&mut spec.command().unwrap(), b"") else { panic!("not failed") };
     assert_eq!(failure.stderr.len(), 2048);
     assert!(failure.stderr.ends_with(b"0123456\nlast"));
-    // The line that was not finished is: the worker's own messages follow.
+    // The last line got a line end, because the worker's own messages follow.
     assert!(err.text().len() == 80005 && err.text().ends_with("0123456\nlast\n"));
     assert_eq!(out.text(), "data\n");
 }
@@ -232,11 +233,12 @@ fn a_reader_that_went_away_harms_nobody() {
 fn a_reader_that_does_not_read_cannot_stop_the_deadlines() {
     let (_keep_stuck, stuck) = abort_channel();
     let output = Output::new(Stuck(stuck), Captured::default()).unwrap();
-    // Blocked in the middle of its output: the time-out ends it.
+    // The time-out ends a command that is blocked in the middle of its output.
     let spec = Spec::new(with_timeout("yes", LONG), output.clone());
     let outcome = within(Duration::from_secs(10), || run(&mut spec.command().unwrap(), b""));
     assert_timed_out(&outcome);
-    // Ended in time, its output not taken: the outcome is known, and the abort ends the wait for the reader.
+    // If the command has ended in time, but nobody takes its output, the abort ends the wait for that. The outcome
+    // stays.
     let spec = Spec::new(sh("echo $$; exit 0"), output);
     let (keep, abort) = abort_channel();
     thread::scope(|scope| {
@@ -255,7 +257,7 @@ fn a_daemon_that_keeps_the_pipes_open_is_not_waited_for() {
         let (spec, out, _) = captured(sh(&script));
         let outcome = within(Duration::from_secs(5), || run(&mut spec.command().unwrap(), b""));
         assert_eq!(outcome, failed("exit status 3", ""));
-        // It left the group, and the task has not failed by a time-out: it lives on.
+        // The daemon lives on: it has left the session, and the task was not timed out.
         assert!(!is_gone(out.pid()));
         let _ = kill(out.pid(), Signal::SIGKILL);
     }
@@ -280,7 +282,7 @@ fn a_timeout_ends_the_whole_group() {
 
 #[test]
 fn the_rest_of_the_group_has_the_grace_too() {
-    // The leader dies at once, what it started needs a moment to clean up.
+    // The leader dies at once, but what it has started needs a moment to clean up.
     let script = "sh -c 'trap \"sleep 0.3; echo clean >&3; exit\" TERM; echo $$; while :; do sleep 0.02; done' \
                   3>&1 & wait";
     let (spec, out, _) = captured(with_timeout(script, LONG));
@@ -371,8 +373,8 @@ fn kill_all_kills_all() {
     assert_eq!(run(&mut spec.command().unwrap(), b""), failed("killed by signal 9", ""));
 }
 
-/// What a command starts outside its own process group prints its process id first; it has nothing to do with the
-/// pipes.
+/// Commands that start a process outside their own process group. That process prints its id first, and does not hold
+/// the pipes.
 const OTHER_GROUPS: [&str; 2] = [
     // A shell with job control.
     "set -m; sh -c 'echo $$; exec >/dev/null 2>&1; sleep 60; sleep 60' & wait",
@@ -396,7 +398,7 @@ fn a_timeout_ends_other_process_groups_too() {
         let (spec, out, _) = captured(with_timeout(script, SHORT));
         let outcome = within(Duration::from_secs(10), || run(&mut spec.command().unwrap(), b""));
         assert_timed_out(&outcome);
-        // Before the outcome is known: a retry must not run beside it.
+        // It has to end before the outcome is known: a retry must not run beside it.
         assert!(is_over(out.pid()), "{script}");
     }
 }
@@ -443,7 +445,8 @@ fn what_a_finished_task_left_in_the_background_is_not_touched() {
         let mut handler = spec.command().unwrap();
         assert_eq!(run(&mut handler, b""), Outcome::Done);
         let left = out.pid();
-        // A task of the same thread that is ended by force, a forced stop, the end of the handler.
+        // None of these may touch it: an aborted task, the end of the handler, a task of the same thread that times
+        // out, and a forced stop.
         let (keep, abort) = abort_channel();
         drop(keep);
         assert_eq!(handler.run(&task(b""), &abort), Outcome::GivenUp);
