@@ -1,4 +1,4 @@
-//! One process per task.
+//! The handler that starts one process per task.
 
 #[cfg(test)]
 mod tests;
@@ -6,67 +6,70 @@ mod tests;
 use std::ffi::{CStr, CString};
 use std::io;
 
-use crossbeam_channel::{Receiver, TryRecvError};
+use crossbeam_channel::Receiver;
 
-use super::environment::of_task;
-use super::process::{ABORT_GRACE, Ends, Limits, Process, Slot, from_now};
+use super::abort::is_aborted;
+use super::environment::task_variables;
+use super::errors::{cannot_start, cannot_watch, ready};
+use super::limits::{ABORT_GRACE, Limits, from_now};
+use super::process::{EarlyClose, Process, ProcessIo};
 use super::relay::Relay;
 use super::spawn::Launch;
 use super::spec::Spec;
-use super::start::{cannot_start, lost_track, ready};
-use super::{Failure, Handler, Never, Outcome, Task};
+use super::task::{Failure, Handler, Outcome, Task};
+use crate::cancel::Never;
 
-/// Starts the command for every task: the body on its stdin, the rest in its environment.
+/// Starts the command for every task, with the body on its stdin and the rest of the task in its environment.
 pub struct Command {
     spec: Spec,
     arguments: Vec<CString>,
-    slot: Slot,
+    io: ProcessIo,
 }
 
-/// Why a process was ended before its time.
+/// Why a process has to be stopped.
 #[derive(Clone, Copy)]
-enum Cut {
+enum StopReason {
     Timeout,
     Abort,
 }
 
 impl Command {
     pub(super) fn new(spec: Spec) -> io::Result<Self> {
-        Ok(Self { slot: spec.slot()?, arguments: spec.arguments()?, spec })
+        Ok(Self { io: spec.process_io()?, arguments: spec.arguments()?, spec })
     }
 
     fn start(&self, task: &Task<'_>) -> io::Result<Process<Relay>> {
-        let (path, own) = (self.spec.path()?, of_task(task));
+        let (path, own) = (self.spec.path()?, task_variables(task));
         let environment: Vec<&CStr> =
             self.spec.environment().entries().chain(own.iter().map(CString::as_c_str)).collect();
         let launch = Launch { path: &path, arguments: &self.arguments, environment: &environment };
         let output = self.spec.output();
-        let (out, err) = (output.stdout(self.slot.ringer()), output.stderr(self.slot.ringer()));
-        Process::start(&self.slot, &launch, Ends::AreNoNews, out, err)
+        let (out, err) = (output.stdout(self.io.waker()), output.stderr(self.io.waker()));
+        Process::start(&self.io, &launch, EarlyClose::Ignore, out, err)
     }
 
+    /// Runs the process to its end.
     fn follow(
         &mut self,
         mut process: Process<Relay>,
         task: &Task<'_>,
         mut limits: Limits,
     ) -> io::Result<Outcome> {
-        let (slot, mut input) = (&mut self.slot, task.body);
+        let (io, mut input) = (&mut self.io, task.body);
         process.feed(&mut input);
-        let cut = loop {
+        let stop_reason = loop {
             if input.is_empty() {
                 process.close_stdin();
             }
-            let seen = process.wait(slot, &mut input, &limits)?;
-            match seen {
-                seen if seen.exited => break None,
-                seen if seen.aborted => break Some(Cut::Abort),
-                seen if seen.late => break Some(Cut::Timeout),
+            match process.wait(io, &mut input, &limits)? {
+                events if events.exited => break None,
+                events if events.aborted => break Some(StopReason::Abort),
+                events if events.deadline_passed => break Some(StopReason::Timeout),
                 _ => {}
             }
         };
-        let Some(cut) = cut else {
-            let status = process.finish(slot, limits)?;
+        let Some(stop_reason) = stop_reason else {
+            let status = process.finish(io, limits)?;
             let outcome = self.spec.options().on_exit.outcome(status, process.err.tail());
             return Ok(match (outcome, status.code()) {
                 (Outcome::CommandMissing { failure, why }, Some(code)) => {
@@ -78,13 +81,13 @@ impl Command {
             });
         };
         let mut grace = self.spec.options().grace;
-        if let Cut::Abort = cut {
+        if let StopReason::Abort = stop_reason {
             limits.abort = None;
             grace = grace.min(ABORT_GRACE);
         }
         limits.deadline = Some(from_now(grace));
-        process.cut_short(slot, &mut limits)?;
-        // Also when the abort came while a time-out was being carried out.
+        process.stop(io, &mut limits)?;
+        // The abort may also have come after the time-out, while the process was being stopped.
         if limits.abort.is_none() {
             return Ok(Outcome::GivenUp);
         }
@@ -98,7 +101,7 @@ impl Command {
 
 impl Handler for Command {
     fn run(&mut self, task: &Task<'_>, abort: &Receiver<Never>) -> Outcome {
-        if told_to_stop(abort) {
+        if is_aborted(abort) {
             return Outcome::GivenUp;
         }
         let deadline = self.spec.options().timeout.map(from_now);
@@ -109,7 +112,7 @@ impl Handler for Command {
         match started {
             Ok((process, limits)) => self
                 .follow(process, task, limits)
-                .unwrap_or_else(|error| lost_track(&self.spec.name(), &error)),
+                .unwrap_or_else(|error| cannot_watch(&self.spec.name(), &error)),
             Err(error) => cannot_start(&self.spec.name(), &error, !task.headers.is_empty()),
         }
     }
@@ -118,10 +121,6 @@ impl Handler for Command {
         ready()
     }
 
-    /// Nothing is kept.
+    /// Does nothing: no process is kept between tasks.
     fn close(&mut self, _: &Receiver<Never>) {}
-}
-
-pub(super) fn told_to_stop(abort: &Receiver<Never>) -> bool {
-    matches!(abort.try_recv(), Err(TryRecvError::Disconnected))
 }

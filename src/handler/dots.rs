@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::{Handler, Never, Outcome, Task};
+use super::task::{Handler, Outcome, Task};
+use crate::cancel::Never;
 
 /// Pretends to work.
 pub struct Dots;

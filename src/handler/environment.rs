@@ -1,20 +1,20 @@
-//! What a handler finds in its environment: what the worker has, without taskq's own, and the task.
+//! The environment of a handler: that of the worker without taskq's own variables, and variables that describe the
+//! task.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use super::Task;
+use super::task::Task;
 
-/// One variable per user header follows this.
+/// The beginning of the variables for the headers of a task.
 const HEADER: &str = "TASKQ_HEADER_";
 
-/// The worker's own environment as handlers may see it: computed once, as it does not change.
+/// What handlers get of the worker's own environment. Made once, because that does not change.
 #[derive(Clone)]
 pub(super) struct Environment(Vec<CString>);
 
 impl Environment {
-    /// Of this process.
     pub(super) fn of_this_process() -> Self {
         Self::from_variables(std::env::vars_os())
     }
@@ -24,14 +24,15 @@ impl Environment {
         Self(visible.filter_map(|(name, value)| entry(name.as_bytes(), value.as_bytes())).collect())
     }
 
-    /// For a process that outlives a task; for another one beside [`of_task`], whose names are all private.
+    /// As `NAME=VALUE`. None of the names is one of [`task_variables`], so both together have each name once.
     pub(super) fn entries(&self) -> impl Iterator<Item = &CStr> {
         self.0.iter().map(CString::as_c_str)
     }
 }
 
-/// What describes `task`. Values with a NUL byte have no place in an environment: they are left out.
-pub(super) fn of_task(task: &Task<'_>) -> Vec<CString> {
+/// The variables that describe `task`, as `NAME=VALUE`. Those whose value has a NUL byte are left out, because an
+/// environment cannot hold them.
+pub(super) fn task_variables(task: &Task<'_>) -> Vec<CString> {
     let attempt = task.attempt.to_string();
     let own = [
         ("TASKQ_ID", task.id),
@@ -41,7 +42,7 @@ pub(super) fn of_task(task: &Task<'_>) -> Vec<CString> {
         ("TASKQ_CONTENT_TYPE", task.content_type),
     ];
     let own = own.into_iter().filter_map(|(name, value)| entry(name.as_bytes(), value.as_bytes()));
-    // Of headers whose names become the same the last one holds.
+    // If several headers become the same variable, the last one holds.
     let headers: BTreeMap<String, CString> = task
         .headers
         .iter()
@@ -57,8 +58,9 @@ fn entry(name: &[u8], value: &[u8]) -> Option<CString> {
     CString::new([name, b"=", value].concat()).ok()
 }
 
-/// Secrets of taskq's own, what systemd meant for the worker alone, and what describes a task: a worker that was
-/// started by a handler must not pass on the task of that one.
+/// Whether a variable is kept from handlers: taskq's own secrets, what systemd meant for the worker alone, and what
+/// describes a task. The latter is there if the worker was started by a handler, whose task is not the one that runs
+/// here.
 fn is_private(name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
     let exact: [&[u8]; 8] = [
@@ -74,7 +76,7 @@ fn is_private(name: &OsStr) -> bool {
     exact.contains(&name) || name.starts_with(HEADER.as_bytes()) || name.starts_with(b"WATCHDOG_")
 }
 
-/// `X-Trace.id` is `TASKQ_HEADER_X_TRACE_ID`.
+/// The variable for a header: `TASKQ_HEADER_X_TRACE_ID` for `X-Trace.id`.
 fn variable(header: &str) -> String {
     let tail = header.bytes().map(|byte| match byte.to_ascii_uppercase() {
         byte @ (b'A'..=b'Z' | b'0'..=b'9') => char::from(byte),
@@ -139,6 +141,6 @@ mod tests {
             "TASKQ_HEADER_NEW=1",
             "TASKQ_HEADER_X_Y=last",
         ];
-        assert_eq!(text(of_task(&task)), expected);
+        assert_eq!(text(task_variables(&task)), expected);
     }
 }

@@ -1,26 +1,26 @@
-//! What the exit status of a command says about its task.
+//! What the exit status of a command means for its task.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::str::FromStr;
 
-use super::{Failure, Outcome};
+use super::task::{Failure, Outcome};
 
 /// `EX_DATAERR` of sysexits.h: no attempt at this task can succeed.
 const DATA_ERROR: i32 = 65;
-/// What shells, `env` and their like exit with when the command they were to run is not executable or not found.
+/// Shells, `env` and the like exit with these if the command they should run is not executable or not found.
 const NOT_EXECUTABLE: i32 = 126;
 const NOT_FOUND: i32 = 127;
 
-/// What ends all processes of a service, or of a terminal: SIGHUP, SIGINT, SIGTERM.
+/// SIGHUP, SIGINT and SIGTERM: signals that end all processes of a service or of a terminal.
 const STOPPED_BY: [i32; 3] = [1, 2, 15];
-/// What shells make of a signal, and programs that stop in good order.
-const SIGNALLED: i32 = 128;
+/// Shells, and programs that stop in order when they get a signal, exit with this plus its number.
+const SIGNAL_BASE: i32 = 128;
 
-/// What a person wants an exit status to mean.
+/// What an exit status means, by the choice of a person.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ExitMeaning {
     /// The task is done.
     Done,
     /// The attempt failed.
@@ -35,12 +35,12 @@ pub struct ExitRule {
     /// 0 to 255.
     pub code: u8,
     /// What it means.
-    pub verdict: Verdict,
+    pub meaning: ExitMeaning,
 }
 
-/// The rules that go before the built-in ones; of several for one code the last one holds.
+/// The rules of a person, which go before the built-in ones. If several are for one code, the last one holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ExitMap(BTreeMap<i32, Verdict>);
+pub struct ExitMap(BTreeMap<i32, ExitMeaning>);
 
 impl FromStr for ExitRule {
     type Err = String;
@@ -48,24 +48,24 @@ impl FromStr for ExitRule {
     fn from_str(text: &str) -> Result<Self, String> {
         let expected =
             || format!("{text:?} is not CODE=done, CODE=retry or CODE=dead with a code from 0 to 255");
-        let (code, verdict) = text.split_once('=').ok_or_else(expected)?;
-        let verdict = match verdict {
-            "done" => Verdict::Done,
-            "retry" => Verdict::Retry,
-            "dead" => Verdict::Dead,
+        let (code, meaning) = text.split_once('=').ok_or_else(expected)?;
+        let meaning = match meaning {
+            "done" => ExitMeaning::Done,
+            "retry" => ExitMeaning::Retry,
+            "dead" => ExitMeaning::Dead,
             _ => return Err(expected()),
         };
-        // `parse` would take a sign.
+        // `parse` alone would accept a sign.
         if !code.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(expected());
         }
-        Ok(Self { code: code.parse().map_err(|_| expected())?, verdict })
+        Ok(Self { code: code.parse().map_err(|_| expected())?, meaning })
     }
 }
 
 impl FromIterator<ExitRule> for ExitMap {
     fn from_iter<I: IntoIterator<Item = ExitRule>>(rules: I) -> Self {
-        Self(rules.into_iter().map(|rule| (i32::from(rule.code), rule.verdict)).collect())
+        Self(rules.into_iter().map(|rule| (i32::from(rule.code), rule.meaning)).collect())
     }
 }
 
@@ -76,20 +76,20 @@ impl ExitMap {
         let failure = Failure { exit: describe(status), stderr };
         let rule = status.code().and_then(|code| self.0.get(&code));
         match (rule, status.code()) {
-            (Some(Verdict::Done), _) | (None, Some(0)) => Outcome::Done,
-            (Some(Verdict::Dead), _) | (None, Some(DATA_ERROR)) => Outcome::Dead(failure),
+            (Some(ExitMeaning::Done), _) | (None, Some(0)) => Outcome::Done,
+            (Some(ExitMeaning::Dead), _) | (None, Some(DATA_ERROR)) => Outcome::Dead(failure),
             (None, Some(code @ (NOT_EXECUTABLE | NOT_FOUND))) => {
                 let why = cannot_run(code, &failure);
                 Outcome::CommandMissing { failure, why }
             }
             (None, _) if was_stopped(status) => Outcome::Terminated(failure),
-            (Some(Verdict::Retry) | None, _) => Outcome::Failed(failure),
+            (Some(ExitMeaning::Retry) | None, _) => Outcome::Failed(failure),
         }
     }
 }
 
 fn was_stopped(status: ExitStatus) -> bool {
-    let signal = status.signal().or(status.code().map(|code| code - SIGNALLED));
+    let signal = status.signal().or(status.code().map(|code| code - SIGNAL_BASE));
     signal.is_some_and(|signal| STOPPED_BY.contains(&signal))
 }
 
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn rules_are_parsed_strictly() {
-        assert_eq!("255=dead".parse(), Ok(ExitRule { code: 255, verdict: Verdict::Dead }));
+        assert_eq!("255=dead".parse(), Ok(ExitRule { code: 255, meaning: ExitMeaning::Dead }));
         for text in
             ["", "3", "=done", "3=", "3=Done", "256=done", "-1=done", "+1=done", " 1=done", "1=done=dead"]
         {

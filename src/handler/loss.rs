@@ -1,11 +1,11 @@
-//! What commands have written and nobody could take: told when it begins, and counted.
+//! Output of commands that could not be passed on: warns when the loss begins, and counts the bytes.
 
 use std::io;
 use std::sync::Mutex;
 
 use crate::lock::lock;
 
-/// Of one stream.
+/// What one stream has lost.
 pub(super) struct Loss {
     stream: &'static str,
     lost: Mutex<Option<Lost>>,
@@ -13,7 +13,7 @@ pub(super) struct Loss {
 
 struct Lost {
     bytes: u64,
-    /// Why it began.
+    /// Why the first of them were lost.
     why: String,
 }
 
@@ -22,12 +22,12 @@ impl Loss {
         Self { stream, lost: Mutex::new(None) }
     }
 
-    /// The stream did not take so many bytes.
+    /// Counts bytes that could not be written to the stream.
     pub(super) fn note(&self, bytes: usize, error: &io::Error) {
         self.add(bytes, || reason(error));
     }
 
-    /// A process is over, and nobody has taken so many bytes of it in the time there was.
+    /// Counts bytes that nobody has read in the time there was after the end of their process.
     pub(super) fn note_given_up(&self, bytes: usize) {
         self.add(bytes, || "its reader does not read".to_owned());
     }
@@ -49,8 +49,8 @@ impl Loss {
         }
     }
 
-    /// How much, and why; `None` where nothing is missing.
-    pub(super) fn told(&self) -> Option<String> {
+    /// How much was lost and why, in words; None if nothing was.
+    pub(super) fn summary(&self) -> Option<String> {
         let lost = lock(&self.lost);
         let Lost { bytes, why } = lost.as_ref()?;
         let (what, are) = if *bytes == 1 { ("byte", "is") } else { ("bytes", "are") };
@@ -73,13 +73,13 @@ mod tests {
     #[test]
     fn what_is_lost_is_counted_and_the_first_reason_kept() {
         let loss = Loss::of("stdout");
-        assert_eq!(loss.told(), None);
+        assert_eq!(loss.summary(), None);
         loss.note(1, &io::ErrorKind::BrokenPipe.into());
-        let told = "1 byte that commands wrote to stdout is lost: nobody reads it any more";
-        assert_eq!(loss.told().as_deref(), Some(told));
+        let summary = "1 byte that commands wrote to stdout is lost: nobody reads it any more";
+        assert_eq!(loss.summary().as_deref(), Some(summary));
         loss.note(2, &io::ErrorKind::BrokenPipe.into());
         loss.note_given_up(4);
-        let told = "7 bytes that commands wrote to stdout are lost: nobody reads it any more";
-        assert_eq!(loss.told().as_deref(), Some(told));
+        let summary = "7 bytes that commands wrote to stdout are lost: nobody reads it any more";
+        assert_eq!(loss.summary().as_deref(), Some(summary));
     }
 }

@@ -1,139 +1,71 @@
-//! What runs a task, and what came of it.
+//! Runs tasks, and says what came of them.
 //!
 //! A [`Handler`] belongs to one worker thread. It is given a [`Task`], runs it to its end (or until the worker
 //! gives up its tasks) and says how it went; what that means for the task is decided elsewhere (`retry`).
 
+mod abort;
+mod background;
 mod command;
 mod dots;
 mod environment;
+mod errors;
+mod executable;
 mod exit;
-mod leftover;
+mod exit_watch;
+mod idle;
+mod limits;
 mod loss;
 mod orphan;
 mod persistent;
 mod poll;
-mod proc;
 mod process;
+mod procfs;
 mod protocol;
 mod relay;
 mod session;
+mod sink;
 mod spawn;
 mod spec;
-mod start;
-mod tender;
+mod task;
 #[cfg(test)]
 mod testing;
 mod wake;
-mod watch;
 
 use std::io;
 use std::sync::Arc;
 
-use crossbeam_channel::Receiver;
-
-use crate::cancel::Never;
 pub use dots::Dots;
 pub use exit::ExitRule;
 pub use relay::Output;
 pub use spec::{Options, Spec};
+pub use task::{Failure, Handler, Obstacle, Outcome, Task};
 
-/// One delivery of a task, as a handler sees it.
-#[derive(Debug)]
-pub struct Task<'a> {
-    /// The message id; empty where the producer gave none.
-    pub id: &'a str,
-    /// 1 for the first attempt.
-    pub attempt: u32,
-    /// The queue the worker consumes from.
-    pub queue: &'a str,
-    /// The broker has delivered this message before.
-    pub redelivered: bool,
-    /// Empty where the producer gave none.
-    pub content_type: &'a str,
-    /// The user's headers as text, without taskq's own; values that have no text form are left out.
-    pub headers: &'a [(String, String)],
-    /// Any bytes.
-    pub body: &'a [u8],
-}
+use command::Command;
+use persistent::Persistent;
 
-/// How one attempt at a task ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// The task is finished and can be acknowledged.
-    Done,
-    /// The attempt failed; another one may succeed.
-    Failed(Failure),
-    /// The handler said that no further attempt can succeed.
-    Dead(Failure),
-    /// Ended by a signal that stops whole services: failed, unless the worker was sent one as well.
-    Terminated(Failure),
-    /// The command says that a command is not executable or not found (126, 127): failed, unless that holds for all
-    /// tasks. The text says what is wrong then.
-    CommandMissing {
-        /// Where it is this task's.
-        failure: Failure,
-        /// For the person who reads it.
-        why: String,
-    },
-    /// The worker gave the task up, because it was told to stop or is not sure that it can run tasks: this is no
-    /// attempt, the task goes back.
-    GivenUp,
-    /// The machine lacks what it takes to run a task now (descriptors, processes, memory): this is no attempt, the task
-    /// goes back. The text says what is missing.
-    NoResources(String),
-    /// No task can run here (the command is missing or not executable): the worker has to stop, the task goes
-    /// back.
-    CannotRun(Obstacle),
-}
+/// Makes handlers. This is not in `spec.rs`, because the files of the handlers import that.
+impl Spec {
+    /// A handler that starts one process per task.
+    ///
+    /// # Errors
+    /// When the system has no thread or descriptor left for it.
+    pub fn command(&self) -> io::Result<Command> {
+        Command::new(self.clone())
+    }
 
-/// Why no task can run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Obstacle {
-    /// For the person who reads it.
-    pub why: String,
-    /// Nothing was started, and it may be gone in a moment: the command is being replaced, say.
-    pub may_pass: bool,
-}
-
-impl Obstacle {
-    /// One that is there for good, or that hides whether the task ran.
-    #[must_use]
-    pub fn lasting(why: String) -> Self {
-        Self { why, may_pass: false }
+    /// A handler that keeps one process for all its tasks, started with the first one.
+    ///
+    /// # Errors
+    /// When the system has no thread or descriptor left for it.
+    pub fn persistent(&self) -> io::Result<Persistent> {
+        Persistent::new(self.clone())
     }
 }
 
-/// Why an attempt failed, for the headers of the retried or dead task.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Failure {
-    /// One short phrase: `exit status 3`, `killed by signal 9`, `timed out after 30s`, `RETRY disk full`.
-    pub exit: String,
-    /// The end of what the handler wrote to stderr, at most 2 KiB, as it was (not escaped).
-    pub stderr: Vec<u8>,
-}
-
-/// Reaps what is left to this process by others, where that is its duty; `spec` is what runs here.
+/// Reaps orphans from now on, if this process can get any. The processes of `spec` are none.
 ///
 /// # Errors
 /// When a thread cannot be started.
 pub fn reap_orphans(spec: Option<&Spec>) -> io::Result<()> {
     orphan::reap_orphans(spec.map_or_else(Arc::default, Spec::sessions))
-}
-
-/// Runs tasks on one worker thread.
-pub trait Handler {
-    /// Runs one task to its end. When `abort` closes (it never carries a message) the handler stops what it is
-    /// doing at once and returns [`Outcome::GivenUp`].
-    fn run(&mut self, task: &Task<'_>, abort: &Receiver<Never>) -> Outcome;
-
-    /// Whether the machine has what it takes to run a task, as far as that can be known without running one.
-    ///
-    /// # Errors
-    /// What is missing.
-    fn ready(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    /// Ends whatever the handler keeps between tasks, within its own grace period or until `abort` closes.
-    fn close(&mut self, abort: &Receiver<Never>);
 }

@@ -1,8 +1,8 @@
-//! Reaps processes whose parents have ended, where they become ours: as the first process of a container, or where
-//! somebody has made this one a subreaper.
+//! Reaps orphans: processes whose parents have ended, and which have become children of this process. It gets them as
+//! the first process of a container, or if somebody has made it a subreaper.
 //!
-//! Nobody else would, and each would keep its number for ever. A handler's own process is never reaped here: its exit
-//! status is what the handler waits for.
+//! Nobody else would reap them, and each zombie keeps a process number. The process of a handler is never reaped here,
+//! because the handler waits for its exit status.
 
 use std::io;
 use std::sync::Arc;
@@ -14,13 +14,16 @@ use rustix::process::{WaitOptions, waitpid};
 use signal_hook::consts::SIGCHLD;
 use signal_hook::iterator::Signals;
 
-use super::proc::processes;
+use super::procfs::processes;
 use super::session::Sessions;
 
-/// Between two looks: the end of each handler causes one as well.
+/// The least time between two looks. The exit of each handler causes a look as well, so there may be many.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// From now on, where there may be any.
+/// Starts to reap orphans, if this process can get any. Does nothing otherwise.
+///
+/// # Errors
+/// When a thread or the signal handler cannot be started.
 pub(super) fn reap_orphans(sessions: Arc<Sessions>) -> io::Result<()> {
     if !gets_orphans() {
         return Ok(());
@@ -30,18 +33,18 @@ pub(super) fn reap_orphans(sessions: Arc<Sessions>) -> io::Result<()> {
         loop {
             reap(&sessions);
             thread::sleep(PAUSE);
-            // However many came meanwhile.
+            // Returns at once if any SIGCHLD came during the pause.
             ends.wait();
         }
     })?;
     Ok(())
 }
 
-/// By their numbers: to wait for any child would take those of handlers as well.
+/// Waits for each orphan by its number: waiting for any child would also reap the processes of handlers.
 fn reap(sessions: &Sessions) {
-    sessions.unchanged(|ours| {
+    sessions.with_leaders(|leaders| {
         let orphans = processes().filter(|(process, stat)| {
-            stat.is_zombie && stat.parent == Pid::this() && !ours.contains(process)
+            stat.is_zombie && stat.parent == Pid::this() && !leaders.contains(process)
         });
         for (orphan, _) in orphans {
             let _ = waitpid(rustix::process::Pid::from_raw(orphan.as_raw()), WaitOptions::NOHANG);

@@ -1,4 +1,4 @@
-//! `poll` of descriptors that may be missing, until a point in time.
+//! `poll` with a deadline, and with descriptors that may be missing.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -7,7 +7,11 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Waits for any of the descriptors that there are; tells nothing for the others.
+/// Waits until any of the descriptors is ready or the deadline has come. The result is empty for those that are
+/// missing.
+///
+/// # Errors
+/// Those of `poll`, except an interruption.
 pub(super) fn poll_some<const N: usize>(
     sources: [Option<(BorrowedFd<'_>, PollFlags)>; N],
     deadline: Option<Instant>,
@@ -18,7 +22,10 @@ pub(super) fn poll_some<const N: usize>(
     Ok(sources.map(|source| source.and_then(|_| seen.next()).unwrap_or(PollFlags::empty())))
 }
 
-/// Waits for any of the descriptors, or for less.
+/// Waits until any of the descriptors is ready or the deadline has come. May return earlier, without a result.
+///
+/// # Errors
+/// Those of `poll`, except an interruption.
 pub(super) fn poll_all(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
     match poll(fds, timeout(deadline)) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
@@ -26,13 +33,16 @@ pub(super) fn poll_all(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io:
     }
 }
 
-/// Whether a read would not wait; not where there is nothing to read from.
+/// Whether a read would return at once, with bytes or with the end. False if there is no descriptor.
+///
+/// # Errors
+/// Those of `poll`, except an interruption.
 pub(super) fn readable(fd: Option<&impl AsFd>) -> io::Result<bool> {
     let [seen] = poll_some([fd.map(|fd| (fd.as_fd(), PollFlags::POLLIN))], Some(Instant::now()))?;
     Ok(!seen.is_empty())
 }
 
-/// Rounded up: a wait that ends before its deadline would be repeated without any pause.
+/// Rounded up to milliseconds: a wait that ended before its deadline would be repeated at once, again and again.
 fn timeout(deadline: Option<Instant>) -> PollTimeout {
     let Some(deadline) = deadline else { return PollTimeout::NONE };
     let left = deadline.saturating_duration_since(Instant::now());

@@ -1,199 +1,158 @@
-//! One running process: its session, its pipes, its end.
+//! One running process and its pipes.
 //!
-//! The worker thread itself moves the bytes, so a body is never copied, and waits in one `poll` for the pipes, the
-//! exit, the abort and the deadline.
+//! The worker thread itself writes the body to stdin (so that is never copied) and reads stdout and stderr. It waits in
+//! one `poll` for the pipes, the exit, the abort and the deadline.
+
+mod end;
 
 use std::io::{self, ErrorKind, PipeReader, PipeWriter, Write, pipe};
 use std::os::fd::AsFd;
-use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
 use nix::unistd::Pid;
 
-use super::leftover::Leftovers;
+use super::background::BackgroundPipes;
+use super::exit_watch::{ExitWatch, WatchMethod};
+use super::limits::Limits;
 use super::poll::{poll_some, readable};
-use super::relay::{Consumer, Discard, LINE_MAX, Relay, pull};
+use super::relay::Relay;
 use super::session::Sessions;
-use super::spawn::{Launch, Streams, spawn};
-use super::wake::{Bell, Ringer, bell};
-use super::watch::{Means, Watched};
+use super::sink::{OutputSink, READ_MAX, pull};
+use super::spawn::{ChildStdio, Launch, spawn};
+use super::wake::{WakeFd, Waker, wake_pair};
 
-/// After the exit of a process, how long its task waits for pipes that something it started holds open: long enough
-/// for the last lines of a `| tee log &`, short enough for a daemon that never closes them. [`Leftovers`] reads on.
-pub(super) const LINGER: Duration = Duration::from_millis(250);
-
-/// How much is read from pipes after that: more than a process can have left in them (`pipe-max-size`, for each).
+/// More bytes than the stdout and stderr pipes of a process can hold together (`pipe-max-size` is 1 MiB as a rule).
+/// After reading so many, all that was in the pipes at the beginning is read.
 const LEFT_IN_PIPES: u64 = 2 * 1024 * 1024;
 
-/// How long output of a process that is over may wait for the worker's own stdout or stderr to take it, where
-/// something presses: a deadline that has passed, or an abort.
-const LAST_OUTPUT: Duration = Duration::from_secs(1);
-
-/// How often to look whether the rest of a session has ended: nothing tells us.
-const SESSION_CHECK: Duration = Duration::from_millis(50);
-
-/// How long the kernel may take to end what was killed (a process that waits for a dead disk may take for ever).
-const KILL_WAIT: Duration = Duration::from_secs(5);
-
-/// The most a worker that was told to stop at once leaves a handler between TERM and KILL.
-pub(super) const ABORT_GRACE: Duration = Duration::from_secs(5);
-
-/// What a worker thread keeps from process to process.
-pub(super) struct Slot {
-    bell: Bell,
-    ringer: Ringer,
-    means: Means,
+/// What a worker thread needs to run processes, one after the other.
+pub(super) struct ProcessIo {
+    wake_fd: WakeFd,
+    waker: Waker,
+    method: WatchMethod,
     sessions: Arc<Sessions>,
-    leftovers: Arc<Leftovers>,
+    background: Arc<BackgroundPipes>,
+    /// For one read; [`READ_MAX`] long.
     buffer: Vec<u8>,
 }
 
-impl Slot {
-    pub(super) fn new(sessions: Arc<Sessions>, leftovers: Arc<Leftovers>) -> io::Result<Self> {
-        Self::watching_by(Means::best(), sessions, leftovers)
+impl ProcessIo {
+    pub(super) fn new(sessions: Arc<Sessions>, background: Arc<BackgroundPipes>) -> io::Result<Self> {
+        Self::with_method(WatchMethod::best(), sessions, background)
     }
 
-    pub(super) fn watching_by(
-        means: Means,
+    /// With a method that need not be the best one.
+    pub(super) fn with_method(
+        method: WatchMethod,
         sessions: Arc<Sessions>,
-        leftovers: Arc<Leftovers>,
+        background: Arc<BackgroundPipes>,
     ) -> io::Result<Self> {
-        let (ringer, bell) = bell()?;
-        Ok(Self { bell, ringer, means, sessions, leftovers, buffer: vec![0; LINE_MAX] })
+        let (waker, wake_fd) = wake_pair()?;
+        Ok(Self { wake_fd, waker, method, sessions, background, buffer: vec![0; READ_MAX] })
     }
 
-    pub(super) fn ringer(&self) -> Ringer {
-        self.ringer.clone()
-    }
-}
-
-/// When to stop waiting.
-#[derive(Clone)]
-pub(super) struct Limits {
-    pub(super) deadline: Option<Instant>,
-    /// None once it is known that the worker was told to stop: it would end every wait.
-    pub(super) abort: Option<Arc<PipeReader>>,
-}
-
-/// As far ahead as the clock goes if `duration` is longer than that: some 100 years.
-pub(super) fn from_now(duration: Duration) -> Instant {
-    let now = Instant::now();
-    now.checked_add(duration).unwrap_or_else(|| now + Duration::from_secs(u64::from(u32::MAX)))
-}
-
-impl Limits {
-    pub(super) fn passed(&self) -> bool {
-        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
-    }
-
-    /// No later than `deadline`.
-    pub(super) fn by(&self, deadline: Instant) -> Self {
-        Self {
-            deadline: Some(self.deadline.map_or(deadline, |own| own.min(deadline))),
-            abort: self.abort.clone(),
-        }
-    }
-
-    /// The worker was told to stop: there is `rest` left.
-    fn shorten(&mut self, rest: Duration) {
-        *self = Self { abort: None, ..self.by(Instant::now() + rest) };
+    /// Wakes the thread that is in [`Process::wait`].
+    pub(super) fn waker(&self) -> Waker {
+        self.waker.clone()
     }
 }
 
-/// What one wait has seen beside bytes that moved.
+/// What one wait has seen, beside bytes that were moved.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Seen {
+pub(super) struct Events {
     pub(super) exited: bool,
     pub(super) aborted: bool,
-    pub(super) late: bool,
+    pub(super) deadline_passed: bool,
 }
 
-/// Whether a process that closes its stdout or stderr tells us something by that.
+/// Whether to notice that a process closes its stdout or stderr before it exits.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ends {
-    Tell,
-    AreNoNews,
+pub(super) enum EarlyClose {
+    Notice,
+    Ignore,
 }
 
-/// A process that leads its own session. Dropping it before its end kills the session.
-pub(super) struct Process<O: Consumer> {
+/// A process that leads its own session. Dropping it before [`Process::finish`] kills the session.
+pub(super) struct Process<O: OutputSink> {
     leader: Pid,
-    watched: Watched,
+    exit_watch: ExitWatch,
     sessions: Arc<Sessions>,
-    /// Neither the process nor what it left is to be ended any more.
-    over: bool,
+    /// `finish` has begun: the session is not killed any more.
+    ended: bool,
     reaped: bool,
-    /// A wait has told of the exit, and does not end for it again.
+    /// A wait has told of the exit; further waits do not end because of it.
     exit_seen: bool,
-    /// Bytes from both pipes so far.
+    /// Bytes read from stdout and stderr so far.
     read: u64,
     stdin: Option<PipeWriter>,
-    /// What was left in its stdin when it closed that.
-    left_in_stdin: Option<u64>,
+    /// How many bytes the process had not read when it closed its stdin.
+    unread_input: Option<u64>,
     stdout: Option<PipeReader>,
     stderr: Option<PipeReader>,
-    /// Our own copies of the ends that the process writes to. As long as they are open its pipes do not end, which they
-    /// would do just before the exit, so that each task would wake its thread twice or thrice at its end.
-    far_ends: Option<[PipeWriter; 2]>,
+    /// Our copies of the pipe ends that the process writes to, with [`EarlyClose::Ignore`]. While they are open its
+    /// pipes do not end. Without them both pipes would end just before the exit, and each would wake the worker thread
+    /// once more at the end of each task.
+    write_ends: Option<[PipeWriter; 2]>,
     pub(super) out: O,
     pub(super) err: Relay,
 }
 
-impl<O: Consumer> Process<O> {
-    /// `ends` says what the end of its stdout would mean.
+impl<O: OutputSink> Process<O> {
+    /// Starts a process.
     ///
     /// # Errors
-    /// Those of [`spawn`], and a lack of descriptors.
+    /// Those of [`spawn`], and when the system has no descriptor or thread left.
     pub(super) fn start(
-        slot: &Slot,
+        io: &ProcessIo,
         launch: &Launch<'_>,
-        ends: Ends,
+        early_close: EarlyClose,
         out: O,
         err: Relay,
     ) -> io::Result<Self> {
-        let ((far_in, stdin), (stdout, far_out), (stderr, far_err)) = (pipe()?, pipe()?, pipe()?);
-        // Of our end only: the two ends of a pipe do not share their flags.
+        let ((child_in, stdin), (stdout, child_out), (stderr, child_err)) = (pipe()?, pipe()?, pipe()?);
+        // This concerns our end only: the two ends of a pipe do not share their flags.
         fcntl(&stdin, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let streams = Streams { stdin: &far_in, stdout: &far_out, stderr: &far_err };
-        let leader = slot.sessions.start(|| spawn(launch, &streams))?;
-        let watched = match slot.means.watch(leader, slot.ringer(), Arc::clone(&slot.sessions)) {
-            Ok(watched) => watched,
+        let child_ends = ChildStdio { stdin: &child_in, stdout: &child_out, stderr: &child_err };
+        let leader = io.sessions.start(|| spawn(launch, &child_ends))?;
+        let exit_watch = match io.method.watch(leader, io.waker(), Arc::clone(&io.sessions)) {
+            Ok(exit_watch) => exit_watch,
             Err(error) => {
-                slot.sessions.kill(leader);
-                slot.sessions.reap(leader)?;
+                io.sessions.kill(leader);
+                io.sessions.reap(leader)?;
                 return Err(error);
             }
         };
-        let far_ends = match ends {
-            Ends::Tell => None,
-            Ends::AreNoNews => Some([far_out, far_err]),
+        let write_ends = match early_close {
+            EarlyClose::Notice => None,
+            EarlyClose::Ignore => Some([child_out, child_err]),
         };
         Ok(Self {
             leader,
-            watched,
-            sessions: Arc::clone(&slot.sessions),
-            over: false,
+            exit_watch,
+            sessions: Arc::clone(&io.sessions),
+            ended: false,
             reaped: false,
             exit_seen: false,
             read: 0,
             stdin: Some(stdin),
-            left_in_stdin: None,
+            unread_input: None,
             stdout: Some(stdout),
             stderr: Some(stderr),
-            far_ends,
+            write_ends,
             out,
             err,
         })
     }
 
+    /// Whether the process has exited, also if no wait has told of it yet.
     pub(super) fn exited(&self) -> bool {
-        self.exit_seen || self.watched.has_exited()
+        self.exit_seen || self.exit_watch.has_exited()
     }
 
-    /// It will write no more.
+    /// With [`EarlyClose::Notice`]: it will write nothing more to stdout.
     pub(super) fn closed_stdout(&self) -> bool {
         self.stdout.is_none()
     }
@@ -202,7 +161,8 @@ impl<O: Consumer> Process<O> {
         self.stdin = None;
     }
 
-    /// Writes what the pipe takes now. A process need not read its input: then the rest is forgotten.
+    /// Writes as much of `input` as the pipe takes now, and removes that from it. If the process has closed its stdin
+    /// the rest stays unwritten, which is no error.
     pub(super) fn feed(&mut self, input: &mut &[u8]) {
         while let Some(stdin) = &mut self.stdin
             && !input.is_empty()
@@ -212,158 +172,74 @@ impl<O: Consumer> Process<O> {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => {
-                    self.left_in_stdin = self.left_in_stdin();
+                    self.unread_input = self.unread_input();
                     self.stdin = None;
                 }
             }
         }
     }
 
-    /// How much of what was written to its stdin nobody has read; where the system tells.
-    pub(super) fn left_in_stdin(&self) -> Option<u64> {
-        self.stdin.as_ref().map_or(self.left_in_stdin, bytes_inside)
+    /// How many of the bytes written to its stdin the process has not read; None if the system does not tell.
+    pub(super) fn unread_input(&self) -> Option<u64> {
+        self.stdin.as_ref().map_or(self.unread_input, bytes_inside)
     }
 
-    /// Waits until something happens, and moves the bytes that can be moved.
-    pub(super) fn wait(&mut self, slot: &mut Slot, input: &mut &[u8], limits: &Limits) -> io::Result<Seen> {
+    /// Waits until something happens or a limit is reached, and moves the bytes that can be moved: `input` to stdin,
+    /// stdout and stderr to their sinks.
+    ///
+    /// # Errors
+    /// Those of `poll`.
+    pub(super) fn wait(
+        &mut self,
+        io: &mut ProcessIo,
+        input: &mut &[u8],
+        limits: &Limits,
+    ) -> io::Result<Events> {
         self.out.refresh();
         self.err.refresh();
         let (out_room, err_room) = (self.out.room(), self.err.room());
         let sources = [
-            Some((slot.bell.as_fd(), PollFlags::POLLIN)),
+            Some((io.wake_fd.as_fd(), PollFlags::POLLIN)),
             limits.abort.as_ref().map(|abort| (abort.as_fd(), PollFlags::POLLIN)),
             self.stdin.as_ref().filter(|_| !input.is_empty()).map(|fd| (fd.as_fd(), PollFlags::POLLOUT)),
             self.stdout.as_ref().filter(|_| out_room > 0).map(|fd| (fd.as_fd(), PollFlags::POLLIN)),
             self.stderr.as_ref().filter(|_| err_room > 0).map(|fd| (fd.as_fd(), PollFlags::POLLIN)),
-            self.watched.descriptor().filter(|_| !self.exit_seen).map(|fd| (fd, PollFlags::POLLIN)),
+            self.exit_watch.pidfd().filter(|_| !self.exit_seen).map(|fd| (fd, PollFlags::POLLIN)),
         ];
-        // The bell may have been silenced since.
-        let at_once = !self.exit_seen && self.watched.was_rung_for();
+        // The wake-up for the exit may have been cleared by the wait before, so this one must not rely on it.
+        let at_once = !self.exit_seen && self.exit_watch.thread_saw_exit();
         let deadline = if at_once { Some(Instant::now()) } else { limits.deadline };
-        let [rung, aborted, writable, out, err, exited] = poll_some(sources, deadline)?;
-        if !rung.is_empty() {
-            slot.bell.silence();
+        let [woken, aborted, writable, out, err, exited] = poll_some(sources, deadline)?;
+        if !woken.is_empty() {
+            io.wake_fd.clear();
         }
         if !writable.is_empty() {
             self.feed(input);
         }
         if !out.is_empty() {
-            self.read += pull(&mut self.stdout, &mut self.out, &mut slot.buffer[..out_room], out);
+            self.read += pull(&mut self.stdout, &mut self.out, &mut io.buffer[..out_room], out);
         }
         if !err.is_empty() {
-            self.read += pull(&mut self.stderr, &mut self.err, &mut slot.buffer[..err_room], err);
+            self.read += pull(&mut self.stderr, &mut self.err, &mut io.buffer[..err_room], err);
         }
-        self.exit_seen |= !exited.is_empty() || self.watched.was_rung_for();
-        Ok(Seen { exited: self.exit_seen, aborted: !aborted.is_empty(), late: limits.passed() })
+        self.exit_seen |= !exited.is_empty() || self.exit_watch.thread_saw_exit();
+        Ok(Events {
+            exited: self.exit_seen,
+            aborted: !aborted.is_empty(),
+            deadline_passed: limits.deadline_passed(),
+        })
     }
 
-    /// Moves what can be moved without waiting: what the process has written is not left in its pipes.
-    pub(super) fn catch_up(&mut self, slot: &mut Slot) -> io::Result<()> {
+    /// Moves what can be moved without waiting, so that nothing of what the process has written so far stays in its
+    /// pipes.
+    pub(super) fn catch_up(&mut self, io: &mut ProcessIo) -> io::Result<()> {
         let (enough, exit_seen) = (self.read + LEFT_IN_PIPES, self.exit_seen);
         while self.read < enough && self.anything_to_read()? {
-            self.wait(slot, &mut &[][..], &Limits { deadline: Some(Instant::now()), abort: None })?;
+            self.wait(io, &mut &[][..], &Limits { deadline: Some(Instant::now()), abort: None })?;
         }
-        // This was not looking for the exit.
+        // The next wait still has to tell of an exit that was seen here.
         self.exit_seen = exit_seen;
         Ok(())
-    }
-
-    /// TERM to the whole session, KILL at the deadline, until nobody is left. False if the process still runs (it hangs
-    /// in the kernel).
-    fn end(&mut self, slot: &mut Slot, limits: &mut Limits) -> io::Result<bool> {
-        self.sessions.terminate(self.leader);
-        loop {
-            // Its leader may be gone before the rest of the session: that has the same grace.
-            let leaderless = self.exited();
-            if limits.passed() || leaderless && !self.sessions.has_members(self.leader) {
-                break;
-            }
-            let step = if leaderless { limits.by(Instant::now() + SESSION_CHECK) } else { limits.clone() };
-            if self.wait(slot, &mut &[][..], &step)?.aborted {
-                limits.shorten(ABORT_GRACE);
-            }
-        }
-        self.sessions.kill(self.leader);
-        let patience = Limits { deadline: Some(Instant::now() + KILL_WAIT), abort: None };
-        while !self.exited() || self.sessions.has_members(self.leader) {
-            if patience.passed() {
-                log::error!("a handler (session {}) cannot be killed: it is left behind", self.leader);
-                break;
-            }
-            self.wait(slot, &mut &[][..], &patience.by(Instant::now() + SESSION_CHECK))?;
-            // Some were just being started.
-            self.sessions.kill_again(self.leader);
-        }
-        Ok(self.exited())
-    }
-
-    /// Ends the session and what there is to do after that.
-    pub(super) fn cut_short(&mut self, slot: &mut Slot, limits: &mut Limits) -> io::Result<()> {
-        if self.end(slot, limits)? {
-            // The rest of the grace period is not for its output.
-            self.finish(slot, limits.by(Instant::now()))?;
-        }
-        Ok(())
-    }
-
-    /// After the exit: passes on what was left in the pipes, waits until the worker's own streams have taken it, and
-    /// reaps the process. Without a deadline a reader that does not read is waited for, as it would be without us.
-    pub(super) fn finish(&mut self, slot: &mut Slot, mut limits: Limits) -> io::Result<ExitStatus> {
-        // What it left in the background is not ours to end.
-        self.over = true;
-        self.sessions.spare(self.leader);
-        self.stdin = None;
-        self.far_ends = None;
-        let (mut out_left, mut err_left) = (None, None);
-        let soon = Instant::now() + LAST_OUTPUT;
-        limits.deadline = limits.deadline.map(|deadline| deadline.max(soon));
-        let linger = Instant::now() + LINGER;
-        let mut enough = None;
-        loop {
-            if Instant::now() >= linger {
-                // A pipe that is open but has nothing to read is held by somebody who left the process behind.
-                let all = self.read >= *enough.get_or_insert(self.read + LEFT_IN_PIPES);
-                if all || self.out.room() > 0 && !readable(self.stdout.as_ref())? {
-                    out_left = out_left.or(self.stdout.take());
-                }
-                if all || self.err.room() > 0 && !readable(self.stderr.as_ref())? {
-                    err_left = err_left.or(self.stderr.take());
-                }
-            }
-            if self.stdout.is_none() {
-                self.out.end();
-            }
-            if self.stderr.is_none() {
-                self.err.end();
-            }
-            self.out.refresh();
-            self.err.refresh();
-            let piped = self.stdout.is_some() || self.stderr.is_some();
-            if !piped && self.out.is_idle() && self.err.is_idle() {
-                break;
-            }
-            let step = if piped && Instant::now() < linger { limits.by(linger) } else { limits.clone() };
-            if self.wait(slot, &mut &[][..], &step)?.aborted {
-                limits.shorten(LAST_OUTPUT);
-            }
-            // What nobody has taken by then is counted as lost.
-            if limits.passed() {
-                break;
-            }
-        }
-        // Only now: all that was read before is on its way.
-        if let Some(pipe) = out_left {
-            slot.leftovers.take_over(pipe, |ringer| self.out.successor(ringer));
-        }
-        if let Some(pipe) = err_left {
-            slot.leftovers.take_over(pipe, |ringer| self.err.successor(ringer));
-        }
-        // What nobody took is lost, but whoever still writes is not ended by that.
-        for pipe in [self.stdout.take(), self.stderr.take()].into_iter().flatten() {
-            slot.leftovers.take_over(pipe, |_| Box::new(Discard));
-        }
-        self.reaped = true;
-        self.sessions.reap(self.leader)
     }
 
     fn anything_to_read(&self) -> io::Result<bool> {
@@ -372,15 +248,16 @@ impl<O: Consumer> Process<O> {
     }
 }
 
-impl<O: Consumer> Drop for Process<O> {
+impl<O: OutputSink> Drop for Process<O> {
+    /// Kills the session unless `finish` has begun, and sees to it that somebody reaps the process.
     fn drop(&mut self) {
         if self.reaped {
             return;
         }
-        if !self.over {
+        if !self.ended {
             self.sessions.kill(self.leader);
         }
-        if !self.watched.give_up(self.leader, &self.sessions) {
+        if !self.exit_watch.leave_reaping(self.leader, &self.sessions) {
             let _ = self.sessions.reap(self.leader);
         }
     }

@@ -1,22 +1,25 @@
-//! The lines that a persistent command is spoken to with: one JSON object per task, one reply per line.
+//! The line protocol of persistent commands: a task is one line of JSON on stdin, a reply one line on stdout.
 
 use std::io;
 
-use super::Task;
-use super::relay::Consumer;
+use super::sink::OutputSink;
+use super::task::Task;
 
-/// The longest reply line.
+/// The longest reply line, in bytes with its end.
 const REPLY_MAX: usize = 64 * 1024;
 
-/// How much of a reason or of a wrong reply is kept: `Failure::exit` is a short phrase.
+/// How many bytes of a reply are kept: `Failure::exit` is a short phrase.
 const PHRASE_MAX: usize = 200;
 
-/// How much of a task's line is made room for beside its body.
+/// Bytes that a task's line is expected to have beside its body.
 const ENVELOPE: usize = 1024;
 
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// The line for a task, line end included. The body comes last: a shell script can cut it out.
+/// The line for a task, with its end. The body comes last, so that a shell script can cut it out.
+///
+/// # Errors
+/// None in practice: those of writing JSON to memory.
 pub(super) fn request(task: &Task<'_>) -> io::Result<Vec<u8>> {
     let mut line = Vec::with_capacity(ENVELOPE + task.body.len());
     let numbers = format!(r#","attempt":{},"redelivered":{},"queue":"#, task.attempt, task.redelivered);
@@ -64,11 +67,12 @@ pub(super) enum Reply {
     Ok,
     /// With the whole reply as a phrase: `RETRY disk full`.
     Retry(String),
+    /// With the whole reply as well.
     Dead(String),
 }
 
 impl Reply {
-    /// Of a line without its end; any other line is returned as a phrase.
+    /// Parses a line, with or without its end. A line that is no reply is the error, as a phrase.
     fn parse(line: &[u8]) -> Result<Self, String> {
         let line = line.trim_ascii_end();
         let word = line.split(|byte| *byte == b' ').next();
@@ -81,20 +85,21 @@ impl Reply {
     }
 }
 
-/// One line of text that fits a header, whatever it was.
+/// Makes any bytes a short text without control characters, which fits a header.
 fn phrase(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(&line[..line.len().min(PHRASE_MAX)]);
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// What a persistent command has written to stdout and nobody has looked at.
+/// Takes what a persistent command writes to stdout, and finds the replies in it.
 #[derive(Default)]
 pub(super) struct Replies {
     unread: Vec<u8>,
 }
 
 impl Replies {
-    /// The first whole line, taken out; a line that is too long ends where it is.
+    /// Takes the next reply out. None if there is no whole line yet. A line that is too long is an error, as one that
+    /// is no reply.
     pub(super) fn next(&mut self) -> Option<Result<Reply, String>> {
         let end = self.unread.iter().position(|byte| *byte == b'\n');
         if end.is_none() && self.unread.len() < REPLY_MAX {
@@ -104,13 +109,13 @@ impl Replies {
         Some(if end.is_some() { Reply::parse(&line) } else { Err(phrase(&line)) })
     }
 
-    /// The beginning of what was not taken out.
-    pub(super) fn rest(&self) -> Option<String> {
+    /// The beginning of what was not taken out, as a phrase. None if there is nothing.
+    pub(super) fn unread(&self) -> Option<String> {
         (!self.unread.is_empty()).then(|| phrase(self.unread.trim_ascii()))
     }
 }
 
-impl Consumer for Replies {
+impl OutputSink for Replies {
     fn room(&self) -> usize {
         REPLY_MAX.saturating_sub(self.unread.len())
     }
@@ -202,7 +207,7 @@ mod tests {
         }
         replies.take(b"\nOK");
         assert_eq!(replies.next(), Some(Ok(Reply::Retry("RETRY a".into()))));
-        assert_eq!((replies.next(), replies.rest()), (None, Some("OK".into())));
+        assert_eq!((replies.next(), replies.unread()), (None, Some("OK".into())));
     }
 
     #[test]

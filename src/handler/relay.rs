@@ -1,53 +1,56 @@
-//! Passes what handlers write on to the worker's own stdout and stderr.
+//! Passes the output of handlers on to the worker's own stdout and stderr.
 //!
-//! Only the stream's own thread ever writes (and may block there as long as it takes): lines of different handlers do
-//! not mix, and a reader that stopped reading delays handlers, not the deadlines of worker threads. Each handler has
-//! one chunk under way and one being filled; while both are full its pipe is not read, so it waits.
+//! Only the stream's own thread ever writes, and it may block as long as it likes: so lines of different handlers do
+//! not mix, and a reader that stopped reading delays handlers, not the deadlines of worker threads. Each relay has two
+//! buffers: one waits in the stream's queue or is being written, the other is filled. While both are full the pipe of
+//! the process is not read, so the process has to wait.
 
 use std::collections::VecDeque;
+use std::io;
 #[cfg(test)]
 use std::io::Write;
-use std::io::{self, ErrorKind, Read};
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use nix::poll::PollFlags;
 
 use super::loss::Loss;
-use super::wake::Ringer;
+use super::sink::{OutputSink, READ_MAX};
+use super::wake::Waker;
 use crate::lock::lock;
 use crate::output::{self, Parcel, Stream, Unwritten};
 
-/// A longer line is passed on in pieces of this size. Also the capacity of a pipe, so what one read can return.
-pub(super) const LINE_MAX: usize = 64 * 1024;
+/// A longer line is passed on in pieces of this size.
+const LINE_MAX: usize = READ_MAX;
 
 /// How much of the end of stderr is kept for a failed task.
-const TAIL: usize = 2 * 1024;
+const TAIL_MAX: usize = 2 * 1024;
 
 /// Where the output of handlers goes. Clones share their writing threads.
 #[derive(Clone)]
 pub struct Output {
-    stdout: Sink,
-    stderr: Sink,
+    stdout: Destination,
+    stderr: Destination,
 }
 
 #[derive(Clone)]
-struct Sink {
+struct Destination {
     stream: Stream,
     loss: Arc<Loss>,
 }
 
-/// Bytes on their way, which can be taken off it again.
-type UnderWay = Arc<Mutex<Vec<u8>>>;
+/// Bytes in the queue of a stream. Empty once their turn to be written has come. Until then they can be taken back.
+type QueuedBytes = Arc<Mutex<Vec<u8>>>;
 
+/// What a relay puts into the queue of its stream.
 struct Chunk {
-    bytes: UnderWay,
-    /// Gets the emptied buffer back; then the bell is rung, if somebody waits for that.
+    bytes: QueuedBytes,
+    /// Gets the emptied buffer back.
     back: Sender<Vec<u8>>,
-    wanted: Arc<AtomicBool>,
-    ringer: Ringer,
+    /// The relay waits for its buffer, so `waker` has to wake its thread.
+    wake_wanted: Arc<AtomicBool>,
+    waker: Waker,
     loss: Arc<Loss>,
 }
 
@@ -57,7 +60,7 @@ impl Output {
     /// # Errors
     /// When a thread cannot be started.
     pub fn of_this_process() -> io::Result<Self> {
-        Ok(Self::over(output::stdout()?, output::stderr()?))
+        Ok(Self::to(output::stdout()?, output::stderr()?))
     }
 
     /// To anything else.
@@ -66,37 +69,39 @@ impl Output {
     /// When a thread cannot be started.
     #[cfg(test)]
     pub fn new(stdout: impl Write + Send + 'static, stderr: impl Write + Send + 'static) -> io::Result<Self> {
-        Ok(Self::over(Stream::start("stdout", stdout)?, Stream::start("stderr", stderr)?))
+        Ok(Self::to(Stream::start("stdout", stdout)?, Stream::start("stderr", stderr)?))
     }
 
-    fn over(stdout: Stream, stderr: Stream) -> Self {
-        let sink = |stream: Stream| Sink { loss: Arc::new(Loss::of(stream.name())), stream };
-        Self { stdout: sink(stdout), stderr: sink(stderr) }
+    fn to(stdout: Stream, stderr: Stream) -> Self {
+        let destination = |stream: Stream| Destination { loss: Arc::new(Loss::of(stream.name())), stream };
+        Self { stdout: destination(stdout), stderr: destination(stderr) }
     }
 
     /// What could not be passed on so far, in words; `None` where nothing is missing.
     #[must_use]
     pub fn lost(&self) -> Option<String> {
-        let told: Vec<String> =
-            [&self.stdout, &self.stderr].into_iter().filter_map(|sink| sink.loss.told()).collect();
-        (!told.is_empty()).then(|| told.join("; "))
+        let losses: Vec<String> = [&self.stdout, &self.stderr]
+            .into_iter()
+            .filter_map(|destination| destination.loss.summary())
+            .collect();
+        (!losses.is_empty()).then(|| losses.join("; "))
     }
 
-    /// For data: byte by byte what the handler wrote.
-    pub(super) fn stdout(&self, ringer: Ringer) -> Relay {
-        Relay::new(self.stdout.clone(), ringer, false)
+    /// Passes on data: exactly the bytes that the handler writes.
+    pub(super) fn stdout(&self, waker: Waker) -> Relay {
+        Relay::new(self.stdout.clone(), waker, false)
     }
 
-    /// For messages: an unfinished last line is finished, because the worker's own messages follow on the same
-    /// stream. The end is kept.
-    pub(super) fn stderr(&self, ringer: Ringer) -> Relay {
-        Relay::new(self.stderr.clone(), ringer, true)
+    /// Passes on messages: a last line without line end gets one, because the worker's own messages follow on the same
+    /// stream. The last 2 KiB are kept for [`Relay::tail`].
+    pub(super) fn stderr(&self, waker: Waker) -> Relay {
+        Relay::new(self.stderr.clone(), waker, true)
     }
 }
 
 impl Parcel for Chunk {
     fn open(&mut self) -> Vec<u8> {
-        take_off(&self.bytes)
+        dequeue(&self.bytes)
     }
 
     fn written(self: Box<Self>, buffer: Vec<u8>, result: Result<(), Unwritten>) {
@@ -104,114 +109,64 @@ impl Parcel for Chunk {
             self.loss.note(bytes, &error);
         }
         let _ = self.back.send(buffer);
-        // With the fence in `refresh`: either the buffer is found there or the wish here.
+        // This fence and the one in `refresh` belong together: either `refresh` finds the buffer, or this thread finds
+        // that a wake-up is wanted.
         fence(Ordering::SeqCst);
-        if self.wanted.load(Ordering::Relaxed) {
-            self.ringer.ring();
+        if self.wake_wanted.load(Ordering::Relaxed) {
+            self.waker.wake();
         }
     }
 }
 
-fn take_off(bytes: &UnderWay) -> Vec<u8> {
+fn dequeue(bytes: &QueuedBytes) -> Vec<u8> {
     mem::take(&mut lock(bytes))
 }
 
-/// What becomes of the bytes that a process writes to a pipe.
-pub(super) trait Consumer {
-    /// How many more bytes it takes now; the pipe is not read while this is 0.
-    fn room(&self) -> usize;
-    /// At most [`Consumer::room`] bytes.
-    fn take(&mut self, bytes: &[u8]);
-    /// Nothing comes after this.
-    fn end(&mut self);
-    /// Before each wait: there may be room again. What only a ring of the bell can change is asked for.
-    fn refresh(&mut self) {}
-    /// Everything that can be passed on has been.
-    fn is_idle(&self) -> bool {
-        true
-    }
-    /// What becomes of bytes that come when the process is over; room is told of by `ringer`.
-    fn successor(&self, _ringer: Ringer) -> Box<dyn Consumer + Send> {
-        Box::new(Discard)
-    }
-}
-
-/// Takes everything and forgets it.
-pub(super) struct Discard;
-
-impl Consumer for Discard {
-    fn room(&self) -> usize {
-        LINE_MAX
-    }
-
-    fn take(&mut self, _: &[u8]) {}
-
-    fn end(&mut self) {}
-}
-
-/// One read: all that a pipe has (of the usual capacity), or its end.
-pub(super) fn pull<R: Read>(
-    from: &mut Option<R>,
-    to: &mut (impl Consumer + ?Sized),
-    buffer: &mut [u8],
-    seen: PollFlags,
-) -> u64 {
-    let Some(pipe) = from else { return 0 };
-    let result = if seen.contains(PollFlags::POLLIN) { pipe.read(buffer) } else { Ok(0) };
-    match result {
-        Ok(n) if n > 0 => {
-            to.take(&buffer[..n]);
-            return n as u64;
-        }
-        Err(error) if error.kind() == ErrorKind::Interrupted => {}
-        _ => {
-            *from = None;
-            to.end();
-        }
-    }
-    0
-}
-
-/// One stream of one process on its way to the worker's.
+/// Passes on one output stream of one process.
 pub(super) struct Relay {
-    sink: Sink,
-    ringer: Ringer,
+    destination: Destination,
+    waker: Waker,
+    /// Brings the emptied buffer back.
     back: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
-    /// Nothing goes on here until the buffer is back. Most tasks are over before anybody has to be woken for that.
-    wanted: Arc<AtomicBool>,
-    /// The other buffer; none while it is under way.
+    /// The stream's thread has to wake this one when the buffer is back. Set only when nothing can be done here without
+    /// it: most tasks are finished before that, and save the wake-up.
+    wake_wanted: Arc<AtomicBool>,
+    /// The second buffer, empty. None while it is with the stream.
     spare: Option<Vec<u8>>,
-    under_way: UnderWay,
+    queued: QueuedBytes,
+    /// The buffer that is being filled.
     filling: Vec<u8>,
-    /// This much of `filling` is whole lines.
+    /// How many bytes of `filling` are whole lines.
     lines: usize,
-    /// The last byte so far is not a line end.
-    mid_line: bool,
-    finish_line: bool,
+    /// The last byte so far was no line end.
+    unfinished_line: bool,
+    /// See [`Output::stderr`].
+    for_messages: bool,
+    /// The pipe has ended.
     ended: bool,
-    /// The last bytes, where they are wanted.
+    /// The last bytes so far, at most [`TAIL_MAX`]. Empty if not `for_messages`.
     tail: VecDeque<u8>,
 }
 
 impl Relay {
-    fn new(sink: Sink, ringer: Ringer, messages: bool) -> Self {
+    fn new(destination: Destination, waker: Waker, for_messages: bool) -> Self {
         Self {
-            sink,
-            ringer,
+            destination,
+            waker,
             back: bounded(1),
-            wanted: Arc::default(),
+            wake_wanted: Arc::default(),
             spare: Some(Vec::new()),
-            under_way: UnderWay::default(),
+            queued: QueuedBytes::default(),
             filling: Vec::new(),
             lines: 0,
-            mid_line: false,
-            finish_line: messages,
+            unfinished_line: false,
+            for_messages,
             ended: false,
             tail: VecDeque::new(),
         }
     }
 
-    /// The last 2 KiB since the start or [`Relay::forget_tail`].
+    /// The last bytes, at most 2 KiB, since the start or the last [`Relay::forget_tail`].
     pub(super) fn tail(&self) -> Vec<u8> {
         self.tail.iter().copied().collect()
     }
@@ -227,6 +182,8 @@ impl Relay {
         }
     }
 
+    /// Puts whole lines into the stream's queue, if the second buffer is free. At the end, and if a line is too long,
+    /// also what is no whole line.
     fn hand_over(&mut self) {
         let whole = self.ended || self.filling.len() >= LINE_MAX && self.lines == 0;
         let length = if whole { self.filling.len() } else { self.lines };
@@ -238,26 +195,28 @@ impl Relay {
             self.filling.extend_from_slice(&bytes[length..]);
             bytes.truncate(length);
             self.lines = 0;
-            let (back, wanted, ringer) = (self.back.0.clone(), Arc::clone(&self.wanted), self.ringer.clone());
-            wanted.store(false, Ordering::Relaxed);
-            self.under_way = Arc::new(Mutex::new(bytes));
-            let (bytes, loss) = (Arc::clone(&self.under_way), Arc::clone(&self.sink.loss));
-            self.sink.stream.pass(Box::new(Chunk { bytes, back, wanted, ringer, loss }));
+            let (back, wake_wanted, waker) =
+                (self.back.0.clone(), Arc::clone(&self.wake_wanted), self.waker.clone());
+            wake_wanted.store(false, Ordering::Relaxed);
+            self.queued = Arc::new(Mutex::new(bytes));
+            let (bytes, loss) = (Arc::clone(&self.queued), Arc::clone(&self.destination.loss));
+            self.destination.stream.pass(Box::new(Chunk { bytes, back, wake_wanted, waker, loss }));
         }
     }
 }
 
 impl Drop for Relay {
-    /// Whoever did not wait for its output has given it up. While nobody reads, each task would leave some behind.
+    /// What the stream's thread has not begun to write by now is lost, and counted. It is taken out of the queue: while
+    /// nobody reads the worker's output, the leftovers of all tasks would add up there.
     fn drop(&mut self) {
-        let left = take_off(&self.under_way).len() + self.filling.len();
+        let left = dequeue(&self.queued).len() + self.filling.len();
         if left > 0 {
-            self.sink.loss.note_given_up(left);
+            self.destination.loss.note_given_up(left);
         }
     }
 }
 
-impl Consumer for Relay {
+impl OutputSink for Relay {
     fn room(&self) -> usize {
         LINE_MAX.saturating_sub(self.filling.len())
     }
@@ -267,10 +226,10 @@ impl Consumer for Relay {
             self.lines = self.filling.len() + newline + 1;
         }
         self.filling.extend_from_slice(bytes);
-        self.mid_line = bytes.last().map_or(self.mid_line, |last| *last != b'\n');
-        if self.finish_line {
-            let last = &bytes[bytes.len().saturating_sub(TAIL)..];
-            self.tail.drain(..(self.tail.len() + last.len()).saturating_sub(TAIL));
+        self.unfinished_line = bytes.last().map_or(self.unfinished_line, |last| *last != b'\n');
+        if self.for_messages {
+            let last = &bytes[bytes.len().saturating_sub(TAIL_MAX)..];
+            self.tail.drain(..(self.tail.len() + last.len()).saturating_sub(TAIL_MAX));
             self.tail.extend(last);
         }
         self.hand_over();
@@ -278,7 +237,7 @@ impl Consumer for Relay {
 
     fn end(&mut self) {
         if !mem::replace(&mut self.ended, true) {
-            if self.finish_line && self.mid_line {
+            if self.for_messages && self.unfinished_line {
                 self.filling.push(b'\n');
             }
             self.hand_over();
@@ -289,16 +248,16 @@ impl Consumer for Relay {
         loop {
             self.take_back();
             let waits = self.spare.is_none() && (self.ended || self.lines > 0 || self.room() == 0);
-            if !waits || self.wanted.swap(true, Ordering::Relaxed) {
+            if !waits || self.wake_wanted.swap(true, Ordering::Relaxed) {
                 return;
             }
-            // Only now the bell will be rung: look once more.
+            // The buffer may have come back just before `wake_wanted` was set: look once more.
             fence(Ordering::SeqCst);
         }
     }
 
-    fn successor(&self, ringer: Ringer) -> Box<dyn Consumer + Send> {
-        Box::new(Self::new(self.sink.clone(), ringer, self.finish_line))
+    fn successor(&self, waker: Waker) -> Box<dyn OutputSink + Send> {
+        Box::new(Self::new(self.destination.clone(), waker, self.for_messages))
     }
 
     fn is_idle(&self) -> bool {
@@ -309,23 +268,23 @@ impl Consumer for Relay {
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
-    use super::super::wake::bell;
+    use super::super::wake::wake_pair;
     use super::*;
 
     #[test]
     fn nothing_is_left_behind_of_a_task_whose_output_nobody_takes() {
         let (_blocked, blocks) = bounded(0);
         let output = Output::new(Stuck(blocks), io::sink()).unwrap();
-        let (ringer, _bell) = bell().unwrap();
-        let mut relays = [(); 2].map(|()| output.stdout(ringer.clone()));
+        let (waker, _wake_fd) = wake_pair().unwrap();
+        let mut relays = [(); 2].map(|()| output.stdout(waker.clone()));
         for relay in &mut relays {
             relay.take(b"a line\n");
         }
         let [first, second] = relays;
-        wait_until("the first is being written", || first.under_way.lock().unwrap().is_empty());
-        let under_way = Arc::clone(&second.under_way);
-        assert!(!under_way.lock().unwrap().is_empty());
+        wait_until("the first is being written", || first.queued.lock().unwrap().is_empty());
+        let queued = Arc::clone(&second.queued);
+        assert!(!queued.lock().unwrap().is_empty());
         drop(second);
-        assert!(under_way.lock().unwrap().is_empty());
+        assert!(queued.lock().unwrap().is_empty());
     }
 }

@@ -1,11 +1,14 @@
 //! The sessions of running handlers, and how they are signalled.
 //!
-//! A handler leads a session of its own. So Ctrl-C at the terminal does not reach it (the worker drains instead), it has
-//! no terminal to wait for, and whatever it started can be ended with it, in whatever process group that is. A session
-//! is signalled only while its leader is unreaped, and as long as anybody is left in it the kernel gives its number to
-//! nobody else: what finished tasks left in the background cannot be taken for a part of it.
+//! The process of a handler leads a session of its own. So Ctrl-C at the terminal does not reach it (the worker
+//! finishes its tasks instead), it has no terminal that it could wait for, and whatever it has started can be ended
+//! with it, in any process group.
 //!
-//! Only Linux tells who is in a session. Elsewhere the leader's process group stands for it.
+//! A session is signalled only while its leader is not reaped: until then no other session can get its number. Nor does
+//! the kernel give the number of a session to a new one while any process is left in it: so what finished tasks left in
+//! the background is never taken for a part of a later session.
+//!
+//! Only Linux tells which processes are in a session. Elsewhere only the leader's process group is signalled.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -18,85 +21,94 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use super::proc::{Stat, processes};
+use super::procfs::{Stat, processes};
 use super::spawn;
 use crate::lock::lock;
 
-/// How long the end of the process waits for all that was killed: the kernel needs some milliseconds, unless a disk is
-/// dead.
+/// How long a worker that exits waits for the end of what it has killed. The kernel needs some milliseconds, unless a
+/// disk is dead.
 const KILL_ALL_WAIT: Duration = Duration::from_secs(1);
 
-/// The pause between two looks meanwhile.
+/// How often to look meanwhile whether it has ended.
 const KILL_ALL_PAUSE: Duration = Duration::from_millis(10);
 
 /// The sessions of all handlers.
 #[derive(Default)]
 pub(super) struct Sessions {
-    live: Mutex<Live>,
+    leaders: Mutex<Leaders>,
+    /// The latest one.
     census: Mutex<Option<Arc<Census>>>,
-    /// Read while a leader is started or reaped: whoever has it for writing sees no child of ours that is not known.
+    /// Locked for reading while a leader is started or reaped. Whoever locks it for writing finds all of them in
+    /// `leaders`.
     changes: RwLock<()>,
 }
 
 /// The leaders that are not reaped yet.
 #[derive(Default)]
-struct Live {
+struct Leaders {
     running: BTreeSet<Pid>,
-    /// Those that ended by themselves: nobody signals what they left.
-    over: BTreeSet<Pid>,
+    /// Those that have ended: what is left of their sessions is not signalled.
+    ended: BTreeSet<Pid>,
     /// Set for good by [`Sessions::kill_all`]: a session that starts later is killed at once.
-    closed: bool,
+    kill_new: bool,
 }
 
 impl Sessions {
-    /// Starts a leader.
+    /// Starts a leader by `spawn`.
+    ///
+    /// # Errors
+    /// Those of `spawn`.
     pub(super) fn start(&self, spawn: impl FnOnce() -> io::Result<Pid>) -> io::Result<Pid> {
-        let _unchanged = self.change();
+        let _changing = self.change();
         let leader = spawn()?;
-        let mut live = self.live();
-        live.running.insert(leader);
-        if live.closed {
+        let mut leaders = self.leaders();
+        leaders.running.insert(leader);
+        if leaders.kill_new {
             self.kill_again(leader);
         }
         Ok(leader)
     }
 
-    /// The leader has ended by itself, and what it left in the background stays.
-    pub(super) fn spare(&self, leader: Pid) {
-        let mut live = self.live();
-        if live.running.remove(&leader) {
-            live.over.insert(leader);
+    /// To be called when `leader` has ended: from now on what is left of its session is not signalled.
+    pub(super) fn leader_ended(&self, leader: Pid) {
+        let mut leaders = self.leaders();
+        if leaders.running.remove(&leader) {
+            leaders.ended.insert(leader);
         }
     }
 
-    /// Of a leader that has exited; waits for it otherwise.
+    /// Reaps `leader`; waits for its exit first if need be.
+    ///
+    /// # Errors
+    /// `ECHILD` if something else has reaped it.
     pub(super) fn reap(&self, leader: Pid) -> io::Result<ExitStatus> {
-        let _unchanged = self.change();
-        let mut live = self.live();
-        // Before its number can pass to another one.
-        live.running.remove(&leader);
-        live.over.remove(&leader);
-        drop(live);
+        let _changing = self.change();
+        let mut leaders = self.leaders();
+        // This has to be done before the reaping, after which another process may get the number.
+        leaders.running.remove(&leader);
+        leaders.ended.remove(&leader);
+        drop(leaders);
         spawn::reap(leader)
     }
 
-    /// Kills every session, and every one that starts from now on. Waits a moment until nobody is left.
+    /// Kills all sessions now, and at their start those that start later. Waits until nobody is left in them, but no
+    /// longer than a second.
     pub(super) fn kill_all(&self) {
-        self.live().closed = true;
+        self.leaders().kill_new = true;
         let patience = Instant::now() + KILL_ALL_WAIT;
         loop {
-            let live = self.live();
-            for leader in &live.running {
+            let leaders = self.leaders();
+            for leader in &leaders.running {
                 let _ = killpg(*leader, Signal::SIGKILL);
             }
-            // One look for all of them: there may be hundreds.
-            let census = self.look();
-            for leader in &live.running {
+            // One census for all sessions: there may be hundreds.
+            let census = self.census();
+            for leader in &leaders.running {
                 census.send(*leader, &[Signal::SIGKILL]);
             }
-            // They start others until they are gone.
-            let left = live.running.iter().any(|leader| !census.members(*leader).is_empty());
-            drop(live);
+            // Until they are gone, processes may start others.
+            let left = leaders.running.iter().any(|leader| !census.members(*leader).is_empty());
+            drop(leaders);
             if !left || Instant::now() >= patience {
                 return;
             }
@@ -104,52 +116,52 @@ impl Sessions {
         }
     }
 
-    /// Asks every process of the session of an unreaped `leader` to end. A stopped one would sleep through its grace
-    /// period.
+    /// Sends TERM to every process in the session of `leader`, which must not be reaped yet. Sends CONT as well: a
+    /// stopped process would act on TERM only then.
     pub(super) fn terminate(&self, leader: Pid) {
-        self.tell(leader, &[Signal::SIGTERM, Signal::SIGCONT]);
+        self.signal_or_warn(leader, &[Signal::SIGTERM, Signal::SIGCONT]);
     }
 
-    /// Kills every process of the session of an unreaped `leader`.
+    /// Kills every process in the session of `leader`, which must not be reaped yet.
     pub(super) fn kill(&self, leader: Pid) {
-        self.tell(leader, &[Signal::SIGKILL]);
+        self.signal_or_warn(leader, &[Signal::SIGKILL]);
     }
 
-    fn tell(&self, leader: Pid, signals: &[Signal]) {
+    fn signal_or_warn(&self, leader: Pid, signals: &[Signal]) {
         if let Some(errno) = self.signal(leader, signals) {
             log::warn!("not all processes of a handler (session {leader}) can be signalled: {errno}");
         }
     }
 
-    /// Kills those that were started meanwhile. To say once who cannot be signalled is enough.
+    /// As [`Sessions::kill`], for what was started meanwhile. Warns no more if somebody cannot be signalled.
     pub(super) fn kill_again(&self, leader: Pid) {
         self.signal(leader, &[Signal::SIGKILL]);
     }
 
-    /// One of the errors.
+    /// Returns the first error, if any.
     fn signal(&self, leader: Pid, signals: &[Signal]) -> Option<Errno> {
-        // The group first, as a whole: those that it is just starting get the signals as well.
+        // The leader's group comes first and as a whole: so processes that it is just starting get the signals as well.
         let failed = signals.iter().find_map(|signal| killpg(leader, *signal).err());
-        // Only a zombie was left of it.
+        // This error means that only a zombie was left in the group.
         let failed = failed.filter(|errno| *errno != Errno::ESRCH);
-        failed.or(self.look().send(leader, signals))
+        failed.or(self.census().send(leader, signals))
     }
 
-    /// Whether any process but zombies is left. Only its leader's end is an event for us: the others are not our
-    /// children.
+    /// Whether any process except zombies is left in the session. This has to be asked from time to time: only the
+    /// leader is our child, so no event tells of the end of the others.
     pub(super) fn has_members(&self, leader: Pid) -> bool {
-        !self.look().members(leader).is_empty()
+        !self.census().members(leader).is_empty()
     }
 
-    /// Nobody starts or reaps a leader while this runs; it gets those that are not reaped.
-    pub(super) fn unchanged<T>(&self, look: impl FnOnce(&BTreeSet<Pid>) -> T) -> T {
-        let _alone = self.changes.write().unwrap_or_else(PoisonError::into_inner);
-        let live = self.live();
-        look(&live.running.union(&live.over).copied().collect())
+    /// Runs `look` with all leaders that are not reaped. No leader is started or reaped meanwhile.
+    pub(super) fn with_leaders<T>(&self, look: impl FnOnce(&BTreeSet<Pid>) -> T) -> T {
+        let _unchanged = self.changes.write().unwrap_or_else(PoisonError::into_inner);
+        let leaders = self.leaders();
+        look(&leaders.running.union(&leaders.ended).copied().collect())
     }
 
-    /// Everybody, as it was at some moment after this call began. Threads that ask at the same time share a look.
-    fn look(&self) -> Arc<Census> {
+    /// A census that was begun after this call. Threads that ask at the same time share one.
+    fn census(&self) -> Arc<Census> {
         let asked = Instant::now();
         let mut last = lock(&self.census);
         match &*last {
@@ -158,16 +170,17 @@ impl Sessions {
         }
     }
 
-    fn live(&self) -> MutexGuard<'_, Live> {
-        lock(&self.live)
+    fn leaders(&self) -> MutexGuard<'_, Leaders> {
+        lock(&self.leaders)
     }
 
+    /// To be held while a leader is started or reaped.
     fn change(&self) -> RwLockReadGuard<'_, ()> {
         self.changes.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Who was in which session.
+/// Which processes were in which session, without zombies.
 struct Census {
     begun: Instant,
     sessions: HashMap<Pid, Vec<Member>>,
@@ -192,7 +205,7 @@ impl Census {
         self.sessions.get(&leader).map_or(&[], Vec::as_slice)
     }
 
-    /// To all outside the leader's group, which is signalled as a whole. One of the errors.
+    /// Sends the signals to all members outside the leader's group. Returns the first error, if any.
     fn send(&self, leader: Pid, signals: &[Signal]) -> Option<Errno> {
         let others = self.members(leader).iter().filter(|member| member.group != leader);
         let mut failed = None;
@@ -203,7 +216,11 @@ impl Census {
     }
 }
 
-/// To one process, if it still is what the census has seen. Its descriptor keeps the number from being another's.
+/// Signals one process, if it still is in `session`. Its number may have passed to another process since the census,
+/// and may do so even after the check here: so the descriptor, opened before the check, is what is signalled.
+///
+/// # Errors
+/// `EPERM`, say. It is no error if the process has ended.
 #[cfg(target_os = "linux")]
 fn send(process: Pid, session: Pid, signal: Signal) -> Result<(), Errno> {
     use rustix::process::{PidfdFlags, Signal as RawSignal, pidfd_open, pidfd_send_signal};
@@ -220,7 +237,7 @@ fn send(process: Pid, session: Pid, signal: Signal) -> Result<(), Errno> {
         Ok(descriptor) => {
             pidfd_send_signal(descriptor, raw).map_err(|errno| Errno::from_raw(errno.raw_os_error()))
         }
-        // A sandbox without such descriptors.
+        // A sandbox without pidfds: the number is all there is.
         Err(_) => nix::sys::signal::kill(process, signal),
     }
     .or_else(|errno| if errno == Errno::ESRCH { Ok(()) } else { Err(errno) })
@@ -245,7 +262,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_look_that_began_before_the_question_does_not_answer_it() {
+    fn a_census_that_began_before_the_question_does_not_answer_it() {
         let sessions = Sessions::default();
         let session = nix::unistd::getsid(None).unwrap();
         let empty = |begun| Some(Arc::new(Census { begun, sessions: HashMap::new() }));

@@ -1,6 +1,7 @@
 //! Starts a process that leads a session of its own, and reaps it.
 //!
-//! By `posix_spawn`, which copies no page tables. The standard library does that too, but without the session.
+//! `posix_spawn` does not copy the page tables of the worker. The standard library uses it too, but cannot start a
+//! session with it.
 
 use std::ffi::{CStr, CString};
 use std::io::{self, PipeReader, PipeWriter};
@@ -16,58 +17,58 @@ use rustix::process::{WaitOptions, waitpid};
 
 /// What is to be started.
 pub(super) struct Launch<'a> {
-    /// Not looked for anywhere.
+    /// PATH is not searched for it.
     pub(super) path: &'a Path,
-    /// The name it is called by is the first.
+    /// The first one is the name of the command.
     pub(super) arguments: &'a [CString],
     /// `NAME=VALUE`, each name once.
     pub(super) environment: &'a [&'a CStr],
 }
 
 /// The child's ends of its pipes.
-pub(super) struct Streams<'a> {
+pub(super) struct ChildStdio<'a> {
     pub(super) stdin: &'a PipeReader,
     pub(super) stdout: &'a PipeWriter,
     pub(super) stderr: &'a PipeWriter,
 }
 
-/// Nobody else may reap it.
+/// Starts the process. Only [`reap`] may reap it.
 ///
 /// # Errors
 /// Those of `fork`, `setsid` and `exec`.
-pub(super) fn spawn(launch: &Launch<'_>, streams: &Streams<'_>) -> io::Result<Pid> {
+pub(super) fn spawn(launch: &Launch<'_>, stdio: &ChildStdio<'_>) -> io::Result<Pid> {
     let mut files = PosixSpawnFileActions::init()?;
-    // Not among 0 to 2 themselves, which are open from the start of any Rust program.
-    files.add_dup2(streams.stdin.as_raw_fd(), 0)?;
-    files.add_dup2(streams.stdout.as_raw_fd(), 1)?;
-    files.add_dup2(streams.stderr.as_raw_fd(), 2)?;
+    // None of these descriptors is 0, 1 or 2 itself: those are open from the start of any Rust program.
+    files.add_dup2(stdio.stdin.as_raw_fd(), 0)?;
+    files.add_dup2(stdio.stdout.as_raw_fd(), 1)?;
+    files.add_dup2(stdio.stderr.as_raw_fd(), 2)?;
     let mut attributes = PosixSpawnAttr::init()?;
     let signals = PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK;
     attributes.set_flags(own_session() | signals)?;
     attributes.set_sigmask(&SigSet::empty())?;
-    // Rust ignores it, and what is ignored would stay so.
+    // Rust programs ignore SIGPIPE, and the child would inherit that.
     attributes.set_sigdefault(&SigSet::from_iter([Signal::SIGPIPE]))?;
     Ok(posix_spawn(launch.path, &files, &attributes, launch.arguments, launch.environment)?)
 }
 
-/// `nix` does not name the flag, as POSIX does not yet.
+/// The flag has no name in `nix`, because POSIX does not have it yet.
 #[cfg(target_os = "linux")]
 fn own_session() -> PosixSpawnFlags {
     PosixSpawnFlags::from_bits_retain(nix::libc::POSIX_SPAWN_SETSID.into())
 }
 
-/// A process group of its own, where that is all there is.
+/// Other systems cannot start a session: the process gets a process group of its own instead.
 #[cfg(not(target_os = "linux"))]
 fn own_session() -> PosixSpawnFlags {
     PosixSpawnFlags::POSIX_SPAWN_SETPGROUP
 }
 
-/// Waits for the end of a child.
+/// Reaps a child; waits for its exit first if need be.
 ///
 /// # Errors
-/// `ECHILD` where somebody else has reaped it.
+/// `ECHILD` if something else has reaped it.
 pub(super) fn reap(child: Pid) -> io::Result<ExitStatus> {
-    // `nix` has no form for an end by a real-time signal.
+    // `nix` cannot express an end by a real-time signal, so this uses `rustix`.
     let pid = rustix::process::Pid::from_raw(child.as_raw());
     loop {
         match waitpid(pid, WaitOptions::empty()) {

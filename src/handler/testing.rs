@@ -1,4 +1,4 @@
-//! What the tests of handlers share: sinks, tasks, and deadlines.
+//! What the tests of handlers share: writers, tasks, and deadlines.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,17 +12,18 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use super::exit::ExitMap;
-use super::{Failure, Handler, Never, Options, Outcome, Output, Spec, Task};
+use super::{Failure, Handler, Options, Outcome, Output, Spec, Task};
+use crate::cancel::Never;
 
 /// Far more than anything here takes, far less than a person would wait.
 pub(super) const LONG: Duration = Duration::from_secs(30);
-/// For what is expected not to happen, and for time-outs.
+/// How long to wait for what should not happen; also the time-out of tasks that should be timed out.
 pub(super) const SHORT: Duration = Duration::from_millis(200);
 
 /// What [`Captured`] keeps: far more than a test looks at, and `yes` writes gigabytes a second.
 const CAPTURED_MAX: usize = 16 << 20;
 
-/// Keeps what is written first.
+/// Keeps the beginning of what is written to it.
 #[derive(Clone, Default)]
 pub(super) struct Captured(Arc<Mutex<Vec<u8>>>);
 
@@ -74,7 +75,7 @@ impl Write for Counted {
     }
 }
 
-/// Blocks until the sender is dropped: a pager that nobody scrolls.
+/// Blocks until the sender is dropped, as a pager does that nobody scrolls.
 pub(super) struct Stuck(pub(super) Receiver<Never>);
 
 impl Write for Stuck {
@@ -88,7 +89,7 @@ impl Write for Stuck {
     }
 }
 
-/// Nobody reads any more.
+/// Fails as a pipe does that nobody reads any more.
 pub(super) struct Broken;
 
 impl Write for Broken {
@@ -126,17 +127,17 @@ pub(super) fn task(body: &[u8]) -> Task<'_> {
     Task { id, attempt: 1, queue, redelivered: false, content_type, headers: &[], body }
 }
 
-/// The sender has to be kept: dropping it is the abort.
-pub(super) fn never() -> (Sender<Never>, Receiver<Never>) {
+/// An abort channel. The sender has to be kept: dropping it is the abort.
+pub(super) fn abort_channel() -> (Sender<Never>, Receiver<Never>) {
     bounded(0)
 }
 
 pub(super) fn run(handler: &mut impl Handler, body: &[u8]) -> Outcome {
-    let (_keep, abort) = never();
+    let (_keep, abort) = abort_channel();
     within(LONG, || handler.run(&task(body), &abort))
 }
 
-/// Runs `what` and fails if it took longer: every test here ends by itself in the end, but should do so in time.
+/// Runs `what`, and fails if that took longer than `limit`.
 pub(super) fn within<T>(limit: Duration, what: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let result = what();
@@ -156,7 +157,7 @@ pub(super) fn is_gone(pid: Pid) -> bool {
     kill(pid, None) == Err(Errno::ESRCH)
 }
 
-/// Reaped, that is: a zombie is still there.
+/// Waits until the process is reaped: a zombie is not gone.
 pub(super) fn wait_until_gone(pid: Pid) {
     wait_until("the process is gone", || is_gone(pid));
 }

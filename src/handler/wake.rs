@@ -1,73 +1,46 @@
-//! Turns what other threads have to say into something a worker thread can `poll` for beside its pipes.
+//! Wakes a worker thread that waits in `poll`.
 
-use std::io::{self, PipeReader, Read, Write, pipe};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::sync::Arc;
 
-use crossbeam_channel::Receiver;
-
-use super::Never;
-use crate::lock::lock;
-
-/// Rings the [`Bell`] it was made with; any thread may hold one.
+/// Wakes the thread that polls the [`WakeFd`] of the same pair; any thread may hold one.
 #[derive(Clone)]
-pub(super) struct Ringer(Arc<UnixStream>);
+pub(super) struct Waker(Arc<UnixStream>);
 
-/// What a worker thread polls; readable once it has been rung.
-pub(super) struct Bell(UnixStream);
+/// Polled by the thread to be woken: readable from a wake-up on until it is cleared.
+pub(super) struct WakeFd(UnixStream);
 
-pub(super) fn bell() -> io::Result<(Ringer, Bell)> {
-    let (ringer, bell) = UnixStream::pair()?;
-    ringer.set_nonblocking(true)?;
-    bell.set_nonblocking(true)?;
-    Ok((Ringer(Arc::new(ringer)), Bell(bell)))
+/// # Errors
+/// When the system has no descriptor left.
+pub(super) fn wake_pair() -> io::Result<(Waker, WakeFd)> {
+    let (waker, wake_fd) = UnixStream::pair()?;
+    waker.set_nonblocking(true)?;
+    wake_fd.set_nonblocking(true)?;
+    Ok((Waker(Arc::new(waker)), WakeFd(wake_fd)))
 }
 
-impl Ringer {
-    /// Never blocks. A full buffer means that the bell is ringing already, and a closed one that nobody listens.
-    pub(super) fn ring(&self) {
+impl Waker {
+    /// Never blocks. Errors do not matter: if the buffer is full the thread is being woken already, and if the other
+    /// end is closed there is no thread to wake.
+    pub(super) fn wake(&self) {
         let _ = (&*self.0).write(&[1]);
     }
 }
 
-impl Bell {
-    /// Silences the bell. Look at what it may have been rung for only afterwards, so that no ring is missed.
-    pub(super) fn silence(&self) {
-        let mut rings = [0; 64];
-        while matches!((&self.0).read(&mut rings), Ok(n) if n == rings.len()) {}
+impl WakeFd {
+    /// Takes all wake-ups so far. To be called before looking for what they were about: one that comes during the
+    /// look is then kept for the next poll.
+    pub(super) fn clear(&self) {
+        let mut wakeups = [0; 64];
+        while matches!((&self.0).read(&mut wakeups), Ok(n) if n == wakeups.len()) {}
     }
 }
 
-impl AsFd for Bell {
+impl AsFd for WakeFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
-    }
-}
-
-/// The abort channel as file descriptors, shared by all worker threads: one thread waits for the channel to close
-/// and then closes a pipe, which every poll on its other end sees.
-#[derive(Default)]
-pub(super) struct AbortPipe(Mutex<Option<(Receiver<Never>, Arc<PipeReader>)>>);
-
-impl AbortPipe {
-    /// A descriptor that polls as hung up once `abort` has closed.
-    pub(super) fn of(&self, abort: &Receiver<Never>) -> io::Result<Arc<PipeReader>> {
-        let mut known = lock(&self.0);
-        if let Some((of, fd)) = &*known
-            && of.same_channel(abort)
-        {
-            return Ok(Arc::clone(fd));
-        }
-        let (fd, writer) = pipe()?;
-        let (fd, waits_for) = (Arc::new(fd), abort.clone());
-        thread::Builder::new().name("abort-watch".into()).spawn(move || {
-            let _ = waits_for.recv();
-            drop(writer);
-        })?;
-        *known = Some((abort.clone(), Arc::clone(&fd)));
-        Ok(fd)
     }
 }
 
@@ -81,25 +54,14 @@ mod tests {
     }
 
     #[test]
-    fn a_bell_rings_until_silenced() {
-        let (ringer, bell) = bell().unwrap();
-        assert!(!ready(bell.as_fd(), 0));
+    fn a_wake_up_lasts_until_it_is_cleared() {
+        let (waker, wake_fd) = wake_pair().unwrap();
+        assert!(!ready(wake_fd.as_fd(), 0));
         for _ in 0..1_000_000 {
-            ringer.ring(); // never blocks, however often
+            waker.wake(); // never blocks, however often
         }
-        assert!(ready(bell.as_fd(), 0));
-        bell.silence();
-        assert!(!ready(bell.as_fd(), 0));
-    }
-
-    #[test]
-    fn closing_the_channel_hangs_up_every_copy() {
-        let aborts = AbortPipe::default();
-        let (sender, abort) = crossbeam_channel::bounded(0);
-        let (one, other) = (aborts.of(&abort).unwrap(), aborts.of(&abort.clone()).unwrap());
-        assert!(Arc::ptr_eq(&one, &other));
-        assert!(!ready(one.as_fd(), 0));
-        drop(sender);
-        assert!(ready(one.as_fd(), 10_000) && ready(other.as_fd(), 10_000));
+        assert!(ready(wake_fd.as_fd(), 0));
+        wake_fd.clear();
+        assert!(!ready(wake_fd.as_fd(), 0));
     }
 }

@@ -20,7 +20,8 @@ fn assert_timed_out(outcome: &Outcome) {
     assert!(matches!(outcome, Outcome::Failed(why) if why.exit == "timed out after 200ms"), "{outcome:?}");
 }
 
-/// For a file that was written just now: a process that another test is starting has it open for an instant.
+/// Runs a file that was written just now. As long as a process that another test is starting still has it open, it
+/// cannot be executed.
 fn run_when_closed(handler: &mut Command) -> Outcome {
     let mut outcome = run(handler, b"");
     wait_until("the file can be executed", || {
@@ -33,7 +34,7 @@ fn run_when_closed(handler: &mut Command) -> Outcome {
     outcome
 }
 
-/// Dead, if not reaped: what a killed command has started is not ours to reap.
+/// Whether a process is dead. It need not be reaped: what a killed command has started is not our child.
 fn is_over(pid: nix::unistd::Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
@@ -57,7 +58,7 @@ fn the_task_is_in_the_environment() {
     let (spec, out, _) = captured(options("env", &[]));
     let headers = [("x-user.id".into(), "7\n8".into()), ("nul".into(), "\0".into())];
     let task = Task { headers: &headers, redelivered: true, attempt: 2, ..task(b"") };
-    let (_keep, abort) = never();
+    let (_keep, abort) = abort_channel();
     let mut handler = spec.command().unwrap();
     assert_eq!(handler.run(&task, &abort), Outcome::Done);
     let text = out.text();
@@ -164,7 +165,7 @@ fn a_command_may_come_and_go() {
 #[test]
 fn headers_that_do_not_fit_are_the_tasks_fault() {
     let headers = [("big".into(), "x".repeat(MIB))];
-    let (_keep, abort) = never();
+    let (_keep, abort) = abort_channel();
     let mut handler = captured(sh("exit 0")).0.command().unwrap();
     let outcome = handler.run(&Task { headers: &headers, ..task(b"") }, &abort);
     assert!(matches!(&outcome, Outcome::Failed(failure) if failure.exit.contains("too long")), "{outcome:?}");
@@ -178,7 +179,7 @@ fn the_end_of_stderr_is_kept_and_all_of_it_passed_on() {
     let Outcome::Failed(failure) = run(&mut spec.command().unwrap(), b"") else { panic!("not failed") };
     assert_eq!(failure.stderr.len(), 2048);
     assert!(failure.stderr.ends_with(b"0123456\nlast"));
-    // The line that was not finished is: the worker's own messages follow.
+    // The last line got a line end, because the worker's own messages follow.
     assert!(err.text().len() == 80005 && err.text().ends_with("0123456\nlast\n"));
     assert_eq!(out.text(), "data\n");
 }
@@ -230,15 +231,16 @@ fn a_reader_that_went_away_harms_nobody() {
 
 #[test]
 fn a_reader_that_does_not_read_cannot_stop_the_deadlines() {
-    let (_keep_stuck, stuck) = never();
+    let (_keep_stuck, stuck) = abort_channel();
     let output = Output::new(Stuck(stuck), Captured::default()).unwrap();
-    // Blocked in the middle of its output: the time-out ends it.
+    // The time-out ends a command that is blocked in the middle of its output.
     let spec = Spec::new(with_timeout("yes", LONG), output.clone());
     let outcome = within(Duration::from_secs(10), || run(&mut spec.command().unwrap(), b""));
     assert_timed_out(&outcome);
-    // Ended in time, its output not taken: the outcome is known, and the abort ends the wait for the reader.
+    // If the command has ended in time, but nobody takes its output, the abort ends the wait for that. The outcome
+    // stays.
     let spec = Spec::new(sh("echo $$; exit 0"), output);
-    let (keep, abort) = never();
+    let (keep, abort) = abort_channel();
     thread::scope(|scope| {
         let running = scope.spawn(|| spec.command().unwrap().run(&task(b""), &abort));
         thread::sleep(SHORT);
@@ -255,7 +257,7 @@ fn a_daemon_that_keeps_the_pipes_open_is_not_waited_for() {
         let (spec, out, _) = captured(sh(&script));
         let outcome = within(Duration::from_secs(5), || run(&mut spec.command().unwrap(), b""));
         assert_eq!(outcome, failed("exit status 3", ""));
-        // It left the group, and the task has not failed by a time-out: it lives on.
+        // The daemon lives on: it has left the session, and the task was not timed out.
         assert!(!is_gone(out.pid()));
         let _ = kill(out.pid(), Signal::SIGKILL);
     }
@@ -280,7 +282,7 @@ fn a_timeout_ends_the_whole_group() {
 
 #[test]
 fn the_rest_of_the_group_has_the_grace_too() {
-    // The leader dies at once, what it started needs a moment to clean up.
+    // The leader dies at once, but what it has started needs a moment to clean up.
     let script = "sh -c 'trap \"sleep 0.3; echo clean >&3; exit\" TERM; echo $$; while :; do sleep 0.02; done' \
                   3>&1 & wait";
     let (spec, out, _) = captured(with_timeout(script, LONG));
@@ -309,7 +311,7 @@ fn a_timed_out_task_failed_even_if_it_ends_well() {
 #[test]
 fn an_abort_gives_the_task_up() {
     let (spec, out, _) = captured(sh("echo $$; sleep 60 & wait"));
-    let (keep, abort) = never();
+    let (keep, abort) = abort_channel();
     thread::scope(|scope| {
         let running = scope.spawn(|| {
             let mut handler = spec.command().unwrap();
@@ -329,7 +331,7 @@ fn an_abort_gives_the_task_up() {
 #[test]
 fn an_abort_shortens_a_long_grace() {
     let (spec, out, _) = captured(with_timeout("trap '' TERM; echo $$; while :; do sleep 0.02; done", LONG));
-    let (keep, abort) = never();
+    let (keep, abort) = abort_channel();
     thread::scope(|scope| {
         let running = scope.spawn(|| spec.command().unwrap().run(&task(b""), &abort));
         let pid = out.pid();
@@ -348,10 +350,10 @@ fn nothing_is_left_behind_when_a_process_is_dropped() {
     let (spec, out, _) = captured(sh("trap '' TERM; echo $$; sleep 60 & wait; wait"));
     let handler = spec.command().unwrap();
     let mut process = handler.start(&task(b"")).unwrap();
-    let mut slot = handler.slot;
+    let mut io = handler.io;
     while out.bytes().is_empty() {
         process
-            .wait(&mut slot, &mut &[][..], &Limits { deadline: Some(from_now(SHORT)), abort: None })
+            .wait(&mut io, &mut &[][..], &Limits { deadline: Some(from_now(SHORT)), abort: None })
             .unwrap();
     }
     drop(process);
@@ -371,7 +373,8 @@ fn kill_all_kills_all() {
     assert_eq!(run(&mut spec.command().unwrap(), b""), failed("killed by signal 9", ""));
 }
 
-/// What a command starts outside its own process group prints its process id first; it has nothing to do with the pipes.
+/// Commands that start a process outside their own process group. That process prints its id first, and does not hold
+/// the pipes.
 const OTHER_GROUPS: [&str; 2] = [
     // A shell with job control.
     "set -m; sh -c 'echo $$; exec >/dev/null 2>&1; sleep 60; sleep 60' & wait",
@@ -395,7 +398,7 @@ fn a_timeout_ends_other_process_groups_too() {
         let (spec, out, _) = captured(with_timeout(script, SHORT));
         let outcome = within(Duration::from_secs(10), || run(&mut spec.command().unwrap(), b""));
         assert_timed_out(&outcome);
-        // Before the outcome is known: a retry must not run beside it.
+        // It has to end before the outcome is known: a retry must not run beside it.
         assert!(is_over(out.pid()), "{script}");
     }
 }
@@ -404,7 +407,7 @@ fn a_timeout_ends_other_process_groups_too() {
 fn an_abort_ends_other_process_groups_too() {
     for script in OTHER_GROUPS {
         let (spec, out, _) = captured(Options { grace: SHORT, ..sh(script) });
-        let (keep, abort) = never();
+        let (keep, abort) = abort_channel();
         thread::scope(|scope| {
             let running = scope.spawn(|| spec.command().unwrap().run(&task(b""), &abort));
             let pid = out.pid();
@@ -442,14 +445,15 @@ fn what_a_finished_task_left_in_the_background_is_not_touched() {
         let mut handler = spec.command().unwrap();
         assert_eq!(run(&mut handler, b""), Outcome::Done);
         let left = out.pid();
-        // A task of the same thread that is ended by force, a forced stop, the end of the handler.
-        let (keep, abort) = never();
+        // None of these may touch it: an aborted task, the end of the handler, a task of the same thread that times
+        // out, and a forced stop.
+        let (keep, abort) = abort_channel();
         drop(keep);
         assert_eq!(handler.run(&task(b""), &abort), Outcome::GivenUp);
-        let slot = handler.slot;
+        let io = handler.io;
         let (other, ..) = captured(with_timeout("sleep 60", SHORT));
         let mut other = other.command().unwrap();
-        other.slot = slot;
+        other.io = io;
         assert_timed_out(&run(&mut other, b""));
         spec.kill_all();
         assert!(!is_over(left), "{script}");

@@ -2,7 +2,6 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -20,23 +19,19 @@ fn handler(options: Options) -> (Persistent, Captured) {
     (spec.persistent().unwrap(), err)
 }
 
-/// How often a process was started: each prints its id first.
+/// How many processes were started. Each prints its id first.
 fn starts(err: &Captured) -> usize {
     err.text().lines().filter(|line| line.parse::<i32>().is_ok()).count()
 }
 
-/// A task that came before the `nth` process has ended would have been given to it.
+/// Waits until the `nth` process has ended, so that the next task is not given to it.
 fn wait_until_ended(err: &Captured, nth: usize) {
     wait_until("it has started", || starts(err) == nth);
     wait_until_gone(Pid::from_raw(err.text().lines().last().unwrap().parse().unwrap()));
 }
 
-fn no_abort() -> (Sender<Never>, Receiver<Never>) {
-    never()
-}
-
 fn close(mut handler: Persistent) {
-    let (_keep, abort) = no_abort();
+    let (_keep, abort) = abort_channel();
     within(LONG, || handler.close(&abort));
 }
 
@@ -124,7 +119,7 @@ fn a_process_that_breaks_the_rules_is_replaced() {
 fn a_reply_before_the_exit_counts() {
     let (mut handler, err) = handler(script("echo OK; exit 1"));
     for nth in 1..=3 {
-        // Nor does it cost a pause.
+        // It costs no pause either.
         assert_eq!(within(Duration::from_secs(5), || run(&mut handler, b"")), Outcome::Done);
         wait_until_ended(&err, nth);
     }
@@ -133,7 +128,7 @@ fn a_reply_before_the_exit_counts() {
 
 #[test]
 fn a_reply_to_no_task_is_not_taken_for_the_next_one() {
-    // Both at once, and the second one later.
+    // The second reply comes at once, or later.
     for case in ["printf 'OK\\nOK\\n'", "echo OK; sleep 0.05; echo OK; echo late >&2"] {
         let (mut handler, err) = handler(script(case));
         assert_eq!(run(&mut handler, b""), Outcome::Done);
@@ -260,7 +255,7 @@ fn a_broken_handler_does_not_spin() {
 #[test]
 fn an_abort_ends_task_and_pause() {
     let (mut handler, err) = handler(script("sleep 60"));
-    let (keep, abort) = no_abort();
+    let (keep, abort) = abort_channel();
     thread::scope(|scope| {
         let running = scope.spawn(|| handler.run(&task(b""), &abort));
         let pid = err.pid();
@@ -269,7 +264,7 @@ fn an_abort_ends_task_and_pause() {
         wait_until_gone(pid);
     });
     let (mut handler, err) = self::handler(script("exit 1"));
-    let (keep, abort) = no_abort();
+    let (keep, abort) = abort_channel();
     handler.restarts.pause = LONG;
     thread::scope(|scope| {
         let running = scope.spawn(|| handler.run(&task(b""), &abort));
@@ -290,7 +285,7 @@ fn what_cannot_be_executed_is_nobodys_attempt() {
         let outcome = run(&mut handler, b"");
         assert!(matches!(outcome, Outcome::CannotRun(_) | Outcome::CommandMissing { .. }), "{outcome:?}");
     }
-    // One that has worked can be executed.
+    // A command that has replied once can be executed, so this is a failed attempt.
     let (mut handler, _) = handler(script("test $n && exit 127; n=1; echo OK"));
     assert_eq!(run(&mut handler, b""), Outcome::Done);
     assert_eq!(exit_of(run_without_pause(&mut handler, b"")), "exit status 127 without a reply");
@@ -298,14 +293,14 @@ fn what_cannot_be_executed_is_nobodys_attempt() {
 
 #[test]
 fn closing_is_polite_first() {
-    // Sees the end of its input, and has time for what is to be done then.
+    // This one sees the end of its input, and has time for its last work.
     let options =
         Options { grace: LONG, ..sh("while read -r line; do echo OK; done; sleep 0.1; echo end >&2") };
     let (mut polite, err) = handler(options);
     assert_eq!(run(&mut polite, b""), Outcome::Done);
     within(Duration::from_secs(5), || close(polite));
     assert_eq!(err.text(), "end\n");
-    // Needs TERM; needs KILL.
+    // The first of these needs TERM, the second KILL.
     for on_term in ["echo term >&2; exit", ""] {
         let script = format!(
             "trap '{on_term}' TERM; echo $$ >&2; read -r line; echo OK; while :; do sleep 0.02; done"
@@ -321,12 +316,12 @@ fn closing_is_polite_first() {
 #[test]
 fn closing_does_not_outlast_an_abort() {
     let (mut handler, err) = handler(script("echo OK; while :; do sleep 0.02; done"));
-    let (keep, abort) = no_abort();
+    let (keep, abort) = abort_channel();
     assert_eq!(handler.run(&task(b""), &abort), Outcome::Done);
     drop(keep);
     within(Duration::from_secs(4), || handler.close(&abort));
     assert!(is_gone(err.pid()));
-    // Nothing to close, twice.
+    // A second close finds nothing to do.
     handler.close(&abort);
 }
 

@@ -46,11 +46,11 @@ proptest! {
 
     #[test]
     fn no_reply_breaks_it(line in prop_oneof![any::<Vec<u8>>(), "(OK|RETRY|DEAD)\\PC*".prop_map(String::into_bytes)]) {
-        let told = match Reply::parse(&line) {
+        let text = match Reply::parse(&line) {
             Ok(Reply::Ok) => String::new(),
             Ok(Reply::Retry(phrase) | Reply::Dead(phrase)) | Err(phrase) => phrase,
         };
-        prop_assert!(!told.chars().any(char::is_control) && told.chars().count() <= PHRASE_MAX);
+        prop_assert!(!text.chars().any(char::is_control) && text.chars().count() <= PHRASE_MAX);
     }
 
     #[test]
@@ -64,6 +64,6 @@ proptest! {
             replies.extend(std::iter::from_fn(|| pieces.next()));
         }
         prop_assert_eq!(replies, std::iter::from_fn(|| whole.next()).collect::<Vec<_>>());
-        prop_assert_eq!(pieces.rest(), whole.rest());
+        prop_assert_eq!(pieces.unread(), whole.unread());
     }
 }

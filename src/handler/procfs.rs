@@ -1,10 +1,11 @@
-//! What Linux says of all processes, in `/proc`.
+//! What `/proc` of Linux says about processes.
 
 use std::fs;
 
 use nix::unistd::Pid;
 
-/// What `/proc/PID/stat` says: `pid (name) state ppid pgrp session ...`, where the name may contain anything.
+/// The part of `/proc/PID/stat` that is used here. The line is `pid (name) state ppid pgrp session ...`, and the name
+/// may contain any characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stat {
     pub(super) is_zombie: bool,
@@ -14,7 +15,7 @@ pub(super) struct Stat {
 }
 
 impl Stat {
-    /// None of a process that is gone.
+    /// None if the process is gone.
     pub(super) fn of(process: Pid) -> Option<Self> {
         Self::read(&fs::read(format!("/proc/{process}/stat")).ok()?)
     }
@@ -29,7 +30,7 @@ impl Stat {
     }
 }
 
-/// All that can be seen; none where there is no `/proc` of Linux.
+/// All processes that this one can see; none if there is no `/proc` of Linux with our numbers.
 pub(super) fn processes() -> impl Iterator<Item = (Pid, Stat)> {
     let entries = has_our_numbers().then(|| fs::read_dir("/proc").into_iter().flatten().flatten());
     entries.into_iter().flatten().filter_map(|entry| {
@@ -38,7 +39,8 @@ pub(super) fn processes() -> impl Iterator<Item = (Pid, Stat)> {
     })
 }
 
-/// A container may have the `/proc` of its host, with other numbers.
+/// Whether `/proc` uses the process numbers that this process uses. A container may have the `/proc` of its host, which
+/// has others.
 fn has_our_numbers() -> bool {
     cfg!(target_os = "linux")
         && fs::read_link("/proc/self").is_ok_and(|own| own.to_str() == Some(&Pid::this().to_string()))

@@ -1,33 +1,35 @@
-//! Why a process could not be started or watched: the command, the task, or the machine at this moment.
+//! What it means for a task that its process could not be started or watched: is it the fault of the command, of the
+//! task, or of the machine at this moment?
 
 use std::io;
 
 use nix::errno::Errno;
 
-use super::{Failure, Obstacle, Outcome};
+use super::task::{Failure, Obstacle, Outcome};
 use crate::descriptors::FOR_A_COMMAND;
 use crate::shortage;
 
-/// Beside the process, where the system does not tell of its end through a descriptor.
+/// How many threads or processes a command needs: its process, and a thread that waits for its exit on systems without
+/// pidfds.
 const THREADS: usize = 2;
 
-/// The command called `name` did not start. `has_headers`: the task has some, which are in its environment.
+/// The outcome if the command called `name` did not start. `has_headers`: the environment contains headers of the task.
 pub(super) fn cannot_start(name: &str, error: &io::Error, has_headers: bool) -> Outcome {
     if let Some(missing) = shortage::explain(error) {
         return Outcome::NoResources(missing);
     }
     match error.raw_os_error().map(Errno::from_raw) {
-        // It is being replaced, as a rule.
+        // As a rule the file is just being replaced.
         Some(Errno::ETXTBSY) => Outcome::NoResources(format!("{name} is being written by somebody")),
         Some(Errno::EINTR) => Outcome::NoResources(format!("the start of {name} was interrupted")),
-        // Arguments and environment together are too long: the headers' fault, if there are any.
+        // Arguments and environment together are too long. If the task has headers, that is its fault.
         Some(Errno::E2BIG) if has_headers => {
             Outcome::Failed(Failure { exit: format!("could not be started: {error}"), stderr: Vec::new() })
         }
         Some(Errno::E2BIG) => {
             Outcome::CannotRun(Obstacle::lasting(format!("{name} cannot be executed: {error}")))
         }
-        // One that is written anew is empty at first.
+        // This may pass: a file that is just being written is empty at first.
         Some(Errno::ENOEXEC) => may_pass(format!(
             "{name} cannot be executed: {error} (a script has to begin with #! and its interpreter)"
         )),
@@ -39,13 +41,13 @@ fn may_pass(why: String) -> Outcome {
     Outcome::CannotRun(Obstacle { why, may_pass: true })
 }
 
-/// The process of the command called `name` is gone by now: dropping it killed it.
-pub(super) fn lost_track(name: &str, error: &io::Error) -> Outcome {
+/// The outcome if the process of the command called `name` could not be watched. It was killed when it was dropped.
+pub(super) fn cannot_watch(name: &str, error: &io::Error) -> Outcome {
     if let Some(missing) = shortage::explain(error) {
         return Outcome::NoResources(missing);
     }
     if error.raw_os_error().map(Errno::from_raw) == Some(Errno::ECHILD) {
-        // Its task may well be done. The next one would fare no better.
+        // The task may well be done. The exit status of the next one would be lost as well.
         return Outcome::CannotRun(Obstacle::lasting(format!(
             "how {name} ended cannot be known: something takes the exit statuses of this process's children"
         )));
@@ -53,7 +55,10 @@ pub(super) fn lost_track(name: &str, error: &io::Error) -> Outcome {
     Outcome::Failed(Failure { exit: format!("could not be watched: {error}"), stderr: Vec::new() })
 }
 
-/// Whether there are descriptors and processes left for a command.
+/// Checks that there are descriptors and processes left for a command.
+///
+/// # Errors
+/// What is missing.
 pub(super) fn ready() -> io::Result<()> {
     shortage::probe(usize::try_from(FOR_A_COMMAND).unwrap_or(usize::MAX), THREADS)
 }
@@ -75,13 +80,13 @@ mod tests {
                 assert!(matches!(outcome(errno, has_headers), Outcome::NoResources(_)), "{errno}");
             }
         }
-        assert!(matches!(lost_track("convert", &Errno::ENOMEM.into()), Outcome::NoResources(_)));
-        assert!(matches!(lost_track("convert", &Errno::EIO.into()), Outcome::Failed(_)));
+        assert!(matches!(cannot_watch("convert", &Errno::ENOMEM.into()), Outcome::NoResources(_)));
+        assert!(matches!(cannot_watch("convert", &Errno::EIO.into()), Outcome::Failed(_)));
     }
 
     #[test]
     fn an_exit_status_that_somebody_else_took_is_no_failure_of_the_task() {
-        let lost = lost_track("convert", &Errno::ECHILD.into());
+        let lost = cannot_watch("convert", &Errno::ECHILD.into());
         assert!(
             matches!(lost, Outcome::CannotRun(Obstacle { why, may_pass: false }) if why.contains("convert"))
         );
