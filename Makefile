@@ -107,11 +107,12 @@ cluster: deps ## Run a RabbitMQ of three nodes until Ctrl-C, for playing in othe
 
 .PHONY: check lint
 check: lint ## The same as lint
-lint: ## Formatting, clippy for every set of features, shellcheck; warnings denied
+lint: ## Formatting, clippy for every set of features, imports, shellcheck; warnings denied
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --all-targets --all-features -- -D warnings
 	$(CARGO) clippy --locked --all-targets --no-default-features -- -D warnings
+	$(CARGO) test --locked --quiet --test imports
 	@if command -v shellcheck >/dev/null; then shellcheck -x $(SCRIPTS); \
 		else echo "shellcheck is not here, the scripts are unchecked: make test-deps"; fi
 
