@@ -193,14 +193,14 @@ fn a_broker_that_blocks_publishers_is_told_and_gives_a_temporary_failure() {
     let broker = sandbox.broker();
     broker.declare(&sandbox.queue);
     let unsent = sandbox.path("unsent");
-    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.000001"]);
+    sandbox.node().memory_alarm(true);
     let mut send = bulk(&sandbox, "3s", &unsent);
     send.write(lines(0..50));
     send.close_stdin();
     let sent = send.end_within(Duration::from_secs(3) + SLACK * 2).exits(75);
     let told = sent.stderr.to_lowercase();
     assert!(told.contains("block") || told.contains("alarm"), "nothing about it: {told}");
-    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    sandbox.node().memory_alarm(false);
     none_is_missing(&sandbox, &sent, &unsent, 50);
 
     // The alarm is over: it goes through.

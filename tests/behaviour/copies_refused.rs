@@ -10,11 +10,6 @@ use std::collections::BTreeSet;
 const LATER: [&str; 3] = ["--until-empty", "--backoff", "1h"];
 const LATER_MS: u64 = 3_600_000;
 
-fn alarm(sandbox: &Sandbox, on: bool) {
-    let watermark = if on { "0.000001" } else { "0.4" };
-    sandbox.node().ctl(&["set_vm_memory_high_watermark", watermark]);
-}
-
 fn bodies(broker: &Broker, queue: &str) -> BTreeSet<String> {
     broker.drain(queue).iter().map(body).collect()
 }
@@ -23,7 +18,7 @@ fn bodies(broker: &Broker, queue: &str) -> BTreeSet<String> {
 fn failed_tasks_wait_for_the_end_of_an_alarm_and_run_no_more_often_for_it() {
     let sandbox = Sandbox::exclusive();
     sandbox.taskq(["send", "--lines"]).feed("bad 1\nbad 2\nbad 3\nbad 4\ngood 1\ngood 2\n").exits(0);
-    alarm(&sandbox, true);
+    sandbox.node().memory_alarm(true);
     let script = r#"read -r kind number; echo "$kind $number" >>"$1/runs"; [ "$kind" = good ]"#;
     let options = ["--threads", "2", "--prefetch", "2", "--attempts", "2", "--backoff", "200ms"];
     let worker = sandbox.handling(&options, script);
@@ -33,7 +28,7 @@ fn failed_tasks_wait_for_the_end_of_an_alarm_and_run_no_more_often_for_it() {
     // A thread that sets a task aside begins to consume anew.
     broker.wait_consumers(&sandbox.queue, 2);
     assert_eq!(broker.ready(&sandbox.queue), 0, "failed tasks went back");
-    alarm(&sandbox, false);
+    sandbox.node().memory_alarm(false);
     broker.wait_ready(&sandbox.dead_queue(), 4);
     worker.signal(SIGTERM);
     worker.end().exits(0);
@@ -52,10 +47,10 @@ fn failed_tasks_wait_for_the_end_of_an_alarm_and_run_no_more_often_for_it() {
 fn a_failed_task_that_waits_for_the_end_of_an_alarm_does_not_hold_up_the_others() {
     let sandbox = Sandbox::exclusive();
     sandbox.taskq(["send", "--lines"]).feed("bad\ngood 1\ngood 2\ngood 3\n").exits(0);
-    alarm(&sandbox, true);
+    sandbox.node().memory_alarm(true);
     let worker = sandbox.handling(&["--backoff", "1h"], r"read -r kind number; [ $kind = good ]");
     worker.says_times("Done", 3);
-    alarm(&sandbox, false);
+    sandbox.node().memory_alarm(false);
     assert_eq!(body(&sandbox.broker().take(&sandbox.delay_queue(LATER_MS))), "bad");
 }
 
@@ -65,7 +60,7 @@ fn more_failed_tasks_than_a_worker_keeps_at_hand_wait_in_the_queue() {
     let sandbox = Sandbox::exclusive();
     let lines: Vec<String> = (0..TASKS).map(|n| format!("{n}\n")).collect();
     sandbox.taskq(["send", "--lines"]).feed(lines.concat()).exits(0);
-    alarm(&sandbox, true);
+    sandbox.node().memory_alarm(true);
     let worker = sandbox.handling(&["--backoff", "1h"], r#"echo run >>"$1/runs"; exit 1"#);
     sandbox.wait_lines("runs", 30);
     let broker = sandbox.broker();
@@ -73,7 +68,7 @@ fn more_failed_tasks_than_a_worker_keeps_at_hand_wait_in_the_queue() {
         let (runs, ready) = (sandbox.lines("runs").len(), broker.ready(&sandbox.queue));
         (ready > 0 && runs + usize::try_from(ready).unwrap() == TASKS).then_some(())
     });
-    alarm(&sandbox, false);
+    sandbox.node().memory_alarm(false);
     broker.wait_ready(&sandbox.delay_queue(LATER_MS), u32::try_from(TASKS).unwrap());
     assert_eq!(sandbox.lines("runs").len(), TASKS, "some ran again");
     worker.signal(SIGTERM);
@@ -85,13 +80,13 @@ fn more_failed_tasks_than_a_worker_keeps_at_hand_wait_in_the_queue() {
 fn a_worker_that_stops_when_the_queue_is_empty_waits_for_the_end_of_an_alarm() {
     let sandbox = Sandbox::exclusive();
     sandbox.taskq(["send", "--lines"]).feed("bad\ngood\n").exits(0);
-    alarm(&sandbox, true);
+    sandbox.node().memory_alarm(true);
     let script = r"read -r kind; [ $kind = good ]";
     let mut worker = sandbox.work_with(&["--until-empty", "--attempts", "1"], script).start();
     worker.says("Done");
     worker.says("has blocked publishing");
     assert!(worker.is_running());
-    alarm(&sandbox, false);
+    sandbox.node().memory_alarm(false);
     worker.end().exits(1).says("dead (");
     assert_eq!(body(&sandbox.broker().take(&sandbox.dead_queue())), "bad");
     assert_eq!(sandbox.broker().counts(&sandbox.queue), Some((0, 0)));
@@ -101,12 +96,12 @@ fn a_worker_that_stops_when_the_queue_is_empty_waits_for_the_end_of_an_alarm() {
 fn whoever_waits_for_a_bounded_run_hears_of_an_alarm_that_goes_on() {
     let sandbox = Sandbox::exclusive();
     sandbox.taskq(["send", "--lines"]).feed("bad\ngood\n").exits(0);
-    alarm(&sandbox, true);
+    sandbox.node().memory_alarm(true);
     let script = r"read -r kind; [ $kind = good ]";
     let ended = sandbox.work_with(&["--until-empty"], script).run().exits(75);
     ended.says("Done").says("takes no copies of tasks (it has blocked publishing)");
     assert_eq!(bodies(&sandbox.broker(), &sandbox.queue), BTreeSet::from(["bad".to_owned()]));
-    alarm(&sandbox, false);
+    sandbox.node().memory_alarm(false);
 }
 
 #[test]
@@ -121,11 +116,11 @@ fn tasks_that_were_delivered_before_run_during_an_alarm() {
     }
     drop(channel);
     broker.wait_ready(&sandbox.queue, 3);
-    alarm(&sandbox, true);
+    sandbox.node().memory_alarm(true);
     let worker = sandbox.handling(&[], "exit 0");
     // The first of them finds out; it waits until its deliveries can be counted.
     worker.says_times("Done", 2);
-    alarm(&sandbox, false);
+    sandbox.node().memory_alarm(false);
     worker.says_times("Done", 3);
     worker.signal(SIGTERM);
     worker.end().exits(0);
@@ -136,7 +131,7 @@ fn tasks_that_were_delivered_before_run_during_an_alarm() {
 fn a_worker_stops_in_time_during_an_alarm_and_leaves_its_failed_tasks_in_the_queue() {
     let sandbox = Sandbox::exclusive();
     sandbox.taskq(["send", "--lines"]).feed("bad 1\nbad 2\n").exits(0);
-    alarm(&sandbox, true);
+    sandbox.node().memory_alarm(true);
     let worker = sandbox.handling(&[], "exit 1");
     worker.says_times("attempt 1 of 5 failed", 2);
     worker.says("has blocked publishing");
@@ -147,7 +142,7 @@ fn a_worker_stops_in_time_during_an_alarm_and_leaves_its_failed_tasks_in_the_que
         ["bad 1", "bad 2"].map(String::from).into_iter().collect::<BTreeSet<_>>(),
         bodies(&broker, &sandbox.queue)
     );
-    alarm(&sandbox, false);
+    sandbox.node().memory_alarm(false);
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn failed_tasks_go_back_at_once_when_the_worker_is_told_to_stop() {
     const TASKS: u32 = 40;
     let sandbox = Sandbox::exclusive();
     sandbox.taskq(["send", "--lines"]).feed("bad\n".repeat(TASKS as usize)).exits(0);
-    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.000001"]);
+    sandbox.node().memory_alarm(true);
     // As many as two threads set aside.
     let worker = sandbox.handling(&["--threads", "2", "--backoff", "1h", "--grace", "20s"], FAILS);
     sandbox.wait_lines("runs", 40);
@@ -80,7 +80,7 @@ fn failed_tasks_go_back_at_once_when_the_worker_is_told_to_stop() {
     worker.signal(SIGTERM);
     worker.end().exits(0).says("go back to the queue").never_says("finishing").never_says("giving up");
     sandbox.broker().wait_ready(&sandbox.queue, TASKS);
-    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    sandbox.node().memory_alarm(false);
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn nobody_looks_at_what_wears_out_while_publishing_is_blocked() {
     for _ in 0..LOWEST_LIMIT {
         sandbox.taskq(["dead", "list"]).run().exits(0);
     }
-    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.000001"]);
+    sandbox.node().memory_alarm(true);
     let counts = sandbox.broker().version() < [4, 3, 0];
     for look in 0..=LOWEST_LIMIT {
         for looking in [&["dead", "list"][..], &["dead", "list", "--json"], &["dead", "show", "a"]] {
@@ -136,7 +136,7 @@ fn nobody_looks_at_what_wears_out_while_publishing_is_blocked() {
         let requeue = sandbox.taskq(["dead", "requeue", "--all"]).run().exits(75);
         requeue.says("has blocked publishing").says("0 sent again");
     }
-    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    sandbox.node().memory_alarm(false);
     sandbox.broker().wait_ready(&sandbox.dead_queue(), 2);
     sandbox.taskq(["dead", "requeue", "--all"]).run().exits(0).says("2 sent again");
 }
@@ -145,10 +145,10 @@ fn nobody_looks_at_what_wears_out_while_publishing_is_blocked() {
 fn what_does_not_wear_out_is_looked_at_during_an_alarm() {
     let sandbox = Sandbox::exclusive();
     two_dead(&sandbox, "classic");
-    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.000001"]);
+    sandbox.node().memory_alarm(true);
     let listed = sandbox.taskq(["dead", "list"]).run().exits(0);
     assert_eq!(listed.stdout_lines().len(), 3);
-    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    sandbox.node().memory_alarm(false);
 }
 
 #[test]

@@ -128,11 +128,6 @@ fn return_twice(sandbox: &Sandbox, tasks: u32) {
     }
 }
 
-fn alarm(sandbox: &Sandbox, on: bool) {
-    let watermark = if on { "0.000001" } else { "0.4" };
-    sandbox.node().ctl(&["set_vm_memory_high_watermark", watermark]);
-}
-
 /// RabbitMQ does not from 4.3 on.
 fn counts_nacks(sandbox: &Sandbox) -> bool {
     sandbox.broker().version() < [4, 3, 0]
@@ -146,14 +141,14 @@ fn a_task_that_may_not_come_back_again_does_not_run_during_an_alarm_and_no_other
     limited(&sandbox, &sandbox.queue, 2);
     sandbox.taskq(["send", "--lines"]).feed("returned\nfresh\n").exits(0);
     return_twice(&sandbox, 1);
-    alarm(&sandbox, true);
+    sandbox.node().memory_alarm(true);
     let mut worker = sandbox.handling(&[], NOTES);
     worker.says("has blocked publishing");
     // The other one is still there, and not with the worker.
     let broker = sandbox.broker();
     assert_eq!(broker.ready(&sandbox.queue), 1);
     assert!(sandbox.lines("runs").is_empty() && worker.is_running());
-    alarm(&sandbox, false);
+    sandbox.node().memory_alarm(false);
     worker.says_times("Done", 2);
     worker.signal(SIGTERM);
     worker.end().exits(0);
@@ -167,7 +162,7 @@ fn what_may_not_come_back_again_runs_before_a_worker_stops_during_an_alarm() {
     limited(&sandbox, &sandbox.queue, 2);
     sandbox.taskq(["send", "--lines"]).feed("1\n2\n3\n").exits(0);
     return_twice(&sandbox, 3);
-    alarm(&sandbox, true);
+    sandbox.node().memory_alarm(true);
     // One each, and more than one of a thread.
     let counts_nacks = counts_nacks(&sandbox);
     for (prefetch, taken) in [("1", 1), ("5", 3)] {
@@ -184,7 +179,7 @@ fn what_may_not_come_back_again_runs_before_a_worker_stops_during_an_alarm() {
         }
         assert_eq!(sandbox.lines("runs").len(), if counts_nacks { taken } else { 0 });
     }
-    alarm(&sandbox, false);
+    sandbox.node().memory_alarm(false);
     // No copy that counts turns up after the alarm, beside a task that is done.
     sandbox.taskq(["send", "marker"]).run().exits(0);
     assert_eq!(sandbox.broker().ready(&sandbox.queue), if counts_nacks { 1 } else { 4 });
@@ -196,7 +191,7 @@ fn a_stop_that_leaves_no_time_says_what_may_be_lost() {
     limited(&sandbox, &sandbox.queue, 2);
     sandbox.taskq(["send", "precious"]).run().exits(0);
     return_twice(&sandbox, 1);
-    alarm(&sandbox, true);
+    sandbox.node().memory_alarm(true);
     let worker = sandbox.handling(&["--grace", "500ms"], SLOW);
     worker.says("has blocked publishing");
     worker.signal(SIGTERM);
@@ -205,7 +200,7 @@ fn a_stop_that_leaves_no_time_says_what_may_be_lost() {
     } else {
         worker.end().exits(0);
     }
-    alarm(&sandbox, false);
+    sandbox.node().memory_alarm(false);
 }
 
 #[test]
@@ -214,12 +209,12 @@ fn a_connection_that_is_lost_with_what_may_not_come_back_again_says_so() {
     limited(&sandbox, &sandbox.queue, 2);
     sandbox.taskq(["send", "precious"]).run().exits(0);
     return_twice(&sandbox, 1);
-    alarm(&sandbox, true);
+    sandbox.node().memory_alarm(true);
     let worker = sandbox.handling(&[], NOTES);
     worker.says("has blocked publishing");
     sandbox.node().ctl(&["close_all_connections", "bye"]);
     worker.says("for at least the third time, without a copy: 1; the broker drops those");
-    alarm(&sandbox, false);
+    sandbox.node().memory_alarm(false);
     worker.signal(SIGTERM);
     worker.end().exits(0);
 }
@@ -231,7 +226,7 @@ fn a_task_that_fails_then_goes_back_and_the_worker_says_that_it_may_be_lost() {
     limited(&sandbox, &sandbox.queue, 2);
     sandbox.taskq(["send", "precious"]).run().exits(0);
     return_twice(&sandbox, 1);
-    alarm(&sandbox, true);
+    sandbox.node().memory_alarm(true);
     let worker = sandbox.handling(&[], "exit 1");
     worker.says("has blocked publishing");
     worker.signal(SIGTERM);
@@ -242,7 +237,7 @@ fn a_task_that_fails_then_goes_back_and_the_worker_says_that_it_may_be_lost() {
         worker.end().exits(0).never_says("delivery limit");
         sandbox.broker().wait_ready(&sandbox.queue, 1);
     }
-    alarm(&sandbox, false);
+    sandbox.node().memory_alarm(false);
 }
 
 #[test]

@@ -133,7 +133,7 @@ fn a_memory_alarm_holds_up_neither_tasks_nor_a_stop() {
     for n in 0..4 {
         broker.publish(&sandbox.queue, format!("{n}.."));
     }
-    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.000001"]);
+    sandbox.node().memory_alarm(true);
     let worker = sandbox.worker([""; 0]);
     worker.says_times("Done", 2);
     worker.signal(SIGTERM);
@@ -143,5 +143,5 @@ fn a_memory_alarm_holds_up_neither_tasks_nor_a_stop() {
     send.says("block");
     send.signal(SIGINT);
     send.end_within(BOUND).exits_with_one_of(&[75, 130]);
-    sandbox.node().ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    sandbox.node().memory_alarm(false);
 }

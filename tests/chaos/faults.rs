@@ -196,9 +196,9 @@ fn hit_node(shared: &Shared, node: &Node, kind: Kind, outage: Duration, number: 
             last(Duration::ZERO);
         }
         Kind::MemoryAlarm => {
-            node.ctl(&["set_vm_memory_high_watermark", "0.000001"]);
+            node.memory_alarm(true);
             last(outage);
-            node.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+            node.memory_alarm(false);
         }
         Kind::NodeCutOff => {
             node.cut_off();

@@ -141,6 +141,22 @@ impl Node {
         self.run("ctl", args)
     }
 
+    /// Raises or ends the alarm of a broker that is low on memory, and returns when it is in force or over.
+    pub(crate) fn memory_alarm(&self, on: bool) {
+        let (watermark, awaited) = if on { ("0.000001", "[_ | _]") } else { ("0.4", "[]") };
+        self.ctl(&[
+            "eval",
+            &format!(
+                "ok = vm_memory_monitor:set_vm_memory_high_watermark({watermark}), \
+                 Wait = fun(_, 0) -> exit(timeout); \
+                           (Again, N) -> case rabbit_alarm:get_alarms() of \
+                               {awaited} -> ok; \
+                               _ -> timer:sleep(10), Again(Again, N - 1) end end, \
+                 Wait(Wait, 2000)."
+            ),
+        ]);
+    }
+
     fn script(&self, command: &str) -> Command {
         let mut script = script();
         script.arg(command).arg(&self.dir);
