@@ -114,6 +114,14 @@ impl Broker {
         });
     }
 
+    /// Where copies took the place of messages: a quorum queue that has much to do may forget acknowledgements that came just
+    /// before their channel closed, and then the originals are there as well.
+    pub(crate) fn wait_ready_at_least(&self, queue: &str, count: u32) {
+        poll::until(&format!("at least {count} messages ready in {queue}"), || {
+            (self.counts(queue)?.0 >= count).then_some(())
+        });
+    }
+
     pub(crate) fn wait_consumers(&self, queue: &str, count: u32) {
         poll::until(&format!("{count} consumers on {queue}"), || {
             (self.consumers(queue) == count).then_some(())
