@@ -8,7 +8,7 @@ use amiquip::QueueDeclareOptions;
 
 use super::super::channel::Channel;
 use super::super::count::{look, look_if_allowed};
-use super::super::fault::{Fault, FaultKind};
+use super::super::fault::{Fault, FaultKind, Scope};
 use super::super::session::Session;
 use super::arguments::{Arguments, Difference, QUEUE_TYPE, Value};
 use super::fitness::{FIT_TYPES, objection, objection_to_property};
@@ -107,6 +107,8 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Found, Fa
 pub fn find_again(session: &mut Session, spec: &QueueSpec) -> Result<bool, Fault> {
     let gone = match look(session, &spec.name) {
         Err(fault) if fault.kind == FaultKind::NotFound && spec.declare => true,
+        // Whoever may not look cannot miss it. Its use tells.
+        Err(fault) if fault.scope == Scope::Channel && fault.kind == FaultKind::Refused => false,
         looked => looked.map(|_| false)?,
     };
     ensure_queue(session, spec)?;
