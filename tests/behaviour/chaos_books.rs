@@ -117,6 +117,11 @@ fn only_what_used_up_its_attempts_may_be_dead() {
     let two = || (1..=2).map(|n| run(Failed, "hopeless", n, 1000 + 2 * u64::from(n))).collect();
     let early = Books { dead: vec![left("hopeless", 3)], ..books(two()) };
     assert!(wrong(&early).contains("dead 1 times after 0 last attempts"), "{}", wrong(&early));
+    // Its last attempt once, and the copy of that twice, but not three times.
+    let all = || (1..=3).map(|n| run(Failed, "hopeless", n, 1000 + 2 * u64::from(n))).collect();
+    let copies = |count| Books { dead: (0..count).map(|_| left("hopeless", 3)).collect(), ..books(all()) };
+    assert_eq!(wrong(&copies(2)), "");
+    assert!(wrong(&copies(3)).contains("dead 3 times after 1 last attempts"), "{}", wrong(&copies(3)));
     let unjust = Books { dead: vec![left("quick", 1)], ..books(Vec::new()) };
     assert!(wrong(&unjust).contains("should not be"));
     let both = Books { dead: vec![left("hopeless", 3)], ..books(vec![run(Done, "quick", 1, 1002)]) };
