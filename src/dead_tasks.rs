@@ -282,7 +282,7 @@ struct Place {
 }
 
 /// Why the broker takes no copies now. A permission that is missing is told where a copy is needed.
-fn why_not(publisher: &mut Publisher) -> Option<String> {
+fn why_not<T>(publisher: &mut Publisher<T>) -> Option<String> {
     match publisher.probe() {
         Ok(Publishing::Works) | Err(_) => None,
         Ok(Publishing::Blocked(reason)) => Some(format!("the broker has blocked publishing ({reason})")),

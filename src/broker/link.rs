@@ -35,6 +35,11 @@ impl<T> Link<T> {
         Self::Resting { until }
     }
 
+    /// What is in use, to look at.
+    pub fn get(&self) -> Option<&T> {
+        if let Self::Up(up) = self { Some(up) } else { None }
+    }
+
     /// What is in use.
     pub fn up(&mut self) -> Option<&mut T> {
         if let Self::Up(up) = self { Some(up) } else { None }

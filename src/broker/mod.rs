@@ -41,7 +41,7 @@ pub use fault::{Fault, FaultKind, Scope};
 pub use headers::Record;
 pub use link::{Link, on_a_thread};
 pub use message::{CopyForm, MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
-pub use publisher::{Body, Publisher, Publishing, Wake, confirm_patience};
+pub use publisher::{Body, Publisher, Publishing, Wake};
 pub use server::AckTimeout;
 pub use session::{Purpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;

@@ -36,8 +36,7 @@ const SLOWEST_LINE: usize = 64 * 1024;
 
 /// How long to wait for the oldest confirm while so many bytes are outstanding. A quorum queue that changes its leader
 /// can forget publishes without a word (seen with RabbitMQ 3.10); another connection is answered.
-#[must_use]
-pub fn confirm_patience(bytes: usize) -> Duration {
+fn confirm_patience(bytes: usize) -> Duration {
     CONFIRM_PATIENCE + Duration::from_secs((bytes / SLOWEST_LINE) as u64)
 }
 
@@ -72,9 +71,9 @@ pub enum Wake<I, S> {
     TimedOut,
 }
 
-/// A connection and a channel in confirm mode. Messages go through the default exchange to the queue that their
+/// A connection and a channel in confirm mode. `T` comes back with the settlement of what it was published for. Messages go through the default exchange to the queue that their
 /// routing key names. Dropping it cuts no corners: close it with [`Publisher::close`].
-pub struct Publisher {
+pub struct Publisher<T> {
     // Before the session: the channel has to go first.
     handover: Handover,
     session: Session,
@@ -85,10 +84,10 @@ pub struct Publisher {
     queue_verified: bool,
     /// When each queue beside the main one was last made sure of.
     prepared: HashMap<String, Instant>,
-    unsettled: Confirms,
+    unsettled: Confirms<T>,
 }
 
-impl Publisher {
+impl<T> Publisher<T> {
     /// Connects, declares the queue, and turns on confirms. The answer to the declaration is not waited for: if the
     /// broker refuses it, it closes the channel before it takes any publish, [`Publisher::wait`] tells, and
     /// [`Publisher::recover`] looks closely. That saves two round trips of a `taskq send`.
@@ -230,10 +229,10 @@ impl Publisher {
         let nowhere = uuid::Uuid::now_v7().to_string();
         let deadline = Instant::now() + PROBE_TIMEOUT;
         let properties = Properties::new_task("text/plain").with_id(&nowhere);
-        self.publish(&nowhere, &Body::default(), &properties)?;
+        self.send(&nowhere, &Body::default(), &properties, None)?;
         loop {
             match self.wait::<(), ()>(None, &never(), Some(deadline)) {
-                Wake::Settled if !self.take_settled().is_empty() => return Ok(Publishing::Works),
+                Wake::Settled if self.unsettled.is_settled() => return Ok(Publishing::Works),
                 Wake::Settled | Wake::Unblocked | Wake::Input(_) | Wake::Interrupted(()) => {}
                 Wake::Blocked(reason) => return Ok(Publishing::Blocked(reason)),
                 Wake::TimedOut => return Ok(Publishing::Unknown),
@@ -242,48 +241,66 @@ impl Publisher {
         }
     }
 
-    /// Finds out whether publishing is allowed at all. A broker that does not answer in time (it may be blocked by an
-    /// alarm) counts as willing.
+    /// Publishes one message. `Ok` means under way: the settlement comes later. Never waits for the broker to read: what
+    /// would have to is handed over by a thread, and until it is, [`Publisher::is_busy`].
     ///
     /// # Errors
-    /// As [`Session::open`], and refused where the broker says so.
-    pub fn check_permission(options: &SessionOptions, queue: &QueueSpec) -> Result<()> {
-        let mut publisher = Self::open_verified(options, queue)?;
-        match publisher.probe() {
-            Ok(_) => {
-                publisher.close();
-                Ok(())
-            }
-            Err(fault) if fault.kind == FaultKind::Refused => {
-                Err(fault.into_error().context("retries need the permission to publish"))
-            }
-            Err(_) => Ok(()),
-        }
-    }
-
-    /// Publishes one message and returns its tag. `Ok` means under way: the settlement comes later. Never waits for the
-    /// broker to read: what would have to is handed over by a thread, and until it is, [`Publisher::is_busy`].
-    ///
-    /// # Errors
-    /// The channel or the connection is gone, or it is busy.
+    /// The channel or the connection is gone, or it is busy. The message is among the unsettled all the same.
     pub fn publish(
         &mut self,
         queue: &str,
         body: &Body,
         properties: &Properties,
-    ) -> std::result::Result<u64, Fault> {
+        token: T,
+    ) -> std::result::Result<(), Fault> {
+        self.send(queue, body, properties, Some(token))
+    }
+
+    fn send(
+        &mut self,
+        queue: &str,
+        body: &Body,
+        properties: &Properties,
+        token: Option<T>,
+    ) -> std::result::Result<(), Fault> {
         let bytes = body.len() + properties.size();
-        if self.unsettled.bytes() + bytes <= ROOM {
+        let at_once = self.unsettled.bytes() + bytes <= ROOM;
+        self.unsettled.enter(queue, properties.id(), bytes, token);
+        if at_once {
             let publish = publish_of(queue, body, properties);
-            self.handover.channel()?.call("a publish", |amqp| amqp.basic_publish("", publish))?;
+            self.handover.channel()?.call("a publish", |amqp| amqp.basic_publish("", publish))
         } else {
             let (queue, body, properties) = (queue.to_owned(), Arc::clone(body), properties.clone());
             self.handover.lend(move |channel| {
                 let publish = publish_of(&queue, &body, &properties);
                 channel.call_within(HANDOVER_TIMEOUT, "a publish", |amqp| amqp.basic_publish("", publish))
-            })?;
+            })
         }
-        Ok(self.unsettled.enter(queue, properties.id(), bytes))
+    }
+
+    /// When the oldest confirm is overdue: another connection is answered then. However long an alarm lasts, what was
+    /// published before it is neither kept nor refused.
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        let oldest = self.unsettled.oldest().filter(|_| !self.is_blocked())?;
+        Some(oldest + confirm_patience(self.unsettled.bytes()))
+    }
+
+    /// How many publishes are not settled.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.unsettled.len()
+    }
+
+    /// What is not settled, in the order in which it was published.
+    pub fn unsettled(&self) -> impl Iterator<Item = &T> {
+        self.unsettled.unsettled()
+    }
+
+    /// The same, where the rest is given up or lost: nothing will be known of it. What came in time is taken first, by
+    /// [`Publisher::take_settled`].
+    pub fn take_unsettled(&mut self) -> Vec<T> {
+        self.unsettled.take_unsettled()
     }
 
     /// A large body is being handed over, and nothing else can be published; [`Publisher::wait`] returns when it is.
@@ -326,6 +343,7 @@ impl Publisher {
                 }
                 Ok(ConnectionBlockedNotification::Unblocked) => {
                     self.blocked = None;
+                    self.unsettled.excuse();
                     Wake::Unblocked
                 }
                 Err(_) => self.end(),
@@ -343,16 +361,10 @@ impl Publisher {
         }
     }
 
-    /// The settlements that came since the last call, by tag.
-    pub fn take_settled(&mut self) -> Vec<(u64, Settlement)> {
+    /// The settlements that came since the last call.
+    pub fn take_settled(&mut self) -> Vec<(T, Settlement)> {
         self.settle_queued();
         self.unsettled.take_settled()
-    }
-
-    /// The same of what was confirmed, for when all else is given up or lost.
-    pub fn take_confirmed(&mut self) -> Vec<u64> {
-        let settled = self.take_settled().into_iter();
-        settled.filter_map(|(tag, settled)| (settled == Settlement::Confirmed).then_some(tag)).collect()
     }
 
     /// Says goodbye. A blocked broker does not read goodbyes, so there it is cut instead (docs/amiquip.md, H3).
@@ -418,6 +430,27 @@ impl Publisher {
     fn take_back(&mut self) -> std::result::Result<(), Fault> {
         let back = self.handover.back().recv_timeout(HANDOVER_END);
         self.handover.put_back(back.map_err(|_| Fault::lost("a publish does not end"))?)
+    }
+}
+
+impl Publisher<()> {
+    /// Finds out whether publishing is allowed at all. A broker that does not answer in time (it may be blocked by an
+    /// alarm) counts as willing.
+    ///
+    /// # Errors
+    /// As [`Session::open`], and refused where the broker says so.
+    pub fn check_permission(options: &SessionOptions, queue: &QueueSpec) -> Result<()> {
+        let mut publisher = Self::open_verified(options, queue)?;
+        match publisher.probe() {
+            Ok(_) => {
+                publisher.close();
+                Ok(())
+            }
+            Err(fault) if fault.kind == FaultKind::Refused => {
+                Err(fault.into_error().context("retries need the permission to publish"))
+            }
+            Err(_) => Ok(()),
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Replaces tasks by copies, some of them at a time: a task is taken out when the broker has confirmed its copy, and not
 //! before.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,9 +16,10 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// See the module.
 pub(super) struct Mover<'c> {
-    publisher: Publisher,
-    under_way: HashMap<u64, Moving<'c>>,
+    publisher: Publisher<Moving<'c>>,
     done: Requeued,
+    /// Those that the broker did not take.
+    left: Vec<Moving<'c>>,
     /// When the last of them was settled, or the first one published.
     since: Instant,
     interrupt: Interrupt,
@@ -32,28 +32,25 @@ pub(super) struct Moving<'c> {
 }
 
 impl<'c> Mover<'c> {
-    pub(super) fn new(publisher: Publisher, interrupt: &Interrupt) -> Self {
+    pub(super) fn new(publisher: Publisher<Moving<'c>>, interrupt: &Interrupt) -> Self {
         let (done, since, interrupt) = (Requeued::default(), Instant::now(), interrupt.clone());
-        Self { publisher, under_way: HashMap::new(), done, since, interrupt }
+        Self { publisher, done, left: Vec::new(), since, interrupt }
     }
 
     /// Publishes a copy with this record. Waits where many are under way.
     pub(super) fn replace(&mut self, moving: Moving<'c>, to: &str, record: &Record) -> Result<()> {
         let properties = moving.original.properties();
         let copy = properties.copy(record, CopyForm::Full, self.publisher.frame_max());
-        if self.under_way.is_empty() {
+        if self.publisher.outstanding() == 0 {
             self.since = Instant::now();
         }
-        let published = self.publisher.publish(to, &moving.body, &copy);
-        // One that was not published is under way to nowhere, and so is among those that are left in the end.
-        let tag = published.as_ref().copied().unwrap_or_default();
-        self.under_way.insert(tag, moving);
-        if let Err(fault) = published {
+        let body = Arc::clone(&moving.body);
+        if let Err(fault) = self.publisher.publish(to, &body, &copy, moving) {
             self.take_out_settled()?;
             return Err(fault.into_error());
         }
         // The broker sends nothing more while so many are unanswered.
-        while self.publisher.is_busy() || self.under_way.len() >= usize::from(WINDOW) {
+        while self.publisher.is_busy() || self.publisher.outstanding() >= usize::from(WINDOW) {
             self.settle()?;
         }
         Ok(())
@@ -61,16 +58,17 @@ impl<'c> Mover<'c> {
 
     /// Waits for the last of them.
     pub(super) fn finish(&mut self) -> Result<()> {
-        while !self.under_way.is_empty() {
+        while self.publisher.outstanding() > 0 {
             self.settle()?;
         }
         Ok(())
     }
 
     /// What was done, and what was begun and not done.
-    pub(super) fn close(self) -> (Requeued, Vec<Moving<'c>>) {
+    pub(super) fn close(mut self) -> (Requeued, Vec<Moving<'c>>) {
+        self.left.extend(self.publisher.take_unsettled());
         self.publisher.close();
-        (self.done, self.under_way.into_values().collect())
+        (self.done, self.left)
     }
 
     /// Waits for confirms, and takes out what they confirm.
@@ -96,19 +94,22 @@ impl<'c> Mover<'c> {
 
     fn take_out_settled(&mut self) -> Result<()> {
         let mut result = Ok(());
-        for (tag, settlement) in self.publisher.take_settled() {
-            let settled = match settlement {
-                Settlement::Confirmed => self.take_out(tag),
-                Settlement::Unroutable => Err(Error::configuration("the queue to send them to is gone")),
-                Settlement::Nacked => Err(Error::try_again("the broker refused a copy; is the queue full?")),
+        for (moving, settlement) in self.publisher.take_settled() {
+            let refusal = match settlement {
+                Settlement::Confirmed => {
+                    result = result.and(self.take_out(moving));
+                    continue;
+                }
+                Settlement::Unroutable => Error::configuration("the queue to send them to is gone"),
+                Settlement::Nacked => Error::try_again("the broker refused a copy; is the queue full?"),
             };
-            result = result.and(settled);
+            self.left.push(moving);
+            result = result.and(Err(refusal));
         }
         result
     }
 
-    fn take_out(&mut self, tag: u64) -> Result<()> {
-        let Some(Moving { original, .. }) = self.under_way.remove(&tag) else { return Ok(()) };
+    fn take_out(&mut self, Moving { original, .. }: Moving<'c>) -> Result<()> {
         self.since = Instant::now();
         self.done.count += 1;
         self.done.ids.insert(original.properties().id().to_owned());

@@ -32,7 +32,7 @@ impl<'c> Refresher<'c> {
 
     /// With a connection that is there already.
     pub(super) fn with(
-        publisher: Publisher,
+        publisher: Publisher<Moving<'c>>,
         options: &SessionOptions,
         dead: &QueueSpec,
         interrupt: &Interrupt,

@@ -49,7 +49,7 @@ pub(super) struct Link {
 
 /// A connection, and how it went to make sure of a queue on it.
 pub(super) struct Prepared {
-    publisher: Box<Publisher>,
+    publisher: Box<Publisher<u64>>,
     /// The queue's name.
     pub(super) queue: String,
     /// Whether it was there before, and was gone.
@@ -58,9 +58,9 @@ pub(super) struct Prepared {
 
 /// How the connection is.
 pub(super) enum State {
-    Up(Box<Publisher>),
+    Up(Box<Publisher<u64>>),
     /// Being opened on a thread of its own, so that signals are heard meanwhile.
-    Opening(Receiver<Result<Publisher>>),
+    Opening(Receiver<Result<Publisher<u64>>>),
     /// On such a thread because the broker is asked for the queue for delayed tasks. It comes back as it is then.
     Preparing(Receiver<Result<Prepared>>),
     Resting {
@@ -87,12 +87,12 @@ impl Link {
     }
 
     /// None while there is no connection.
-    pub(super) fn publisher(&mut self) -> Option<&mut Publisher> {
+    pub(super) fn publisher(&mut self) -> Option<&mut Publisher<u64>> {
         if let State::Up(publisher) = &mut self.state { Some(publisher) } else { None }
     }
 
     /// The same where it also takes tasks.
-    pub(super) fn publisher_in_favour(&mut self) -> Option<&mut Publisher> {
+    pub(super) fn publisher_in_favour(&mut self) -> Option<&mut Publisher<u64>> {
         if matches!(self.refusal, Refusal::Here(_)) {
             return None;
         }
@@ -151,7 +151,7 @@ impl Link {
     }
 
     /// Leaves no connection behind.
-    pub(super) fn take(&mut self) -> Option<Publisher> {
+    pub(super) fn take(&mut self) -> Option<Publisher<u64>> {
         let resting = State::Resting { until: Instant::now() };
         if let State::Up(publisher) = std::mem::replace(&mut self.state, resting) {
             Some(*publisher)
@@ -164,7 +164,7 @@ impl Link {
     ///
     /// # Errors
     /// Why another one would be of no use.
-    pub(super) fn opened(&mut self, opened: Result<Publisher>) -> Result<()> {
+    pub(super) fn opened(&mut self, opened: Result<Publisher<u64>>) -> Result<()> {
         match opened {
             Ok(publisher) => {
                 // Who sends one task wants to read one line; who was told of a loss wants to know that it is over.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, never, select};
 
-use crate::broker::{Fault, FaultKind, Publisher, Settlement, Wake, confirm_patience, vanished};
+use crate::broker::{Fault, FaultKind, Publisher, Settlement, Wake, vanished};
 use crate::duration;
 use crate::error::{Error, Exit};
 
@@ -161,7 +161,7 @@ impl Sending<'_> {
             self.link.try_another(self.job.retry_for);
             return Step::Again;
         }
-        let stalls_at = self.stalls_at();
+        let stalls_at = self.link.publisher().and_then(|publisher| publisher.due());
         if stalls_at.is_some_and(|at| at <= Instant::now()) {
             return self.lost(&Fault::unconfirmed());
         }
@@ -184,7 +184,6 @@ impl Sending<'_> {
             }
             Wake::Unblocked => {
                 log::info!("{} accepts publishes again", publisher.label());
-                self.window.excuse_in_flight();
                 Step::Again
             }
             Wake::Lost(fault) => self.lost(&fault),
@@ -210,13 +209,6 @@ impl Sending<'_> {
     /// For messages.
     fn first_queue(&self) -> String {
         self.job.first_queue(SystemTime::now()).name
-    }
-
-    /// When another connection has to be tried, if this one confirms nothing until then.
-    fn stalls_at(&mut self) -> Option<Instant> {
-        let is_blocked = self.link.publisher()?.is_blocked();
-        let oldest = self.window.oldest_in_flight().filter(|_| !is_blocked)?;
-        Some(oldest + confirm_patience(self.window.bytes()))
     }
 
     /// Everything in flight that is not confirmed is unknown now and will be published again.
@@ -278,27 +270,27 @@ impl Sending<'_> {
         {
             let Ok(body) = &entry.item.body else { break };
             let properties = self.job.properties.clone().with_id(&entry.id);
-            let tag = publisher.publish(&to.name, body, &properties)?;
-            self.window.in_flight(sequence, tag);
+            publisher.publish(&to.name, body, &properties, sequence)?;
+            self.window.in_flight(sequence);
         }
         Ok(())
     }
 
     fn settle(&mut self, settled: Vec<(u64, Settlement)>) -> Step {
         let mut declare_again = false;
-        for (tag, settlement) in settled {
+        for (sequence, settlement) in settled {
             match settlement {
                 Settlement::Confirmed => {
-                    self.window.confirm(tag);
+                    self.window.confirm(sequence);
                     self.link.confirmed();
                 }
                 Settlement::Nacked => {
-                    self.window.put_back(tag);
+                    self.window.put_back(sequence);
                     self.link.refused();
                 }
                 Settlement::Unroutable => {
                     declare_again = true;
-                    if self.window.requeue(tag) >= MAX_UNROUTABLE {
+                    if self.window.requeue(sequence) >= MAX_UNROUTABLE {
                         let name = self.first_queue();
                         if !self.job.queue.declare {
                             return Step::GiveUp(Fault::missing(&name).into_error());
@@ -372,8 +364,10 @@ impl Sending<'_> {
 
     /// Before the rest is given up.
     fn confirm_at_hand(&mut self) {
-        for tag in self.link.publisher().map(Publisher::take_confirmed).unwrap_or_default() {
-            self.window.confirm(tag);
+        for (sequence, settlement) in self.link.publisher().map(Publisher::take_settled).unwrap_or_default() {
+            if settlement == Settlement::Confirmed {
+                self.window.confirm(sequence);
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! The tasks that are read but not settled, in the order of the input.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::source::Item;
@@ -21,8 +21,8 @@ pub(super) struct Entry {
 
 enum State {
     Queued,
-    /// Published at that time, or not to be expected before.
-    InFlight(Instant),
+    /// Published, and not settled.
+    InFlight,
     Settled(Result<(), Error>),
 }
 
@@ -38,8 +38,6 @@ pub(super) struct Window {
     entries: VecDeque<Entry>,
     /// The sequence number of the first entry.
     first: u64,
-    /// Where each outstanding tag's entry is.
-    tags: HashMap<u64, u64>,
     /// The sequence number from which on entries may be queued; before it none is.
     scan_from: u64,
     bytes: usize,
@@ -87,56 +85,35 @@ impl Window {
         self.entries.get(at).map(|entry| (self.scan_from, entry))
     }
 
-    pub(super) fn in_flight(&mut self, sequence: u64, tag: u64) {
+    pub(super) fn in_flight(&mut self, sequence: u64) {
         if let Some(entry) = self.entry(sequence) {
-            entry.state = State::InFlight(Instant::now());
-            self.tags.insert(tag, sequence);
+            entry.state = State::InFlight;
         }
     }
 
-    pub(super) fn confirm(&mut self, tag: u64) {
-        self.settle(tag, Ok(()));
+    pub(super) fn confirm(&mut self, sequence: u64) {
+        if let Some(entry) = self.entry_in_flight(sequence) {
+            entry.state = State::Settled(Ok(()));
+            self.waiting_since = Some(Instant::now());
+        }
     }
 
     /// Whether anything is published and not settled.
     pub(super) fn is_in_flight(&self) -> bool {
-        !self.tags.is_empty()
-    }
-
-    /// How many bytes the window holds.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Since when the oldest of what is in flight has been.
-    pub(super) fn oldest_in_flight(&self) -> Option<Instant> {
-        self.entries.iter().find_map(|entry| match entry.state {
-            State::InFlight(since) => Some(since),
-            State::Queued | State::Settled(_) => None,
-        })
-    }
-
-    /// The broker could not confirm anything until now.
-    pub(super) fn excuse_in_flight(&mut self) {
-        for entry in &mut self.entries {
-            if let State::InFlight(since) = &mut entry.state {
-                *since = Instant::now();
-            }
-        }
+        self.entries.iter().any(|entry| matches!(entry.state, State::InFlight))
     }
 
     /// Puts one entry back in line.
-    pub(super) fn put_back(&mut self, tag: u64) -> Option<&mut Entry> {
-        let sequence = self.tags.remove(&tag)?;
+    pub(super) fn put_back(&mut self, sequence: u64) -> Option<&mut Entry> {
         self.scan_from = self.scan_from.min(sequence);
-        let entry = self.entry(sequence)?;
+        let entry = self.entry_in_flight(sequence)?;
         entry.state = State::Queued;
         Some(entry)
     }
 
     /// The same for one that no queue took; returns how often that has happened.
-    pub(super) fn requeue(&mut self, tag: u64) -> u32 {
-        self.put_back(tag).map_or(0, |entry| {
+    pub(super) fn requeue(&mut self, sequence: u64) -> u32 {
+        self.put_back(sequence).map_or(0, |entry| {
             entry.unroutable += 1;
             entry.unroutable
         })
@@ -144,10 +121,9 @@ impl Window {
 
     /// Nothing is known of what is in flight any more: it is published again, in order.
     pub(super) fn requeue_in_flight(&mut self) {
-        self.tags.clear();
         self.scan_from = self.first;
         for entry in &mut self.entries {
-            if matches!(entry.state, State::InFlight(_)) {
+            if matches!(entry.state, State::InFlight) {
                 entry.state = State::Queued;
             }
         }
@@ -188,17 +164,12 @@ impl Window {
         }
         match std::mem::replace(&mut entry.state, State::Queued) {
             State::Settled(outcome) => Some((entry, outcome)),
-            State::Queued | State::InFlight(_) => None,
+            State::Queued | State::InFlight => None,
         }
     }
 
-    fn settle(&mut self, tag: u64, outcome: Result<(), Error>) {
-        if let Some(sequence) = self.tags.remove(&tag)
-            && let Some(entry) = self.entry(sequence)
-        {
-            entry.state = State::Settled(outcome);
-            self.waiting_since = Some(Instant::now());
-        }
+    fn entry_in_flight(&mut self, sequence: u64) -> Option<&mut Entry> {
+        self.entry(sequence).filter(|entry| matches!(entry.state, State::InFlight))
     }
 
     fn entry(&mut self, sequence: u64) -> Option<&mut Entry> {
@@ -220,12 +191,11 @@ mod tests {
         window
     }
 
-    fn publish_all(window: &mut Window, mut tag: u64) -> Vec<u64> {
+    fn publish_all(window: &mut Window) -> Vec<u64> {
         let mut numbers = Vec::new();
         while let Some((sequence, entry)) = window.next_queued() {
             numbers.push(entry.item.number);
-            window.in_flight(sequence, tag);
-            tag += 1;
+            window.in_flight(sequence);
         }
         numbers
     }
@@ -239,14 +209,14 @@ mod tests {
     #[test]
     fn settled_tasks_come_out_in_the_order_of_the_input() {
         let mut window = window(4);
-        assert_eq!(publish_all(&mut window, 1), [1, 2, 3, 4]);
-        window.confirm(3);
+        assert_eq!(publish_all(&mut window), [1, 2, 3, 4]);
         window.confirm(2);
-        assert_eq!(pop_all(&mut window), []);
         window.confirm(1);
+        assert_eq!(pop_all(&mut window), []);
+        window.confirm(0);
         assert_eq!(pop_all(&mut window), [(1, true), (2, true), (3, true)]);
         assert!(window.waiting_since().is_some());
-        window.confirm(4);
+        window.confirm(3);
         assert_eq!(pop_all(&mut window), [(4, true)]);
         assert!(window.is_empty() && window.waiting_since().is_none());
     }
@@ -254,13 +224,13 @@ mod tests {
     #[test]
     fn what_was_in_flight_is_published_again_and_nothing_else() {
         let mut window = window(3);
-        publish_all(&mut window, 1);
-        window.confirm(2);
+        publish_all(&mut window);
+        window.confirm(1);
         window.requeue_in_flight();
-        // A late confirm of the lost connection means nothing.
-        window.confirm(1);
-        assert_eq!(publish_all(&mut window, 1), [1, 3]);
-        window.confirm(1);
+        // It is not published.
+        window.confirm(0);
+        assert_eq!(publish_all(&mut window), [1, 3]);
+        window.confirm(0);
         window.confirm(2);
         assert_eq!(pop_all(&mut window), [(1, true), (2, true), (3, true)]);
     }
@@ -277,8 +247,8 @@ mod tests {
     #[test]
     fn giving_up_fails_all_that_is_open() {
         let mut window = window(3);
-        publish_all(&mut window, 1);
-        window.confirm(1);
+        publish_all(&mut window);
+        window.confirm(0);
         window.fail_open(&Error::try_again("late"));
         assert_eq!(pop_all(&mut window), [(1, true), (2, false), (3, false)]);
     }
@@ -286,13 +256,13 @@ mod tests {
     #[test]
     fn a_refused_task_is_published_again_and_alone() {
         let mut window = window(3);
-        publish_all(&mut window, 1);
-        window.put_back(2);
+        publish_all(&mut window);
+        window.put_back(1);
         assert!(window.is_in_flight());
-        window.confirm(1);
-        window.confirm(3);
+        window.confirm(0);
+        window.confirm(2);
         assert!(!window.is_in_flight());
-        assert_eq!(publish_all(&mut window, 1), [2]);
+        assert_eq!(publish_all(&mut window), [2]);
         window.confirm(1);
         assert_eq!(pop_all(&mut window), [(1, true), (2, true), (3, true)]);
     }
@@ -301,8 +271,8 @@ mod tests {
     fn unroutable_tasks_are_counted() {
         let mut window = window(1);
         for round in 1..=3 {
-            publish_all(&mut window, round);
-            assert_eq!(window.requeue(round), u32::try_from(round).unwrap_or_default());
+            publish_all(&mut window);
+            assert_eq!(window.requeue(0), round);
         }
     }
 }

@@ -6,7 +6,7 @@
 //! tried again in forms that have less to refuse; where several were under way, they are published one at a time to
 //! find out which it was.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -21,8 +21,7 @@ use super::refused::Refused;
 use super::{Answer, Job};
 use crate::backoff::Backoff;
 use crate::broker::{
-    CopyForm, DelayWatch, Fault, FaultKind, Link, Publisher, Scope, Settlement, Wake, confirm_patience,
-    vanished,
+    CopyForm, DelayWatch, Fault, FaultKind, Link, Publisher, Scope, Settlement, Wake, vanished,
 };
 use crate::error::{Error, Exit, Result};
 use crate::output;
@@ -41,7 +40,7 @@ pub(super) struct PublishingThread {
     shared: Arc<Shared>,
     events: Sender<Event>,
     jobs: Receiver<Job>,
-    link: Link<Publisher>,
+    link: Link<Publisher<Job>>,
     /// The broker has refused a copy on this connection.
     refused_here: bool,
     /// The last attempt to connect failed.
@@ -51,8 +50,6 @@ pub(super) struct PublishingThread {
     count: u64,
     /// What is not published, in the order in which it is to be.
     waiting: VecDeque<Job>,
-    /// By tag.
-    outstanding: BTreeMap<u64, Outstanding>,
     refused: Refused,
     limit: Option<Limit>,
     /// The queues that copies went to.
@@ -69,13 +66,6 @@ pub(super) struct PublishingThread {
 struct Limit {
     bytes: u64,
     told: Instant,
-}
-
-/// A copy that is published and not settled.
-struct Outstanding {
-    job: Job,
-    /// When it was published, or the broker began to read again.
-    since: Instant,
 }
 
 impl PublishingThread {
@@ -104,7 +94,6 @@ impl PublishingThread {
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             count: 0,
             waiting: VecDeque::new(),
-            outstanding: BTreeMap::new(),
             refused: Refused::default(),
             limit: None,
             blocked,
@@ -191,7 +180,7 @@ impl PublishingThread {
         matches!(&self.link, Link::Up(publisher) if publisher.is_blocked())
     }
 
-    fn connect(&mut self, opened: &Receiver<Result<Publisher>>) -> bool {
+    fn connect(&mut self, opened: &Receiver<Result<Publisher<Job>>>) -> bool {
         select! {
             recv(self.jobs) -> job => match job {
                 Ok(job) => self.accept(job),
@@ -252,8 +241,7 @@ impl PublishingThread {
     fn serve(&mut self) -> bool {
         let now = Instant::now();
         let blocked = self.is_blocked();
-        // However long an alarm lasts, what was published before it is neither kept nor refused.
-        let due = self.due().filter(|_| !blocked);
+        let due = self.link.get().and_then(Publisher::due);
         if due.is_some_and(|due| due <= now) {
             self.lost(&Fault::unconfirmed(), None);
             return true;
@@ -261,7 +249,7 @@ impl PublishingThread {
         let again =
             self.waiting.iter().filter_map(|job| self.refused.allows_at(job)).filter(|at| *at > now).min();
         // As for declarations: what is outstanding may have met an alarm that we have not heard of yet.
-        let looks_at = self.watch.next_look().filter(|_| !blocked && self.outstanding.is_empty());
+        let looks_at = self.watch.next_look().filter(|_| !blocked && self.is_settled());
         if looks_at.is_some_and(|look| look <= now) {
             self.look_after_waiting(now);
             return true;
@@ -274,8 +262,8 @@ impl PublishingThread {
             Wake::Input(Some(job)) => return self.accept(job),
             Wake::Input(None) => return false,
             Wake::Settled => {
-                for (tag, settlement) in publisher.take_settled() {
-                    self.settle(tag, &settlement);
+                for (job, settlement) in publisher.take_settled() {
+                    self.settle(job, &settlement);
                 }
                 self.leave_if_refused();
             }
@@ -283,7 +271,6 @@ impl PublishingThread {
             Wake::Unblocked => {
                 log::info!("{} accepts publishes again", publisher.label());
                 self.blocked.store(false, Ordering::SeqCst);
-                self.outstanding.values_mut().for_each(|outstanding| outstanding.since = Instant::now());
             }
             Wake::Lost(fault) => self.lost(&fault, None),
             Wake::TimedOut if deadline.is_none() && !blocked => {
@@ -303,8 +290,7 @@ impl PublishingThread {
         true
     }
 
-    fn settle(&mut self, tag: u64, settlement: &Settlement) {
-        let Some(Outstanding { mut job, .. }) = self.outstanding.remove(&tag) else { return };
+    fn settle(&mut self, mut job: Job, settlement: &Settlement) {
         match settlement {
             Settlement::Confirmed => {
                 self.watch.put(&job.copy.to, Instant::now());
@@ -340,7 +326,7 @@ impl PublishingThread {
     /// A quorum queue that was between two leaders when this connection first published to it refuses all that
     /// comes on it until the old leader's node is back. What is in flight may be confirmed all the same.
     fn leave_if_refused(&mut self) {
-        if self.outstanding.is_empty() && self.refused_here {
+        if self.is_settled() && self.refused_here {
             self.disconnect("the broker refuses copies on it", Instant::now());
         }
     }
@@ -363,8 +349,8 @@ impl PublishingThread {
         let at = self.waiting.iter().position(|job| self.refused.allow(job, now))?;
         let job = &self.waiting[at];
         let alone = job.suspect || !publisher.is_prepared(&job.copy.to);
-        let beside_suspect = self.outstanding.values().any(|outstanding| outstanding.job.suspect);
-        (self.outstanding.is_empty() || !alone && !beside_suspect).then_some(at)
+        let beside_suspect = publisher.unsettled().any(|job| job.suspect);
+        (self.is_settled() || !alone && !beside_suspect).then_some(at)
     }
 
     /// Returns whether the connection is still there.
@@ -386,14 +372,12 @@ impl PublishingThread {
             Err(fault) => return self.cannot_prepare(job, &fault),
         }
         let properties = job.original.copy(own, job.form, publisher.frame_max());
-        match publisher.publish(&to.name, &job.body, &properties) {
-            Ok(tag) => {
-                self.refused.ask(&job);
-                self.outstanding.insert(tag, Outstanding { job, since: Instant::now() });
-                true
-            }
+        self.refused.ask(&job);
+        let (queue, body) = (to.name.clone(), Arc::clone(&job.body));
+        match publisher.publish(&queue, &body, &properties, job) {
+            Ok(()) => true,
             Err(fault) => {
-                self.lost(&fault, Some(job));
+                self.lost(&fault, None);
                 false
             }
         }
@@ -422,19 +406,19 @@ impl PublishingThread {
     }
 
     /// The channel or the connection is gone. What is outstanding and not confirmed by now is unknown, so nothing of it
-    /// counts as kept: all of it is published again, with `last`, which met the end while it was published.
+    /// counts as kept: all of it is published again, with `last`, which met the end before it was published.
     fn lost(&mut self, fault: &Fault, last: Option<Job>) {
-        let confirmed = self.link.up().map(Publisher::take_confirmed).unwrap_or_default();
-        for tag in confirmed {
-            if let Some(Outstanding { job, .. }) = self.outstanding.remove(&tag) {
-                self.kept(&job);
+        let mut jobs = Vec::new();
+        for (job, settlement) in self.link.up().map(Publisher::take_settled).unwrap_or_default() {
+            match settlement {
+                Settlement::Confirmed => self.kept(&job),
+                Settlement::Nacked | Settlement::Unroutable => jobs.push(job),
             }
         }
         if let FaultKind::TooLarge(Some(bytes)) = fault.kind {
             self.limit = Some(Limit { bytes, told: Instant::now() });
         }
-        let outstanding = std::mem::take(&mut self.outstanding).into_values();
-        let mut jobs: Vec<Job> = outstanding.map(|outstanding| outstanding.job).chain(last).collect();
+        jobs.extend(self.link.up().map(Publisher::take_unsettled).into_iter().flatten().chain(last));
         let is_ours = match fault.kind {
             _ if jobs.is_empty() => false,
             FaultKind::TooLarge(Some(_)) => true,
@@ -488,17 +472,23 @@ impl PublishingThread {
         }
     }
 
-    /// When the oldest confirm is overdue.
-    fn due(&self) -> Option<Instant> {
-        let bytes = self.outstanding.values().map(|outstanding| outstanding.job.body.len()).sum();
-        let oldest = self.outstanding.values().map(|outstanding| outstanding.since).min()?;
-        Some(oldest + confirm_patience(bytes))
+    /// What is published and not settled.
+    fn published(&self) -> impl Iterator<Item = &Job> {
+        self.link.get().into_iter().flat_map(Publisher::unsettled)
+    }
+
+    fn is_settled(&self) -> bool {
+        self.link.get().is_none_or(|publisher| publisher.outstanding() == 0)
     }
 
     fn forget_withdrawn(&mut self) {
         self.waiting.retain(|job| !job.requester.is_gone());
-        let published = self.outstanding.values().map(|outstanding| &outstanding.job);
-        self.refused.retain(&self.waiting.iter().chain(published));
+        if self.refused.longest().is_none() {
+            return;
+        }
+        let published = self.link.get().into_iter().flat_map(Publisher::unsettled);
+        let wanted: Vec<&Job> = self.waiting.iter().chain(published).collect();
+        self.refused.retain(&wanted);
     }
 
     /// Tells everybody who waits what stands in the way.
@@ -513,7 +503,7 @@ impl PublishingThread {
             });
         }
         let under_way = if blocked { WaitsFor::Change } else { WaitsFor::Confirm };
-        self.outstanding.values().for_each(|outstanding| outstanding.job.requester.set_waits_for(under_way));
+        self.published().for_each(|job| job.requester.set_waits_for(under_way));
     }
 
     fn next_to_tell(&self) -> Option<Instant> {
@@ -529,8 +519,7 @@ impl PublishingThread {
 
     /// Since when somebody waits for the broker to take publishes.
     fn note_blocked(&mut self) {
-        let wanted = !self.waiting.is_empty()
-            || self.outstanding.values().any(|outstanding| !outstanding.job.requester.is_gone());
+        let wanted = !self.waiting.is_empty() || self.published().any(|job| !job.requester.is_gone());
         if wanted && self.is_blocked() {
             self.blocked_since.get_or_insert_with(Instant::now);
         } else {

@@ -43,9 +43,9 @@ impl Refused {
     }
 
     /// Forgets what none of these jobs waits for.
-    pub(super) fn retain<'j>(&mut self, jobs: &(impl Iterator<Item = &'j Job> + Clone)) {
-        self.single.retain(|number| jobs.clone().any(|job| job.number == *number));
-        self.queues.retain(|name| jobs.clone().any(|job| job.copy.to.name == *name));
+    pub(super) fn retain(&mut self, jobs: &[&Job]) {
+        self.single.retain(|number| jobs.iter().any(|job| job.number == *number));
+        self.queues.retain(|name| jobs.iter().any(|job| job.copy.to.name == *name));
     }
 
     /// It may be published.
