@@ -7,8 +7,9 @@ use self::mover::{Mover, Moving, WINDOW};
 use self::refresher::Refresher;
 use self::walk::{Channels, Event, Walk, WalkMode};
 use crate::broker::{
-    Consumer, Count, DeadLettering, Delivery, Fault, FaultKind, Properties, Publisher, Publishing, Purpose,
-    QueueSpec, QueueType, Record, Session, SessionOptions, count_messages, kind_of, purge,
+    ConsumeOptions, Consumer, Count, DeadLettering, Deliveries, Delivery, Fault, FaultKind, Properties,
+    Publisher, Publishing, Purpose, QueueSpec, QueueType, Record, Session, SessionOptions, count_messages,
+    kind_of, purge,
 };
 use crate::error::{Error, Result};
 
@@ -80,8 +81,8 @@ fn browse_on<'c>(
         let mut looking = true;
         match event {
             Event::Task(delivery) => {
-                let properties = delivery.properties();
-                let task = DeadTask { properties, record: record_of(properties), body: delivery.body() };
+                let properties = &delivery.properties;
+                let task = DeadTask { properties, record: record_of(properties), body: &delivery.body };
                 looking = look(&task);
                 refresher.consider(delivery);
             }
@@ -161,14 +162,14 @@ fn move_on<'c>(
     let mut walk = Walk::new(channels, session, &dead.name, *ready, mode);
     let move_one = |mover: &mut Mover<'c>, task: Moving<'c>| {
         // As if new, but for what is missing of it.
-        let dropped = task.original.properties().record().dropped;
+        let dropped = task.original.properties.record().dropped;
         mover.replace(task, &queue.name, &Record { dropped, ..Record::default() })
     };
     let walked = walk.each(|event| {
         match event {
             Event::Task(delivery) => match selection {
                 Selection::All => move_one(&mut mover, delivery.into())?,
-                Selection::Ids(ids) if ids.contains(delivery.properties().id()) => {
+                Selection::Ids(ids) if ids.contains(delivery.properties.id()) => {
                     wanted.push_back(Moving::from(delivery));
                 }
                 Selection::Ids(_) => refresher.consider(delivery),
@@ -255,7 +256,8 @@ fn is_empty(session: &mut Session, options: &SessionOptions, dead: &QueueSpec) -
     let channels = Channels::open(session, 1, WalkMode::Held)?;
     let mut refresher = Refresher::new(options, dead, &Interrupt::ignored());
     let empty = {
-        let consumer = Consumer::start(channels.first()?, &dead.name, 1, None).map_err(Fault::into_error)?;
+        let consumer = Consumer::start(channels.first()?, &dead.name, ConsumeOptions::prefetching(1))
+            .map_err(Fault::into_error)?;
         let Count { ready, consumers } = count_messages(session, &dead.name).map_err(Fault::into_error)?;
         consumer.cancel().map_err(Fault::into_error)?;
         // One has come after all.
@@ -345,7 +347,7 @@ impl Place {
         walk.each(|event| {
             match event {
                 Event::Task(mut delivery)
-                    if record_of(delivery.properties()).failed_at.is_none_or(|at| at <= until) =>
+                    if record_of(&delivery.properties).failed_at.is_none_or(|at| at <= until) =>
                 {
                     drop(delivery.take_body());
                     taken.push(delivery);

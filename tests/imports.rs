@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 
 /// The rooms (a file of `src/`, or a folder with its file), the highest floor first. docs/architecture.md has a sentence
 /// for each.
-const FLOORS: [&[&str]; 9] = [
+const FLOORS: [&[&str]; 11] = [
     &["main"],
     &["cmd"],
     &["dead_tasks", "sender", "worker_pool"],
-    &["retry"],
+    &["report"],
+    &["events"],
+    &["settlement"],
     &["broker", "handler"],
     &["descriptors"],
     &["output"],

@@ -1,6 +1,7 @@
 //! One AMQP channel, owned by the thread that uses it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use amiquip::ConsumerMessage;
@@ -21,44 +22,30 @@ pub struct Channel {
     /// when it finds a consumer's receiver gone, which a cancel or close can make it look for at any time
     /// (docs/amiquip.md, H1). Declared after the channel, so dropped after it.
     keepalive: RefCell<Vec<Receiver<ConsumerMessage>>>,
-    /// Deliveries that came and are not settled.
-    unanswered: Cell<u32>,
+    /// Deliveries that were taken and are not settled, without their contents, by their tags.
+    unanswered: RefCell<HashMap<u64, amiquip::Delivery>>,
     kill: KillSwitch,
     rpc_timeout: Duration,
-    /// See [`Channel::holding_for`].
-    hold: Option<Duration>,
 }
 
 impl Channel {
     pub(super) fn new(amqp: amiquip::Channel, kill: KillSwitch, rpc_timeout: Duration) -> Self {
-        let keepalive = RefCell::new(Vec::new());
-        Self { amqp: Some(amqp), keepalive, kill, rpc_timeout, hold: None, unanswered: Cell::new(0) }
-    }
-
-    /// The broker is to wait for so long for the acknowledgement of what is delivered on this channel. Only where
-    /// consumers have a say in it ([`super::AckTimeout::PerConsumer`]); elsewhere it is nothing but an unknown argument.
-    #[must_use]
-    pub fn holding_for(mut self, hold: Option<Duration>) -> Self {
-        self.hold = hold;
-        self
-    }
-
-    pub(super) fn hold(&self) -> Option<Duration> {
-        self.hold
+        let (keepalive, unanswered) = (RefCell::default(), RefCell::default());
+        Self { amqp: Some(amqp), keepalive, unanswered, kill, rpc_timeout }
     }
 
     /// How many deliveries of its consumers were taken and are not settled.
     #[must_use]
     pub fn unanswered(&self) -> u32 {
-        self.unanswered.get()
+        u32::try_from(self.unanswered.borrow().len()).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn note_delivery(&self) {
-        self.unanswered.set(self.unanswered.get().saturating_add(1));
+    pub(super) fn keep_unanswered(&self, delivery: amiquip::Delivery) {
+        self.unanswered.borrow_mut().insert(delivery.delivery_tag(), delivery);
     }
 
-    pub(super) fn note_answer(&self) {
-        self.unanswered.set(self.unanswered.get().saturating_sub(1));
+    fn take_unanswered(&self, tag: u64) -> Result<amiquip::Delivery, Fault> {
+        self.unanswered.borrow_mut().remove(&tag).ok_or_else(|| Fault::lost("a delivery was answered twice"))
     }
 
     /// Calls amiquip under the channel's deadline, which begins anew as long as other things arrive; `what` names the
@@ -96,6 +83,18 @@ impl Channel {
         let mut receivers = self.keepalive.borrow_mut();
         receivers.retain(|receiver| !matches!(receiver.try_recv(), Err(TryRecvError::Disconnected)));
         receivers.push(receiver);
+    }
+
+    /// See [`super::Delivery::ack`].
+    pub(super) fn ack(&self, tag: u64) -> Result<(), Fault> {
+        let delivery = self.take_unanswered(tag)?;
+        self.call("basic.ack", |amqp| delivery.ack(amqp))
+    }
+
+    /// See [`super::Delivery::requeue`].
+    pub(super) fn requeue(&self, tag: u64) -> Result<(), Fault> {
+        let delivery = self.take_unanswered(tag)?;
+        self.call("basic.nack", |amqp| delivery.nack(amqp, true))
     }
 
     /// Gives back all that was delivered and is not settled. A nack, because RabbitMQ 4.3 does not count it as a delivery

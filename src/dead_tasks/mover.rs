@@ -39,7 +39,7 @@ impl<'c> Mover<'c> {
 
     /// Publishes a copy with this record. Waits where many are under way.
     pub(super) fn replace(&mut self, moving: Moving<'c>, to: &str, record: &Record) -> Result<()> {
-        let properties = moving.original.properties();
+        let properties = &moving.original.properties;
         let copy = properties.copy(record, CopyForm::Full, self.publisher.frame_max());
         if self.publisher.outstanding() == 0 {
             self.since = Instant::now();
@@ -112,7 +112,7 @@ impl<'c> Mover<'c> {
     fn take_out(&mut self, Moving { original, .. }: Moving<'c>) -> Result<()> {
         self.since = Instant::now();
         self.done.count += 1;
-        self.done.ids.insert(original.properties().id().to_owned());
+        self.done.ids.insert(original.properties.id().to_owned());
         original.ack().map_err(Fault::into_error)
     }
 }

@@ -44,7 +44,7 @@ impl<'c> Refresher<'c> {
     /// This task goes back when its channel is closed, unless it is replaced before.
     pub(super) fn consider(&mut self, task: impl Into<Moving<'c>>) {
         let task = task.into();
-        if !self.failed && near_delivery_limit(task.original.properties()) {
+        if !self.failed && near_delivery_limit(&task.original.properties) {
             self.worn.push(task);
         }
     }
@@ -73,7 +73,7 @@ impl<'c> Refresher<'c> {
             }
         };
         // The same in everything but how often it was delivered, and its place.
-        let record = record_of(task.original.properties());
+        let record = record_of(&task.original.properties);
         mover.replace(task, &self.dead.name, &record)
     }
 

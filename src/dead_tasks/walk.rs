@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::never;
 
-use crate::broker::{Channel, Consumer, Count, Delivery, Fault, Next, Session, count_messages};
+use crate::broker::{
+    Channel, ConsumeOptions, Consumer, Count, Deliveries, Delivery, Fault, Next, Session, count_messages,
+};
 use crate::error::{Error, Result};
 
 /// Tasks that one consumer brings where nearly all go back. What is to be done about some of them is done when it has
@@ -153,8 +155,9 @@ impl<'c, 'p> Walk<'c, 'p> {
         while going_on && self.left > 0 {
             let Some(channel) = self.channels.next() else { break };
             let room = self.room.min(self.left);
-            let consumer = Consumer::start(channel, self.queue, self.mode.prefetch(room), None)
-                .map_err(Fault::into_error)?;
+            let consumer =
+                Consumer::start(channel, self.queue, ConsumeOptions::prefetching(self.mode.prefetch(room)))
+                    .map_err(Fault::into_error)?;
             let walked = self.through(&consumer, room, &mut take);
             let cancelled = consumer.cancel().map_err(Fault::into_error);
             while let Some(delivery) = consumer.leftover() {

@@ -56,6 +56,20 @@ pub enum Outcome {
     CannotRun(Obstacle),
 }
 
+impl Outcome {
+    /// Why the attempt failed, if it did.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Failed(failure)
+            | Self::Dead(failure)
+            | Self::Terminated(failure)
+            | Self::CommandMissing { failure, .. } => Some(failure),
+            Self::Done | Self::GivenUp | Self::NoResources(_) | Self::CannotRun(_) => None,
+        }
+    }
+}
+
 /// Why no task can run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Obstacle {
@@ -96,6 +110,6 @@ pub trait Handler {
         Ok(())
     }
 
-    /// EarlyClose whatever the handler keeps between tasks, within its own grace period or until `abort` closes.
+    /// Closes whatever the handler keeps between tasks, within its own grace period or until `abort` closes.
     fn close(&mut self, abort: &Receiver<Never>);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::Event;
+use super::EndRequest;
 use super::drain::Drain;
 use super::republisher::Republisher;
 use super::shared::Shared;
@@ -14,7 +14,7 @@ use crate::cancel::Never;
 pub(super) struct Context {
     pub(super) shared: Arc<Shared>,
     /// To the thread that hears signals.
-    pub(super) events: Sender<Event>,
+    pub(super) end_requests: Sender<EndRequest>,
     pub(super) republisher: Republisher,
     pub(super) drain: Drain,
     /// Closes when running tasks must be given up.

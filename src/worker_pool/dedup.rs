@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -172,16 +172,16 @@ impl Dedup {
 
 /// The acknowledgements of one channel that the broker may not have processed. It never has more than `prefetch`
 /// deliveries out on a channel, so each new one proves that all but the last few acknowledgements arrived.
-pub(super) struct UnprovenAcks<'l> {
-    dedup: &'l Dedup,
+pub(super) struct UnprovenAcks {
+    dedup: Arc<Dedup>,
     /// As many as can be out at once: more than the channel's own where deliveries were set aside.
     prefetch: usize,
     acknowledged: VecDeque<Fingerprint>,
 }
 
-impl<'l> UnprovenAcks<'l> {
-    pub(super) fn new(dedup: &'l Dedup, prefetch: u16) -> Self {
-        Self { dedup, prefetch: usize::from(prefetch), acknowledged: VecDeque::new() }
+impl UnprovenAcks {
+    pub(super) fn new(dedup: &Arc<Dedup>, prefetch: u16) -> Self {
+        Self { dedup: Arc::clone(dedup), prefetch: usize::from(prefetch), acknowledged: VecDeque::new() }
     }
 
     /// A delivery stays unsettled while others come beside it.
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn each_delivery_proves_earlier_acknowledgements() {
-        let dedup = Dedup::new();
+        let dedup = Arc::new(Dedup::new());
         let mut unproven = UnprovenAcks::new(&dedup, 1);
         unproven.acknowledging(Some(A));
         unproven.delivered();

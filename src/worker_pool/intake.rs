@@ -11,18 +11,20 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use super::process::PendingCopy;
-use super::settlement::HeldCopy;
 use super::shared::Busy;
-use crate::broker::{Channel, Consumer, Delivery, Fault, FaultKind, Message, Next, Watch};
+use crate::broker::{
+    ConsumeOptions, Deliveries, Delivery, DeliveryChannel, Fault, FaultKind, Message, Next, Watch,
+};
 use crate::cancel::Never;
 use crate::lock::lock;
+use crate::settlement::HeldCopy;
 
 /// How many deliveries one thread sets aside before it waits (and what it has prefetched beside them): it holds their
 /// bodies in memory.
 const MAX_ASIDE: usize = 32;
 
 /// A delivery whose copy is not kept.
-pub(super) struct Aside<'c, 's> {
+pub(super) struct Aside<'c> {
     pub(super) delivery: Delivery<'c>,
     /// The consumer that it came to.
     pub(super) consumer: u32,
@@ -31,10 +33,10 @@ pub(super) struct Aside<'c, 's> {
     /// When it arrived.
     pub(super) since: Instant,
     /// The worker has something to do until the copy is kept or refused.
-    pub(super) _busy: Option<Busy<'s>>,
+    pub(super) busy: Option<Busy>,
 }
 
-impl Aside<'_, '_> {
+impl Aside<'_> {
     /// It has been held for longer than `limit`, and has to go back to the queue, or the broker closes the channel. One
     /// that must not go back is left to the broker.
     pub(super) fn is_overdue(&self, limit: Duration) -> bool {
@@ -78,47 +80,42 @@ pub(super) type AskOnArrival = Arc<dyn Fn(&Message<'_>) -> Option<PendingCopy> +
 /// Copies that were asked for, by the tags of their deliveries.
 type Early = Arc<Mutex<HashMap<u64, PendingCopy>>>;
 
+/// How to consume, each time that a consumer is started.
+pub(super) struct Consumption<'c> {
+    pub(super) queue: &'c str,
+    /// Unanswered deliveries at a time, beside those that are set aside.
+    pub(super) prefetch: u16,
+    /// See [`ConsumeOptions::hold`].
+    pub(super) hold: Option<Duration>,
+    pub(super) on_arrival: Option<AskOnArrival>,
+}
+
 /// Takes deliveries off one channel.
-pub(super) struct Intake<'c, 's> {
-    channel: &'c Channel,
-    queue: &'c str,
-    prefetch: u16,
-    pub(super) consumer: Consumer<'c>,
+pub(super) struct Intake<'c> {
+    channel: &'c dyn DeliveryChannel,
+    consumption: Consumption<'c>,
+    pub(super) consumer: Box<dyn Deliveries<'c> + 'c>,
     /// The number of that consumer on this channel.
     number: u32,
     /// How many deliveries it has brought that are not settled.
     unsettled: u32,
     /// What has arrived and was not run yet.
     backlog: VecDeque<Waiting<'c>>,
-    pub(super) aside: VecDeque<Aside<'c, 's>>,
-    on_arrival: Option<AskOnArrival>,
+    pub(super) aside: VecDeque<Aside<'c>>,
     early: Early,
 }
 
-impl<'c> Intake<'c, '_> {
+impl<'c> Intake<'c> {
     /// # Errors
-    /// As [`Consumer::start`].
+    /// As [`DeliveryChannel::consume`].
     pub(super) fn start(
-        channel: &'c Channel,
-        queue: &'c str,
-        prefetch: u16,
-        on_arrival: Option<AskOnArrival>,
+        channel: &'c dyn DeliveryChannel,
+        consumption: Consumption<'c>,
     ) -> Result<Self, Fault> {
         let early = Early::default();
-        let consumer = Consumer::start(channel, queue, prefetch, watch(on_arrival.as_ref(), &early))?;
+        let consumer = consumption.start(channel, &early)?;
         let (backlog, aside) = (VecDeque::new(), VecDeque::new());
-        Ok(Self {
-            channel,
-            queue,
-            prefetch,
-            consumer,
-            number: 0,
-            unsettled: 0,
-            backlog,
-            aside,
-            on_arrival,
-            early,
-        })
+        Ok(Self { channel, consumption, consumer, number: 0, unsettled: 0, backlog, aside, early })
     }
 
     /// Waits for the next task or for anything else to do. Deliveries may be held for `limit`.
@@ -156,7 +153,7 @@ impl<'c> Intake<'c, '_> {
 
     fn arrived(&mut self, delivery: Delivery<'c>) -> Waiting<'c> {
         self.unsettled += 1;
-        let pending_copy = lock(&self.early).remove(&delivery.tag());
+        let pending_copy = lock(&self.early).remove(&delivery.tag);
         Waiting { delivery, consumer: self.number, uncounted: false, pending_copy }
     }
 
@@ -220,7 +217,7 @@ impl<'c> Intake<'c, '_> {
     /// # Errors
     /// The channel or connection is gone.
     pub(super) fn make_room(&mut self) -> Result<(), Fault> {
-        let used_up = self.backlog.is_empty() && self.unsettled >= u32::from(self.prefetch);
+        let used_up = self.backlog.is_empty() && self.unsettled >= u32::from(self.consumption.prefetch);
         if !used_up || self.is_crowded() || self.is_held_up() {
             return Ok(());
         }
@@ -233,19 +230,27 @@ impl<'c> Intake<'c, '_> {
     /// # Errors
     /// The channel or connection is gone.
     pub(super) fn renew(&mut self) -> Result<(), Fault> {
-        let watch = watch(self.on_arrival.as_ref(), &self.early);
-        self.consumer = Consumer::start(self.channel, self.queue, self.prefetch, watch)?;
+        self.consumer = self.consumption.start(self.channel, &self.early)?;
         self.number += 1;
         self.unsettled = 0;
         Ok(())
     }
 }
 
-fn watch(on_arrival: Option<&AskOnArrival>, early: &Early) -> Option<Watch> {
-    let (ask, early) = (Arc::clone(on_arrival?), Arc::clone(early));
-    Some(Box::new(move |tag, message| {
-        if let Some(pending_copy) = ask(message) {
-            lock(&early).insert(tag, pending_copy);
-        }
-    }))
+impl<'c> Consumption<'c> {
+    fn start(
+        &self,
+        channel: &'c dyn DeliveryChannel,
+        early: &Early,
+    ) -> Result<Box<dyn Deliveries<'c> + 'c>, Fault> {
+        let watch = self.on_arrival.clone().map(|ask| {
+            let early = Arc::clone(early);
+            Box::new(move |tag, message: &Message<'_>| {
+                if let Some(pending_copy) = ask(message) {
+                    lock(&early).insert(tag, pending_copy);
+                }
+            }) as Watch
+        });
+        channel.consume(self.queue, ConsumeOptions { prefetch: self.prefetch, hold: self.hold, watch })
+    }
 }

@@ -16,28 +16,15 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, select};
 
-use super::Event;
+use super::EndRequest;
 use super::planned_copy::PlannedCopy;
-use super::settlement::WaitsFor;
 use super::shared::Shared;
 use crate::broker::{Body, CopyForm, Properties};
 use crate::cancel::Never;
 use crate::error::Error;
 use crate::lock::lock;
+use crate::settlement::{CopyResult as Answer, WaitsFor};
 use publishing_thread::PublishingThread;
-
-/// How asking for a copy ended.
-#[derive(Debug, Clone)]
-pub(super) enum Answer {
-    /// The broker has it.
-    Kept,
-    /// The broker takes no body of more than `limit` bytes.
-    TooLarge { length: usize, limit: u64 },
-    /// There will be none: the broker does not allow it, or the queue is unfit.
-    NotAllowed(Error),
-    /// The worker was told to give up.
-    Aborted,
-}
 
 /// A copy that was asked for, with what its making takes.
 struct Job {
@@ -144,12 +131,12 @@ impl Republisher {
     /// When the system has no thread left.
     pub(super) fn start(
         shared: &Arc<Shared>,
-        events: Sender<Event>,
+        end_requests: Sender<EndRequest>,
         alive: Sender<Never>,
     ) -> std::io::Result<Self> {
         let (sender, jobs) = crossbeam_channel::unbounded();
         let blocked = Arc::new(AtomicBool::new(false));
-        let thread = PublishingThread::new(Arc::clone(shared), events, jobs, Arc::clone(&blocked));
+        let thread = PublishingThread::new(Arc::clone(shared), end_requests, jobs, Arc::clone(&blocked));
         thread::Builder::new().name("copies".into()).spawn(move || {
             let _alive = alive;
             thread.run();

@@ -5,16 +5,18 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 
-use super::Event;
+use super::EndRequest;
 use super::ack_timeout;
 use super::shared::Shared;
 use crate::backoff::{Backoff, Reminder};
 use crate::broker::{
-    AckTimeout, Channel, Count, Fault, FaultKind, Link, Publisher, Purpose, Scope, Session, count_messages,
-    ensure_queue, find_again, kind_of, vanished,
+    AckTimeout, Count, DeliveryChannel, Fault, FaultKind, Link, Publisher, Purpose, Scope, Session,
+    count_messages, ensure_queue, find_again, kind_of,
 };
 use crate::duration;
 use crate::error::{Error, Exit, Result};
+use crate::events::Event;
+use crate::report::tell;
 
 /// The pauses between attempts to reach a broker that went away. The longest bounds how late a worker is back.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -36,7 +38,7 @@ pub(super) struct Request {
 
 /// A channel, and the number of the connection it belongs to.
 pub(super) struct Grant {
-    pub(super) channel: Channel,
+    pub(super) channel: Box<dyn DeliveryChannel>,
     pub(super) generation: u64,
     pub(super) ack_timeout: AckTimeout,
 }
@@ -50,7 +52,7 @@ pub(super) struct Closing {
 pub(super) struct Supervisor {
     shared: Arc<Shared>,
     requests: Receiver<Request>,
-    events: Sender<Event>,
+    end_requests: Sender<EndRequest>,
     waiting: Vec<Request>,
     link: Link<Session>,
     backoff: Backoff,
@@ -88,12 +90,16 @@ impl Refusals {
 }
 
 impl Supervisor {
-    pub(super) fn new(shared: Arc<Shared>, requests: Receiver<Request>, events: Sender<Event>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        requests: Receiver<Request>,
+        end_requests: Sender<EndRequest>,
+    ) -> Self {
         let link = open(&shared);
         Self {
             shared,
             requests,
-            events,
+            end_requests,
             waiting: Vec::new(),
             link,
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
@@ -157,7 +163,9 @@ impl Supervisor {
                 (Scope::Channel, FaultKind::NotFound) if current => self.queue_gone(fault),
                 // The thread has explained it, and with more words; or it is of no interest.
                 (Scope::Channel, FaultKind::AckTimeout | FaultKind::NoTimeout) => {}
-                (Scope::Channel, _) if current => log::warn!("{fault}; opening another channel"),
+                (Scope::Channel, _) if current => {
+                    tell(&Event::ChannelLost { cause: fault });
+                }
                 // One of several threads that report the same loss.
                 _ => {}
             }
@@ -173,7 +181,7 @@ impl Supervisor {
                 Ok(channel) => {
                     // Only now: a connection that is lost as soon as it is used must not be tried without pauses.
                     self.backoff.reset();
-                    let ack_timeout = session.ack_timeout();
+                    let (channel, ack_timeout) = (Box::new(channel), session.ack_timeout());
                     // A thread that drains meanwhile no longer listens.
                     let _ = request.reply.send(Grant { channel, generation: self.generation, ack_timeout });
                 }
@@ -195,7 +203,7 @@ impl Supervisor {
             let label = session.label().to_owned();
             // The connection knows the cause; its channels only know that it is gone.
             let cause = session.close().unwrap_or_else(|| seen.clone());
-            log::warn!("lost the connection to {label}: {cause}");
+            tell(&Event::ConnectionLost { broker: &label, cause: &cause });
         }
         self.rest();
     }
@@ -223,13 +231,13 @@ impl Supervisor {
             Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
             Err(fault) if fault.kind == FaultKind::NotFound => self.queue_gone(seen),
             // Or it cannot be looked at.
-            _ => log::warn!("{}", ack_timeout::explanation(broker, held)),
+            _ => tell(&Event::AcknowledgementLate { broker, held, words: None }),
         }
     }
 
     /// The queue was deleted under its consumers: declare it again, or say that it is missing and try later.
     fn queue_gone(&mut self, seen: &Fault) {
-        log::warn!("{seen}");
+        tell(&Event::QueueGone { cause: seen });
         self.missing_at = Some(Instant::now());
         let Some(session) = self.link.up() else { return };
         match ensure_queue(session, &self.shared.options.queue) {
@@ -250,7 +258,7 @@ impl Supervisor {
             Ok(kind) => self.shared.set_queue_kind(kind),
             Err(fault) if fault.kind == FaultKind::Configuration => self.fatal(fault.into_error()),
             Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
-            Err(fault) => log::warn!("{fault}"),
+            Err(fault) => tell(&Event::QueueGone { cause: &fault }),
         }
     }
 
@@ -262,9 +270,9 @@ impl Supervisor {
                 self.refusals.end();
                 self.shared.tell_connected(session.introduction());
                 self.shared.set_broker_counts_nacks(session.counts_nacks());
-                let warning = ack_timeout::warning(self.shared.options.timeout, session.ack_timeout());
-                if let Some(warning) = warning.filter(|_| first) {
-                    log::warn!("{warning}");
+                let broker = session.ack_timeout();
+                if first && ack_timeout::is_exceeded(self.shared.options.timeout, broker) {
+                    tell(&Event::TimeoutTooLong { broker });
                 }
                 self.link = Link::Up(Box::new(session));
                 self.shared.set_connected(true);
@@ -276,7 +284,7 @@ impl Supervisor {
             Err(error) => {
                 let text = error.to_string();
                 if self.reminder.is_due(&text) {
-                    log::warn!("{text}; trying again");
+                    tell(&Event::CannotConnect { why: &text });
                 }
                 self.rest();
             }
@@ -285,7 +293,7 @@ impl Supervisor {
 
     fn fatal(&self, error: Error) {
         // The pool is gone only when the process is about to be.
-        let _ = self.events.send(Event::Fatal(error));
+        let _ = self.end_requests.send(EndRequest::Fatal(error));
     }
 
     fn probe_timer(&self) -> Receiver<Instant> {
@@ -304,7 +312,7 @@ impl Supervisor {
             // Not even this worker's own consumers are counted: nobody answers for the queue.
             Ok(Count { ready: 0, consumers: 0 }) => self.note_uncounted(),
             Ok(Count { ready: 0, .. }) if self.shared.busy() == 0 => {
-                let _ = self.events.send(Event::Empty);
+                let _ = self.end_requests.send(EndRequest::Empty);
             }
             Ok(_) => self.uncounted = 0,
             Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
@@ -320,10 +328,7 @@ impl Supervisor {
     fn note_uncounted(&mut self) {
         self.uncounted += 1;
         if self.uncounted == UNCOUNTED_TOLD {
-            log::warn!(
-                "nobody answers for the queue {}; waiting for that, as it may not be empty",
-                self.shared.options.queue.name
-            );
+            tell(&Event::QueueSilent { queue: &self.shared.options.queue.name });
         }
     }
 
@@ -359,7 +364,7 @@ fn prepare(shared: &Shared) -> Result<Session> {
             if !shared.was_connected() {
                 ensure_queue(&mut session, &queue).map_err(Fault::into_error)?;
             } else if find_again(&mut session, &queue).map_err(Fault::into_error)? {
-                log::warn!("{}", vanished(&queue.name));
+                tell(&Event::QueueVanished { queue: &queue.name });
             }
         }
         Publisher::check_permission(&options.session, &options.queue)?;

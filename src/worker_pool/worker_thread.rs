@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, select};
 
-use super::Event;
+use super::EndRequest;
 use super::ack_timeout;
 use super::consume::{Pauses, consume};
 use super::context::Context;
@@ -15,7 +15,9 @@ use super::supervisor::{Grant, Request};
 use crate::backoff::Backoff;
 use crate::broker::{AckTimeout, Fault, FaultKind};
 use crate::error::Error;
+use crate::events::Event;
 use crate::handler::Handler;
+use crate::report::tell;
 use crate::shortage;
 
 /// The pauses before asking again for a channel that ended without having delivered anything.
@@ -38,7 +40,9 @@ impl WorkerThread {
             let finished_before = self.context.shared.settled();
             let Err(fault) = self.use_channel(grant, &mut pauses, handler) else { break };
             match fault.kind {
-                FaultKind::AckTimeout => log::warn!("{} ({fault})", ack_timeout::explanation(broker, None)),
+                FaultKind::AckTimeout => {
+                    tell(&Event::AcknowledgementLate { broker, held: None, words: Some(&fault) });
+                }
                 // The next channel asks for nothing.
                 FaultKind::NoTimeout if !self.context.shared.no_timeout.swap(true, Ordering::Relaxed) => {
                     continue;
@@ -65,7 +69,7 @@ impl WorkerThread {
     /// Without its handler the thread is of no use, and a worker with fewer threads than asked for is not one either.
     pub(super) fn cannot_start(self, error: &std::io::Error) {
         let error = Error::internal(format!("cannot prepare to run commands: {}", shortage::reason(error)));
-        let _ = self.context.events.send(Event::Fatal(error));
+        let _ = self.context.end_requests.send(EndRequest::Fatal(error));
     }
 
     /// Waits for a channel; `None` when the drain begins first.
@@ -83,16 +87,15 @@ impl WorkerThread {
     /// # Errors
     /// The channel or its connection is gone.
     fn use_channel(&self, grant: Grant, pauses: &mut Pauses, handler: &mut dyn Handler) -> Result<(), Fault> {
-        let channel = grant.channel.holding_for(self.time_to_ask_for(grant.ack_timeout));
+        let Grant { channel, ack_timeout, .. } = grant;
+        let hold = self.time_to_ask_for(ack_timeout);
         let mut unproven =
             UnprovenAcks::new(&self.context.shared.dedup, self.context.shared.options.prefetch);
-        consume(&self.context, &channel, &mut unproven, pauses, handler)?;
+        consume(&self.context, &*channel, hold, &mut unproven, pauses, handler)?;
         match channel.close() {
             Ok(()) => unproven.all_arrived(),
             Err(fault) => {
-                log::warn!(
-                    "the last acknowledgement may be lost ({fault}); if so, its task will be delivered again"
-                );
+                tell(&Event::LastAcknowledgementUnknown { cause: &fault });
             }
         }
         Ok(())

@@ -13,18 +13,18 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 
-use super::super::settlement::WaitsFor;
 use super::super::shared::Shared;
-use super::super::{BOUNDED_PATIENCE, Event};
+use super::super::{BOUNDED_PATIENCE, EndRequest};
+use super::Job;
 use super::refusals::Reason;
 use super::refused::Refused;
-use super::{Answer, Job};
 use crate::backoff::Backoff;
 use crate::broker::{
     CopyForm, DelayWatch, Fault, FaultKind, Link, Publisher, Scope, Settlement, Wake, vanished,
 };
 use crate::error::{Error, Exit, Result};
 use crate::output;
+use crate::settlement::{CopyResult as Answer, WaitsFor};
 
 /// A connection that is not used goes away after this long; most workers rarely need one.
 const IDLE_CLOSE: Duration = Duration::from_mins(5);
@@ -38,7 +38,7 @@ const LIMIT_VALID: Duration = Duration::from_mins(10);
 /// What the publishing thread knows.
 pub(super) struct PublishingThread {
     shared: Arc<Shared>,
-    events: Sender<Event>,
+    end_requests: Sender<EndRequest>,
     jobs: Receiver<Job>,
     link: Link<Publisher<Job>>,
     /// The broker has refused a copy on this connection.
@@ -72,7 +72,7 @@ impl PublishingThread {
     /// `blocked` is what it tells the others: whether the broker takes no copies now.
     pub(super) fn new(
         shared: Arc<Shared>,
-        events: Sender<Event>,
+        end_requests: Sender<EndRequest>,
         jobs: Receiver<Job>,
         blocked: Arc<AtomicBool>,
     ) -> Self {
@@ -86,7 +86,7 @@ impl PublishingThread {
         Self {
             watch,
             shared,
-            events,
+            end_requests,
             jobs,
             link: Link::resting(Instant::now()),
             refused_here: false,
@@ -539,8 +539,8 @@ impl PublishingThread {
             let queue = &self.shared.options.queue.name;
             // The pool is gone only when the process is about to be.
             let _ = self
-                .events
-                .send(Event::Fatal(Error::try_again(format!("{why}; the tasks go back to {queue}"))));
+                .end_requests
+                .send(EndRequest::Fatal(Error::try_again(format!("{why}; the tasks go back to {queue}"))));
         }
     }
 }

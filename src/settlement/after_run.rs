@@ -1,7 +1,9 @@
-//! What becomes of a task after an attempt at it: decided from plain data.
+//! What becomes of a delivery after an attempt at its task.
 
 use std::time::Duration;
 
+use super::{Disposition, Purpose};
+use crate::error::Error;
 use crate::handler::{Failure, Outcome};
 use crate::output::counted;
 
@@ -19,50 +21,31 @@ pub struct Policy {
     pub backoff: Vec<Duration>,
 }
 
-/// What to do with the task.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision {
-    /// It is done.
-    Ack,
-    /// Keep a copy for later, then acknowledge it.
-    RetryAfter {
-        /// Not before this much time has passed.
-        delay: Duration,
-        /// The number of the attempt that follows.
-        attempt: u32,
-    },
-    /// Keep a copy with the dead tasks, then acknowledge it. The text says why.
-    Dead(String),
-    /// Back to the queue as it is; no attempt is used up.
-    Requeue,
-    /// Back to the queue as it is, and no task is taken for a while: the text says what is missing to run one.
-    RequeueAndPause(String),
-    /// Back to the queue as it is, and no task can run here: stop. The text says why.
-    StopWorker(String),
-}
-
 impl Policy {
     /// After attempt number `attempt` (from 1; 0 counts as 1) ended with `outcome`.
     #[must_use]
-    pub fn after(&self, attempt: u32, outcome: &Outcome) -> Decision {
+    pub fn after(&self, attempt: u32, outcome: &Outcome) -> Disposition {
         let attempt = attempt.max(1);
         match outcome {
-            Outcome::Done => Decision::Ack,
-            Outcome::GivenUp => Decision::Requeue,
-            Outcome::NoResources(what) => Decision::RequeueAndPause(what.clone()),
-            Outcome::CannotRun(obstacle) => Decision::StopWorker(obstacle.why.clone()),
-            Outcome::Dead(Failure { exit, .. }) => Decision::Dead(exit.clone()),
+            Outcome::Done => Disposition::Acknowledge,
+            Outcome::GivenUp => Disposition::GiveBack,
+            Outcome::NoResources(what) => Disposition::GiveBackAndPause(what.clone()),
+            Outcome::CannotRun(obstacle) => {
+                Disposition::GiveBackAndStop(Error::configuration(obstacle.why.clone()))
+            }
+            Outcome::Dead(Failure { exit, .. }) => dead(exit.clone()),
             Outcome::Failed(failure)
             | Outcome::Terminated(failure)
             | Outcome::CommandMissing { failure, .. } => self.after_failure(attempt, failure),
         }
     }
 
-    fn after_failure(&self, attempt: u32, failure: &Failure) -> Decision {
+    fn after_failure(&self, attempt: u32, failure: &Failure) -> Disposition {
         if attempt >= self.attempts {
-            return Decision::Dead(format!("attempt {attempt} of {}: {}", self.attempts, failure.exit));
+            return dead(format!("attempt {attempt} of {}: {}", self.attempts, failure.exit));
         }
-        Decision::RetryAfter { delay: self.pause_after(attempt), attempt: attempt.saturating_add(1) }
+        let (delay, next) = (self.pause_after(attempt), attempt.saturating_add(1));
+        Disposition::Republish(Purpose::Retry { delay, attempt: next })
     }
 
     /// Before a task runs that was delivered `unanswered` times without an answer: why it must not, if so.
@@ -78,6 +61,10 @@ impl Policy {
         let index = usize::try_from(attempt - 1).unwrap_or(usize::MAX);
         self.backoff.get(index).or(self.backoff.last()).copied().unwrap_or(DEFAULT_BACKOFF)
     }
+}
+
+fn dead(why: String) -> Disposition {
+    Disposition::Republish(Purpose::DeadLetter(why))
 }
 
 #[cfg(test)]
@@ -96,42 +83,47 @@ mod tests {
     #[test]
     fn failed_attempts_are_retried_until_the_last() {
         let after = |attempt| policy().after(attempt, &failed());
-        let retry = |secs, attempt| Decision::RetryAfter { delay: Duration::from_secs(secs), attempt };
+        let retry = |secs, attempt| {
+            Disposition::Republish(Purpose::Retry { delay: Duration::from_secs(secs), attempt })
+        };
         assert_eq!(after(0), retry(1, 2));
         assert_eq!(after(1), retry(1, 2));
         assert_eq!(after(2), retry(2, 3));
         assert_eq!(after(3), retry(3, 4));
         assert_eq!(after(4), retry(3, 5));
-        assert_eq!(after(5), Decision::Dead("attempt 5 of 5: exit status 3".into()));
-        assert_eq!(after(u32::MAX), Decision::Dead(format!("attempt {} of 5: exit status 3", u32::MAX)));
+        assert_eq!(after(5), dead("attempt 5 of 5: exit status 3".into()));
+        assert_eq!(after(u32::MAX), dead(format!("attempt {} of 5: exit status 3", u32::MAX)));
     }
 
     #[test]
     fn one_attempt_is_no_retry() {
         let policy = Policy { attempts: 1, ..policy() };
-        assert_eq!(policy.after(1, &failed()), Decision::Dead("attempt 1 of 1: exit status 3".into()));
+        assert_eq!(policy.after(1, &failed()), dead("attempt 1 of 1: exit status 3".into()));
     }
 
     #[test]
     fn without_a_list_there_is_still_a_pause() {
         let policy = Policy { attempts: u32::MAX, backoff: Vec::new(), ..policy() };
-        let retry = |attempt| Decision::RetryAfter { delay: DEFAULT_BACKOFF, attempt };
+        let retry = |attempt| Disposition::Republish(Purpose::Retry { delay: DEFAULT_BACKOFF, attempt });
         assert_eq!(policy.after(1, &failed()), retry(2));
         assert_eq!(policy.after(u32::MAX - 1, &failed()), retry(u32::MAX));
     }
 
     #[test]
     fn other_outcomes_do_not_depend_on_the_attempt() {
-        let dead = Outcome::Dead(Failure { exit: "DEAD no such order".into(), stderr: Vec::new() });
+        let hopeless = Outcome::Dead(Failure { exit: "DEAD no such order".into(), stderr: Vec::new() });
         for attempt in [0, 1, 5, 6, u32::MAX] {
             let after = |outcome: &Outcome| policy().after(attempt, outcome);
-            assert_eq!(after(&Outcome::Done), Decision::Ack);
-            assert_eq!(after(&Outcome::GivenUp), Decision::Requeue);
+            assert_eq!(after(&Outcome::Done), Disposition::Acknowledge);
+            assert_eq!(after(&Outcome::GivenUp), Disposition::GiveBack);
             let what = "no files left".to_owned();
-            assert_eq!(after(&Outcome::NoResources(what.clone())), Decision::RequeueAndPause(what));
+            assert_eq!(after(&Outcome::NoResources(what.clone())), Disposition::GiveBackAndPause(what));
             let obstacle = Obstacle::lasting("why".into());
-            assert_eq!(after(&Outcome::CannotRun(obstacle)), Decision::StopWorker("why".into()));
-            assert_eq!(after(&dead), Decision::Dead("DEAD no such order".into()));
+            assert_eq!(
+                after(&Outcome::CannotRun(obstacle)),
+                Disposition::GiveBackAndStop(Error::configuration("why"))
+            );
+            assert_eq!(after(&hopeless), dead("DEAD no such order".into()));
         }
     }
 
