@@ -17,6 +17,8 @@ mod republisher;
 mod shared;
 mod supervisor;
 mod surroundings;
+#[cfg(test)]
+mod testing;
 mod worker_thread;
 
 use std::sync::Arc;

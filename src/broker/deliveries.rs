@@ -123,7 +123,8 @@ pub struct Delivery<'c> {
     pub body: Vec<u8>,
     /// Everything else that came with it.
     pub properties: Properties,
-    pub(super) channel: &'c (dyn DeliveryChannel + 'c),
+    /// Where it came, and is answered.
+    pub channel: &'c (dyn DeliveryChannel + 'c),
 }
 
 impl Delivery<'_> {

@@ -337,3 +337,6 @@ impl<'c> Consuming<'c> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,8 @@
 mod publishing_thread;
 mod refusals;
 mod refused;
+#[cfg(test)]
+pub(super) mod testing;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

@@ -110,3 +110,6 @@ impl WorkerThread {
         ack_timeout::to_ask_for(options.timeout, options.grace, options.prefetch)
     }
 }
+
+#[cfg(test)]
+mod tests;
