@@ -9,12 +9,12 @@ mod attempt;
 mod consume;
 mod context;
 mod dedup;
-mod drain;
 mod intake;
 mod planned_copy;
 mod process;
 mod republisher;
 mod shared;
+mod stop;
 mod supervisor;
 mod surroundings;
 #[cfg(test)]
@@ -38,9 +38,9 @@ use crate::settlement::Policy;
 use crate::shortage;
 use crate::shutdown;
 use context::Context;
-use drain::Drain;
 use republisher::Republisher;
 use shared::Shared;
+use stop::Stop;
 use supervisor::{Closing, Supervisor};
 use worker_thread::WorkerThread;
 
@@ -149,9 +149,7 @@ struct Pool {
     end_requests: Receiver<EndRequest>,
     /// Closes when all threads have ended.
     ended: Receiver<Never>,
-    drain: Drain,
-    /// Dropped to give up what runs.
-    abort: Option<Sender<Never>>,
+    stop: Stop,
     why: Option<Why>,
     /// There was a signal: the next one forces the end, whatever has happened in between.
     signalled: bool,
@@ -160,8 +158,7 @@ struct Pool {
 
 impl Pool {
     fn start(shared: &Arc<Shared>, handlers: &Arc<HandlerFactory>) -> Result<Self> {
-        let drain = Drain::new();
-        let (abort, aborting) = crossbeam_channel::bounded(0);
+        let stop = Stop::default();
         let (alive, ended) = crossbeam_channel::bounded(0);
         let (end_requests_in, end_requests) = crossbeam_channel::unbounded();
         let (requests_in, requests) = crossbeam_channel::unbounded();
@@ -177,8 +174,7 @@ impl Pool {
                 shared: Arc::clone(shared),
                 end_requests: end_requests_in.clone(),
                 republisher: republisher.clone(),
-                drain: drain.clone(),
-                abort: aborting.clone(),
+                stop: stop.clone(),
                 bell: crossbeam_channel::bounded(1),
             };
             let worker = WorkerThread { context, requests: requests_in.clone() };
@@ -210,8 +206,7 @@ impl Pool {
             workers,
             end_requests,
             ended,
-            drain,
-            abort: Some(abort),
+            stop,
             why: None,
             signalled: false,
             fatal: None,
@@ -249,7 +244,7 @@ impl Pool {
                         }
                     }
                     Ok(EndRequest::Empty) => {
-                        if !self.drain.has_begun() {
+                        if !self.stop.is_draining() {
                             self.shared.finish();
                             self.begin_drain(Why::Empty);
                         }
@@ -282,8 +277,8 @@ impl Pool {
         }
         self.why = Some(why);
         match why {
-            Why::Signal(_) => self.drain.begin_by_signal(),
-            Why::Empty | Why::Idle | Why::Fatal => self.drain.begin(),
+            Why::Signal(_) => self.stop.drain_by_signal(),
+            Why::Empty | Why::Idle | Why::Fatal => self.stop.drain(),
         }
     }
 
@@ -312,8 +307,7 @@ impl Pool {
     }
 
     fn abandon(&mut self) {
-        self.drain.begin();
-        self.abort = None;
+        self.stop.abort();
         // Closes when they have ended; a thread that is stuck in a call to the broker is left behind.
         let _ = self.ended.recv_timeout(ABORT_WAIT);
     }
@@ -321,7 +315,7 @@ impl Pool {
     /// When the pool will have been idle for long enough, as far as is known now.
     fn idle_at(&self) -> Option<Instant> {
         let idle_timeout = self.shared.options.idle_timeout?;
-        if self.drain.has_begun() {
+        if self.stop.is_draining() {
             return None;
         }
         let now = Instant::now();

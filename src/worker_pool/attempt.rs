@@ -43,23 +43,23 @@ impl Context {
         if !matches!(outcome, Outcome::NoResources(_) | Outcome::GivenUp) {
             self.shared.note_shortage(false);
         }
-        self.shared.surroundings.settle(outcome, &task, self.drain.signalled(), &self.abort)
+        self.shared.surroundings.settle(outcome, &task, self.stop.signalled(), self.stop.aborting())
     }
 
     fn run_when_possible(&self, handler: &mut dyn Handler, task: &Task<'_>) -> Outcome {
         let mut pauses = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         for _ in 0..WAITS_TO_RUN {
-            let outcome = contained(|| handler.run(task, &self.abort));
+            let outcome = contained(|| handler.run(task, self.stop.aborting()));
             match &outcome {
                 Outcome::NoResources(what) => self.shared.tell_shortage(what),
                 Outcome::CannotRun(Obstacle { why, may_pass: true }) => self.shared.tell_obstacle(why),
                 _ => return outcome,
             }
-            if self.drain.begun().recv_timeout(pauses.pause()) == Err(RecvTimeoutError::Disconnected) {
+            if self.stop.draining().recv_timeout(pauses.pause()) == Err(RecvTimeoutError::Disconnected) {
                 return Outcome::GivenUp;
             }
         }
-        contained(|| handler.run(task, &self.abort))
+        contained(|| handler.run(task, self.stop.aborting()))
     }
 }
 

@@ -111,11 +111,11 @@ struct Consuming<'c> {
 
 impl<'c> Consuming<'c> {
     fn run(&mut self, mut permit: Permit, pauses: &mut Pauses) -> Result<(), Fault> {
-        let Context { shared, drain, bell, .. } = self.context;
+        let Context { shared, stop, bell, .. } = self.context;
         loop {
             self.settle_answered()?;
             self.intake.make_room()?;
-            match self.intake.next(drain.begun(), &bell.1, shared.hold_limit()) {
+            match self.intake.next(stop.draining(), &bell.1, shared.hold_limit()) {
                 Arrival::Task(waiting) => match self.take(waiting, permit)? {
                     Step::Next(next) => permit = next,
                     Step::Pause(what) => {
@@ -136,7 +136,7 @@ impl<'c> Consuming<'c> {
 
     fn take(&mut self, waiting: Waiting<'c>, permit: Permit) -> Result<Step, Fault> {
         let shared = &self.context.shared;
-        if self.context.drain.has_begun() && !shared.finishing() {
+        if self.context.stop.is_draining() && !shared.finishing() {
             self.intake.put_first(waiting);
             return Ok(Step::Stop);
         }
@@ -162,7 +162,7 @@ impl<'c> Consuming<'c> {
             Some(permit)
         };
         let cancelled = self.intake.end_if_cancelled()?;
-        let next = next.filter(|_| pause.is_none() && !cancelled && !self.context.drain.has_begun());
+        let next = next.filter(|_| pause.is_none() && !cancelled && !self.context.stop.is_draining());
         if next.is_none() {
             // Before the acknowledgement: it makes room for a next delivery, which would come only to be given back,
             // flagged as redelivered.
@@ -228,7 +228,7 @@ impl<'c> Consuming<'c> {
                         over = crossbeam_channel::after(pauses.next(shared.settled()));
                     }
                 },
-                recv(self.context.drain.begun()) -> _ => return Ok(false),
+                recv(self.context.stop.draining()) -> _ => return Ok(false),
                 recv(self.context.bell.1) -> _ => self.settle_answered()?,
             }
         }

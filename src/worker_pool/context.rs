@@ -5,10 +5,9 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::EndRequest;
-use super::drain::Drain;
 use super::republisher::Republisher;
 use super::shared::Shared;
-use crate::cancel::Never;
+use super::stop::Stop;
 
 /// See the module.
 pub(super) struct Context {
@@ -16,9 +15,7 @@ pub(super) struct Context {
     /// To the thread that hears signals.
     pub(super) end_requests: Sender<EndRequest>,
     pub(super) republisher: Republisher,
-    pub(super) drain: Drain,
-    /// Closes when running tasks must be given up.
-    pub(super) abort: Receiver<Never>,
+    pub(super) stop: Stop,
     /// Gets a message when something is known of a copy that this thread asked for.
     pub(super) bell: (Sender<()>, Receiver<()>),
 }

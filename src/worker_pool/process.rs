@@ -95,7 +95,7 @@ impl Context {
                     tell(&Event::RunsHereAlready { id: delivery.properties.id() });
                     select! {
                         recv(ends) -> _ => {}
-                        recv(self.drain.begun()) -> _ => return Disposition::GiveBack.into(),
+                        recv(self.stop.draining()) -> _ => return Disposition::GiveBack.into(),
                     }
                 }
             }
@@ -180,7 +180,9 @@ impl Context {
     /// `patience`.
     pub(super) fn look_at(&self, pending_copy: &PendingCopy, patience: Duration) -> Disposition {
         let PlannedCopy { to, purpose, .. } = &*pending_copy.copy;
-        let Some(result) = pending_copy.pending.wait(patience, &self.abort) else { return Disposition::Wait };
+        let Some(result) = pending_copy.pending.wait(patience, self.stop.aborting()) else {
+            return Disposition::Wait;
+        };
         match (purpose, &result) {
             (Purpose::DeadLetter(why), CopyResult::Kept) => {
                 tell(&Event::Dead { why, queue: &to.name });
@@ -207,7 +209,7 @@ impl Context {
     fn stop_worker(&self, error: Error) {
         // The pool is gone only when the process is about to be.
         let _ = self.end_requests.send(EndRequest::Fatal(error));
-        self.drain.begin();
+        self.stop.drain();
     }
 
     /// A task is to run although its deliveries should be counted first.

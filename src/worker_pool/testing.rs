@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, unbounded};
 
 use super::context::Context;
-use super::drain::Drain;
 use super::republisher::Republisher;
 use super::republisher::testing::Copies;
 use super::shared::Shared;
+use super::stop::Stop;
 use super::{EndRequest, Options};
 use crate::broker::{
     BrokerUrl, ConsumeOptions, Deliveries, Delivery, DeliveryChannel, Fault, Message, Next, Properties,
@@ -326,13 +326,11 @@ pub(super) fn failed(exit: &str) -> Outcome {
 /// What a worker thread works with, and the other ends of that.
 pub(super) struct Bench {
     pub(super) shared: Arc<Shared>,
-    pub(super) drain: Drain,
+    pub(super) stop: Stop,
     pub(super) end_requests: Receiver<EndRequest>,
     pub(super) copies: Copies,
     pub(super) runs: Runs,
     pub(super) closed: Arc<AtomicU32>,
-    /// Taken to give up what runs.
-    pub(super) abort: Mutex<Option<Sender<Never>>>,
 }
 
 pub(super) fn options() -> Options {
@@ -362,27 +360,19 @@ impl Bench {
         let shared = Arc::new(Shared::new(options));
         shared.set_queue_kind(Some(QueueType::Quorum));
         let (end_requests_in, end_requests) = unbounded();
-        let (abort, aborting) = bounded(0);
         let (republisher, copies) = Republisher::scripted();
         let ((started_in, started), (outcomes, outcomes_out)) = (unbounded(), unbounded());
-        let (drain, closed) = (Drain::new(), Arc::<AtomicU32>::default());
+        let (stop, closed) = (Stop::default(), Arc::<AtomicU32>::default());
         let context = Context {
             shared: Arc::clone(&shared),
             end_requests: end_requests_in,
             republisher,
-            drain: drain.clone(),
-            abort: aborting,
+            stop: stop.clone(),
             bell: bounded(1),
         };
         let handler = Scripted { started: started_in, outcomes: outcomes_out, closed: Arc::clone(&closed) };
-        let (runs, abort) = (Runs { started, outcomes }, Mutex::new(Some(abort)));
-        (Self { shared, drain, end_requests, copies, runs, closed, abort }, context, handler)
-    }
-
-    /// Gives up what runs.
-    pub(super) fn abort(&self) {
-        self.drain.begin();
-        lock(&self.abort).take();
+        let runs = Runs { started, outcomes };
+        (Self { shared, stop, end_requests, copies, runs, closed }, context, handler)
     }
 
     /// Gives up what runs when it is dropped.
@@ -401,7 +391,7 @@ struct Aborting<'b>(&'b Bench);
 
 impl Drop for Aborting<'_> {
     fn drop(&mut self) {
-        self.0.abort();
+        self.0.stop.abort();
     }
 }
 

@@ -58,12 +58,13 @@ impl WorkerThread {
             lost = Some((generation, fault));
             // Nothing is held meanwhile. The first pause after a loss is short enough not to matter, and a channel
             // that ends at once again and again must not spin.
-            if self.context.drain.begun().recv_timeout(backoff.pause()) == Err(RecvTimeoutError::Disconnected)
+            if self.context.stop.draining().recv_timeout(backoff.pause())
+                == Err(RecvTimeoutError::Disconnected)
             {
                 break;
             }
         }
-        handler.close(&self.context.abort);
+        handler.close(self.context.stop.aborting());
     }
 
     /// Without its handler the thread is of no use, and a worker with fewer threads than asked for is not one either.
@@ -78,7 +79,7 @@ impl WorkerThread {
         self.requests.send(Request { reply, lost }).ok()?;
         select! {
             recv(grants) -> grant => grant.ok(),
-            recv(self.context.drain.begun()) -> _ => None,
+            recv(self.context.stop.draining()) -> _ => None,
         }
     }
 

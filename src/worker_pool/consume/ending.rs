@@ -6,7 +6,6 @@ use crossbeam_channel::select;
 
 use super::Consuming;
 use crate::broker::Fault;
-use crate::cancel::is_closed;
 use crate::events::Event;
 use crate::report::tell;
 use crate::settlement::Disposition;
@@ -34,7 +33,7 @@ impl Consuming<'_> {
             }
             select! {
                 recv(self.context.bell.1) -> _ => {}
-                recv(self.context.abort) -> _ => {}
+                recv(self.context.stop.aborting()) -> _ => {}
                 default(LAST_LOOK) => {}
             }
         }
@@ -60,7 +59,7 @@ impl Consuming<'_> {
 
     /// Decides about what may get no copy while this worker lives.
     fn end_held(&mut self) -> Result<(), Fault> {
-        let (stops, aborted) = (self.context.drain.has_begun(), is_closed(&self.context.abort));
+        let (stops, aborted) = (self.context.stop.is_draining(), self.context.stop.is_aborting());
         let mut given_back = 0;
         for _ in 0..self.intake.aside.len() {
             let Some(aside) = self.intake.aside.pop_front() else { break };

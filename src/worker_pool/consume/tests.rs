@@ -26,7 +26,7 @@ fn consuming(
             let mut unproven = UnprovenAcks::new(&context.shared.dedup, context.shared.options.prefetch);
             // One channel after the other, as a worker thread does.
             let mut ends = Vec::new();
-            while !context.drain.has_begun() {
+            while !context.stop.is_draining() {
                 let mut pauses = Pauses::new();
                 let ended = consume(&context, &consuming, None, &mut unproven, &mut pauses, &mut handler);
                 let is_over = ended.is_ok();
@@ -164,7 +164,7 @@ fn a_connection_lost_before_the_copy_is_kept_costs_another_copy_and_no_run() {
 fn a_drain_lets_a_running_task_end_and_takes_no_other() {
     consuming(options(), [new("a"), new("b")], |bench, broker, finishing| {
         bench.runs.begins("a");
-        bench.drain.begin_by_signal();
+        bench.stop.drain_by_signal();
         finishing.goes_on();
         bench.runs.ends(Outcome::Done);
         finishing.waits();
@@ -182,7 +182,7 @@ fn a_drain_waits_for_a_copy_under_way_and_gives_back_what_may_get_none() {
             // The thread does not wait for it any more.
             copy.waits_for(WaitsFor::Change);
             copy.waits_for(waits_for);
-            bench.drain.begin_by_signal();
+            bench.stop.drain_by_signal();
             if waits_for == WaitsFor::Confirm {
                 until("it has cancelled its consumer", || !broker.is_consuming());
                 assert_eq!(broker.answers(), []);
@@ -202,7 +202,7 @@ fn a_drain_gives_back_what_was_only_prefetched() {
     let prefetch = with(|options| options.prefetch = 3);
     consuming(prefetch, [new("a"), new("b"), new("c"), new("d")], |bench, broker, finishing| {
         bench.runs.begins("a");
-        bench.drain.begin_by_signal();
+        bench.stop.drain_by_signal();
         bench.runs.ends(Outcome::Done);
         finishing.waits();
         let expected = [("a", Acked), ("b", Requeued), ("c", Requeued)];
@@ -258,6 +258,23 @@ fn prefetched_tasks_are_counted_when_they_arrive() {
 }
 
 #[test]
+fn a_prefetched_task_whose_copy_is_under_way_does_not_go_back_in_a_drain() {
+    let prefetch = with(|options| options.prefetch = 2);
+    consuming(prefetch, [new("a"), returned("b", 2)], |bench, broker, finishing| {
+        bench.runs.begins("a");
+        let copy = bench.copies.next();
+        bench.stop.drain_by_signal();
+        bench.runs.ends(Outcome::Done);
+        until("a is acknowledged", || broker.answered("a") == Some(Acked));
+        finishing.goes_on();
+        copy.kept();
+        finishing.waits();
+        assert_eq!(broker.answers(), ["a", "b"].map(|id| (id.to_owned(), Acked)));
+        bench.copies.none();
+    });
+}
+
+#[test]
 fn a_task_that_was_delivered_too_often_is_dead_without_running() {
     consuming(options(), [returned("a", 5)], |bench, broker, _| {
         let copy = bench.copies.next();
@@ -283,7 +300,7 @@ fn what_may_be_dropped_when_it_goes_back_runs_before_the_worker_ends() {
         let copy = bench.copies.next();
         bench.copies.block();
         copy.waits_for(WaitsFor::Change);
-        bench.drain.begin_by_signal();
+        bench.stop.drain_by_signal();
         bench.runs.begins_and_ends("a", Outcome::Done);
         finishing.waits();
         assert_eq!(broker.answers(), [("a".to_owned(), Acked)]);
@@ -297,7 +314,7 @@ fn what_may_be_dropped_and_goes_back_after_all_is_told() {
         let copy = bench.copies.next();
         copy.waits_for(WaitsFor::Change);
         // There is no time to run it.
-        bench.abort();
+        bench.stop.abort();
         finishing.waits();
         assert_eq!(broker.answers(), [("a".to_owned(), Requeued)]);
     });
@@ -330,7 +347,7 @@ fn where_copies_are_not_allowed_the_worker_stops_and_the_task_goes_back() {
 fn what_runs_is_given_up_with_the_abort() {
     consuming(options(), [new("a")], |bench, broker, finishing| {
         bench.runs.begins("a");
-        bench.abort();
+        bench.stop.abort();
         finishing.waits();
         assert_eq!(broker.answers(), [("a".to_owned(), Requeued)]);
         bench.copies.none();
@@ -343,7 +360,7 @@ fn an_empty_queue_ends_a_run_only_with_what_had_arrived() {
     consuming(prefetch, [new("a"), new("b")], |bench, broker, finishing| {
         bench.runs.begins("a");
         bench.shared.finish();
-        bench.drain.begin();
+        bench.stop.drain();
         bench.runs.ends(Outcome::Done);
         bench.runs.begins_and_ends("b", Outcome::Done);
         finishing.waits();

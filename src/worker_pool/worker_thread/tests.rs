@@ -62,7 +62,7 @@ fn it_asks_for_another_channel_and_says_what_became_of_the_last_one() {
 fn a_drain_is_heard_while_there_is_no_channel() {
     working(options(), [], |bench, _, requests| {
         let request = requests.recv_timeout(LONG).unwrap();
-        bench.drain.begin();
+        bench.stop.drain();
         until("it listens no more", || {
             let channel = Box::new(Broker::with([]));
             let grant = Grant { channel, generation: 1, ack_timeout: AckTimeout::Configured };
