@@ -22,7 +22,7 @@ const FLOORS: [&[&str]; 9] = [
 ];
 
 /// Files that only tests see.
-const ONLY_FOR_TESTS: [&str; 3] = ["properties.rs", "testing.rs", "tests.rs"];
+const ONLY_FOR_TESTS: [&str; 3] = ["proptests.rs", "testing.rs", "tests.rs"];
 
 /// A path of module names below the crate's root.
 type Module = Vec<String>;
