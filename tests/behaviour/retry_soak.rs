@@ -2,7 +2,7 @@
 
 use crate::support::handler::{body, header};
 use crate::support::poll::within;
-use crate::support::{Broker, Dice, Process, Sandbox};
+use crate::support::{Broker, Process, Rng, Sandbox};
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -113,7 +113,7 @@ fn collect_dead(broker: &Broker, sandbox: &Sandbox) -> BTreeMap<usize, String> {
 #[test]
 fn killing_workers_and_the_broker_at_random_loses_neither_a_task_nor_a_failure() {
     const DEATHS: u64 = 10;
-    let mut dice = Dice::new();
+    let mut rng = Rng::new();
     let sandbox = Sandbox::exclusive();
     let tasks: BTreeSet<usize> = (0..400).filter(|n| !never_ends(*n)).collect();
     let hopeless: BTreeSet<usize> = tasks.iter().copied().filter(|n| is_hopeless(*n)).collect();
@@ -125,13 +125,13 @@ fn killing_workers_and_the_broker_at_random_loses_neither_a_task_nor_a_failure()
     };
     let mut workers = [start(), start()];
     for death in 0..DEATHS {
-        dice.pause(700);
+        rng.pause(700);
         if death % 5 == 4 {
             sandbox.node().kill();
-            dice.pause(1000);
+            rng.pause(1000);
             sandbox.node().start();
         } else {
-            workers[usize::try_from(dice.below(2)).unwrap()].signal(SIGKILL);
+            workers[usize::try_from(rng.below(2)).unwrap()].signal(SIGKILL);
         }
         replace_the_dead(&mut workers, start);
     }

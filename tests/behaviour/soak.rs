@@ -1,7 +1,7 @@
 //! Many tasks, many threads, and things dying at random.
 
 use crate::support::poll::within;
-use crate::support::{Dice, Process, Sandbox};
+use crate::support::{Process, Rng, Sandbox};
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -84,7 +84,7 @@ fn replace_the_dead(workers: &mut Vec<Process>, start: impl Fn() -> Process) {
 fn killing_workers_and_the_broker_at_random_loses_none_of_500_tasks() {
     const COUNT: usize = 500;
     const DEATHS: u64 = 12;
-    let mut dice = Dice::new();
+    let mut rng = Rng::new();
     let sandbox = Sandbox::exclusive();
     let tasks: HashSet<String> = (0..COUNT).map(|n| format!("task {n}")).collect();
     let mut send = sandbox.taskq(["send", "--lines", "--retry-for", "60s"]).start();
@@ -99,13 +99,13 @@ fn killing_workers_and_the_broker_at_random_loses_none_of_500_tasks() {
         if let Some(piece) = pieces.pop() {
             send.write(piece);
         }
-        dice.pause(400);
+        rng.pause(400);
         if death % 4 == 3 {
             sandbox.node().kill();
-            dice.pause(1000);
+            rng.pause(1000);
             sandbox.node().start();
         } else {
-            workers[usize::try_from(dice.below(2)).unwrap()].signal(SIGKILL);
+            workers[usize::try_from(rng.below(2)).unwrap()].signal(SIGKILL);
         }
         replace_the_dead(&mut workers, start);
     }

@@ -5,7 +5,7 @@ use super::brokers::Brokers;
 use super::run::{Alarm, PAUSE, Shared};
 use super::senders::Sender;
 use super::workers::Place;
-use crate::support::{Dice, Node};
+use crate::support::{Node, Rng};
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP, SIGTERM};
 use std::time::Duration;
 
@@ -19,45 +19,45 @@ const BROKER_MS: u64 = 12_000;
 /// are not.
 const OUTAGE_MS: u64 = 16_000;
 
-fn pick<'t, T>(dice: &mut Dice, from: &'t [T]) -> &'t T {
-    &from[usize::try_from(dice.below(from.len() as u64)).unwrap()]
+fn pick<'t, T>(rng: &mut Rng, from: &'t [T]) -> &'t T {
+    &from[usize::try_from(rng.below(from.len() as u64)).unwrap()]
 }
 
-fn outage(dice: &mut Dice) -> Duration {
-    Duration::from_millis(200 + dice.below(OUTAGE_MS))
+fn outage(rng: &mut Rng) -> Duration {
+    Duration::from_millis(200 + rng.below(OUTAGE_MS))
 }
 
 /// Hits workers and senders until the run settles. The worker in place 0 is spared: its memory is watched.
-pub(crate) fn hit_clients(shared: &Shared, places: &[Place], senders: &[Sender], dice: &mut Dice) {
+pub(crate) fn hit_clients(shared: &Shared, places: &[Place], senders: &[Sender], rng: &mut Rng) {
     let _alarm = Alarm(shared);
     loop {
-        shared.rest(Duration::from_millis(500 + dice.below(CLIENTS_MS)), Shared::is_settling);
+        shared.rest(Duration::from_millis(500 + rng.below(CLIENTS_MS)), Shared::is_settling);
         if shared.is_settling() {
             return;
         }
-        if dice.below(3) == 0 {
-            hit_sender(shared, pick(dice, senders), dice);
+        if rng.below(3) == 0 {
+            hit_sender(shared, pick(rng, senders), rng);
         } else {
-            hit_worker(shared, pick(dice, &places[1..]), dice);
+            hit_worker(shared, pick(rng, &places[1..]), rng);
         }
     }
 }
 
 /// Hits one worker until the run settles, each time half a second after it has begun to take tasks. Earlier than that no
 /// fault is of use, and with every delivery cut short before it can be counted nobody could keep a task.
-pub(crate) fn hit_again_and_again(shared: &Shared, place: &Place, dice: &mut Dice) {
+pub(crate) fn hit_again_and_again(shared: &Shared, place: &Place, rng: &mut Rng) {
     let _alarm = Alarm(shared);
     loop {
         while !(shared.is_settling() || place.takes_tasks(shared)) {
             std::thread::sleep(PAUSE);
         }
-        shared.rest(Duration::from_millis(HOSTILE_MS + dice.below(HOSTILE_MS / 2)), Shared::is_settling);
+        shared.rest(Duration::from_millis(HOSTILE_MS + rng.below(HOSTILE_MS / 2)), Shared::is_settling);
         if shared.is_settling() {
             return;
         }
         // One that is told to stop may be killed before it has.
         let kinds = [Kind::WorkerKilled, Kind::WorkerKilled, Kind::WorkerStopped, Kind::WorkerCut];
-        let kind = *pick(dice, &kinds);
+        let kind = *pick(rng, &kinds);
         let number = shared.begin(kind, Target::Worker(place.number));
         let hit = match kind {
             Kind::WorkerCut => {
@@ -71,7 +71,7 @@ pub(crate) fn hit_again_and_again(shared: &Shared, place: &Place, dice: &mut Dic
     }
 }
 
-fn hit_worker(shared: &Shared, place: &Place, dice: &mut Dice) {
+fn hit_worker(shared: &Shared, place: &Place, rng: &mut Rng) {
     let kinds = [
         Kind::WorkerKilled,
         Kind::WorkerKilled,
@@ -82,8 +82,8 @@ fn hit_worker(shared: &Shared, place: &Place, dice: &mut Dice) {
         Kind::WorkerCut,
         Kind::WorkerStalled,
     ];
-    let kind = *pick(dice, &kinds);
-    let outage = outage(dice);
+    let kind = *pick(rng, &kinds);
+    let outage = outage(rng);
     if !place.seat.is_undisturbed() {
         return;
     }
@@ -92,7 +92,7 @@ fn hit_worker(shared: &Shared, place: &Place, dice: &mut Dice) {
         Kind::WorkerStopped => place.seat.signal(SIGTERM),
         Kind::WorkerForced => {
             let first = place.seat.signal(SIGTERM);
-            shared.rest(Duration::from_millis(dice.below(1_500)), Shared::is_abandoned);
+            shared.rest(Duration::from_millis(rng.below(1_500)), Shared::is_abandoned);
             // It may have drained by now.
             place.seat.signal(SIGTERM);
             first
@@ -118,11 +118,11 @@ fn hit_worker(shared: &Shared, place: &Place, dice: &mut Dice) {
     if hit { shared.over(number) } else { shared.missed(number) }
 }
 
-fn hit_sender(shared: &Shared, sender: &Sender, dice: &mut Dice) {
+fn hit_sender(shared: &Shared, sender: &Sender, rng: &mut Rng) {
     let kinds =
         [Kind::SenderKilled, Kind::SenderStopped, Kind::SenderCut, Kind::SenderCut, Kind::SenderStalled];
-    let kind = *pick(dice, &kinds);
-    let outage = outage(dice);
+    let kind = *pick(rng, &kinds);
+    let outage = outage(rng);
     let number = shared.begin(kind, Target::Sender(sender.number));
     let hit = match kind {
         Kind::SenderStopped => sender.seat.signal(SIGTERM),
@@ -142,10 +142,10 @@ fn hit_sender(shared: &Shared, sender: &Sender, dice: &mut Dice) {
 }
 
 /// Hits nodes until the run settles, one at a time, each whole again before the next.
-pub(crate) fn hit_brokers(shared: &Shared, brokers: &Brokers, dice: &mut Dice) {
+pub(crate) fn hit_brokers(shared: &Shared, brokers: &Brokers, rng: &mut Rng) {
     let _alarm = Alarm(shared);
     loop {
-        shared.rest(Duration::from_millis(3_000 + dice.below(BROKER_MS)), Shared::is_settling);
+        shared.rest(Duration::from_millis(3_000 + rng.below(BROKER_MS)), Shared::is_settling);
         if shared.is_settling() {
             return;
         }
@@ -161,10 +161,10 @@ pub(crate) fn hit_brokers(shared: &Shared, brokers: &Brokers, dice: &mut Dice) {
         if brokers.nodes().len() > 1 {
             kinds.extend([Kind::NodeCutOff, Kind::NodeCutOff]);
         }
-        let kind = *pick(dice, &kinds);
-        let at = usize::try_from(dice.below(brokers.nodes().len() as u64)).unwrap();
+        let kind = *pick(rng, &kinds);
+        let at = usize::try_from(rng.below(brokers.nodes().len() as u64)).unwrap();
         let number = shared.begin(kind, Target::Broker(at));
-        hit_node(shared, &brokers.nodes()[at], kind, outage(dice), number);
+        hit_node(shared, &brokers.nodes()[at], kind, outage(rng), number);
         brokers.mend();
         shared.over(number);
     }

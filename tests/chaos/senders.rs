@@ -7,7 +7,7 @@ use super::ledger;
 use super::run::{Alarm, PAUSE, Shared};
 use super::seat::{self, Ended, Seat};
 use super::workers::PAUSES;
-use crate::support::{Dice, Node, Proxy};
+use crate::support::{Node, Proxy, Rng};
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -64,22 +64,22 @@ impl Sender {
     }
 
     /// Sends lines until the run settles: one `taskq send` after the other, a few hundred tasks each.
-    pub(crate) fn send_lines(&self, shared: &Shared, dice: &mut Dice) {
+    pub(crate) fn send_lines(&self, shared: &Shared, rng: &mut Rng) {
         let _alarm = Alarm(shared);
         for session in 1.. {
             if shared.is_settling() {
                 return;
             }
-            let delay = (dice.below(5) == 0).then(|| PAUSES[usize::try_from(dice.below(2)).unwrap()]);
+            let delay = (rng.below(5) == 0).then(|| PAUSES[usize::try_from(rng.below(2)).unwrap()]);
             self.send_some_lines(
                 shared,
-                dice,
+                rng,
                 Bulk { name: format!("s{}.{session}", self.number), delay, fed: 0 },
             );
         }
     }
 
-    fn send_some_lines(&self, shared: &Shared, dice: &mut Dice, mut bulk: Bulk) {
+    fn send_some_lines(&self, shared: &Shared, rng: &mut Rng, mut bulk: Bulk) {
         let unsent = shared.ledger.path("senders", &format!("{}.unsent", bulk.name));
         let mut command = self.command(shared, &bulk.name, bulk.delay);
         command.args(["--lines", "--unsent"]).arg(&unsent).stdin(Stdio::piped());
@@ -89,7 +89,7 @@ impl Sender {
         let name = bulk.name.clone();
         let (ended, confirmed) = std::thread::scope(|scope| {
             let printed = scope.spawn(|| note_ids(shared, &name, stdout));
-            self.feed(shared, dice, &mut bulk, stdin);
+            self.feed(shared, rng, &mut bulk, stdin);
             let ended = self.wait(shared);
             (ended, printed.join().unwrap())
         });
@@ -124,19 +124,19 @@ impl Sender {
     }
 
     /// Writes lines for a while: mostly a few at a time, now and then more than `send` has under way unconfirmed.
-    fn feed(&self, shared: &Shared, dice: &mut Dice, bulk: &mut Bulk, mut stdin: ChildStdin) {
-        let end = Instant::now() + Duration::from_millis(3_000 + dice.below(20_000));
+    fn feed(&self, shared: &Shared, rng: &mut Rng, bulk: &mut Bulk, mut stdin: ChildStdin) {
+        let end = Instant::now() + Duration::from_millis(3_000 + rng.below(20_000));
         while !shared.is_settling() && self.seat.is_undisturbed() && Instant::now() < end {
-            let count = if dice.below(300) == 0 { 300 } else { 1 + dice.below(4) };
+            let count = if rng.below(300) == 0 { 300 } else { 1 + rng.below(4) };
             let mut lines = String::new();
             for _ in 0..count {
                 bulk.fed += 1;
-                let _ = writeln!(lines, "{}", body(shared, dice, &format!("{}/{}", bulk.name, bulk.fed)));
+                let _ = writeln!(lines, "{}", body(shared, rng, &format!("{}/{}", bulk.name, bulk.fed)));
             }
             if stdin.write_all(lines.as_bytes()).is_err() {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(50 + dice.below(400)));
+            std::thread::sleep(Duration::from_millis(50 + rng.below(400)));
         }
     }
 
@@ -160,7 +160,7 @@ impl Sender {
     }
 
     /// Sends one task after the other, each until it is confirmed.
-    pub(crate) fn send_singly(&self, shared: &Shared, dice: &mut Dice) {
+    pub(crate) fn send_singly(&self, shared: &Shared, rng: &mut Rng) {
         let _alarm = Alarm(shared);
         for task in 1.. {
             if shared.is_settling() {
@@ -168,9 +168,9 @@ impl Sender {
             }
             let name = format!("s{}.{task}", self.number);
             let id = format!("single-{}-{task}", self.number);
-            let body = body(shared, dice, &format!("{name}/1"));
-            let delay = (dice.below(5) == 0 && shared.ground != Ground::Hostile)
-                .then(|| PAUSES[usize::try_from(dice.below(2)).unwrap()]);
+            let body = body(shared, rng, &format!("{name}/1"));
+            let delay = (rng.below(5) == 0 && shared.ground != Ground::Hostile)
+                .then(|| PAUSES[usize::try_from(rng.below(2)).unwrap()]);
             let mut sent = false;
             // What may be there already is sent again with its id, as a careful user would.
             while !sent && !shared.is_settling() {
@@ -182,7 +182,7 @@ impl Sender {
             self.note(name, sent, delay.is_some());
             // Long tasks are to be worked in the end too.
             let pause = if shared.ground == Ground::Hostile { 1_000 } else { 100 };
-            shared.rest(Duration::from_millis(pause + dice.below(900)), Shared::is_settling);
+            shared.rest(Duration::from_millis(pause + rng.below(900)), Shared::is_settling);
         }
     }
 
@@ -216,17 +216,17 @@ fn note_ids(shared: &Shared, session: &str, stdout: ChildStdout) -> usize {
 }
 
 /// What a task is, and what it asks of its handler.
-fn body(shared: &Shared, dice: &mut Dice, name: &str) -> String {
-    let errand = match dice.below(200) {
-        _ if shared.ground == Ground::Hostile => format!("slow{}.{}", 1 + dice.below(3), dice.below(10)),
+fn body(shared: &Shared, rng: &mut Rng, name: &str) -> String {
+    let errand = match rng.below(200) {
+        _ if shared.ground == Ground::Hostile => format!("slow{}.{}", 1 + rng.below(3), rng.below(10)),
         0 => "hang".to_owned(),
         1..=4 => "data".to_owned(),
         5..=12 => "hopeless".to_owned(),
         13..=22 => "twice".to_owned(),
         23..=40 => "once".to_owned(),
-        41..=60 => format!("slow{}.{}", dice.below(3), dice.below(10)),
+        41..=60 => format!("slow{}.{}", rng.below(3), rng.below(10)),
         _ => "quick".to_owned(),
     };
-    let padding = if dice.below(50) == 0 { "x".repeat(PADDING) } else { String::new() };
+    let padding = if rng.below(50) == 0 { "x".repeat(PADDING) } else { String::new() };
     format!("{name} {errand} {} {padding}.", Moment::now())
 }

@@ -10,7 +10,7 @@ use super::senders::Sender;
 use super::watch;
 use super::workers::{ATTEMPTS, Place, THREADS};
 use super::{faults, settle};
-use crate::support::Dice;
+use crate::support::Rng;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,9 +79,9 @@ fn work(
     time: Duration,
     seed: u64,
 ) -> Memory {
-    // Each thread throws dice of its own: its luck does not depend on how the others get on.
-    let mut seeds = Dice::from(seed);
-    let mut dice = || Dice::from(seeds.below(u64::from(u32::MAX)));
+    // Each thread throws rng of its own: its luck does not depend on how the others get on.
+    let mut seeds = Rng::from(seed);
+    let mut rng = || Rng::from(seeds.below(u64::from(u32::MAX)));
     std::thread::scope(|scope| {
         let memory = scope.spawn(|| watch::sample(shared, places));
         for place in places {
@@ -90,16 +90,16 @@ fn work(
         brokers.prepare(shared);
         let mut busy = Vec::new();
         for sender in senders {
-            let mut dice = dice();
+            let mut rng = rng();
             busy.push(scope.spawn(move || {
                 if sender.number + 1 < SENDERS {
-                    sender.send_lines(shared, &mut dice);
+                    sender.send_lines(shared, &mut rng);
                 } else {
-                    sender.send_singly(shared, &mut dice);
+                    sender.send_singly(shared, &mut rng);
                 }
             }));
         }
-        let (mut for_clients, mut for_brokers) = (dice(), dice());
+        let (mut for_clients, mut for_brokers) = (rng(), rng());
         if shared.ground == Ground::Hostile {
             busy.push(scope.spawn(move || faults::hit_again_and_again(shared, &places[0], &mut for_clients)));
         } else {
