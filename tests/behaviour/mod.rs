@@ -67,4 +67,4 @@ mod retry_soak;
 mod inherited;
 mod interop;
 
-mod chaos_books;
+mod chaos_checker;
