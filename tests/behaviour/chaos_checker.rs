@@ -118,20 +118,36 @@ fn only_what_used_up_its_attempts_may_be_dead() {
     let two = || (1..=2).map(|n| run(Failed, "hopeless", n, 1000 + 2 * u64::from(n))).collect();
     let early = History { dead: vec![remaining("hopeless", 3)], ..history(two()) };
     assert!(violations(&early).contains("dead 1 times after 0 last attempts"), "{}", violations(&early));
-    // Its last attempt once, and the copy of that twice, but not three times.
-    let all = || (1..=3).map(|n| run(Failed, "hopeless", n, 1000 + 2 * u64::from(n))).collect();
-    let copies =
-        |count| History { dead: (0..count).map(|_| remaining("hopeless", 3)).collect(), ..history(all()) };
-    assert_eq!(violations(&copies(2)), "");
-    assert!(
-        violations(&copies(3)).contains("dead 3 times after 1 last attempts"),
-        "{}",
-        violations(&copies(3))
-    );
     let quick = History { dead: vec![remaining("quick", 1)], ..history(Vec::new()) };
     assert!(violations(&quick).contains("should not be"));
     let both = History { dead: vec![remaining("hopeless", 3)], ..history(vec![run(Done, "quick", 1, 1002)]) };
     assert!(!violations(&both).is_empty());
+}
+
+#[test]
+fn a_dead_task_may_be_there_twice_only_if_a_fault_came_after_its_last_attempt() {
+    // The last attempt ends at 1007.
+    let dead = |copies, fault: Option<Fault>| {
+        let runs = (1..=3).map(|n| run(Outcome::Failed, "hopeless", n, 1000 + 2 * u64::from(n))).collect();
+        let dead = (0..copies).map(|_| remaining("hopeless", 3)).collect();
+        violations(&History { dead, faults: fault.into_iter().collect(), ..history(runs) })
+    };
+    let kill = |slot, from| fault(FaultKind::WorkerKilled, Target::Worker(slot), from, from);
+    let node = |from, until| fault(FaultKind::NodeKilled, Target::Broker(0), from, until);
+    assert_eq!(dead(1, None), "");
+    let twice = "dead 2 times after 1 last attempts, 0 of them with a later fault";
+    assert!(dead(2, None).contains(twice), "{}", dead(2, None));
+    let not_over = Fault { until: None, ..fault(FaultKind::WorkerStalled, Target::Worker(1), 1000, 1000) };
+    for explaining in [kill(1, 1008), kill(1, 1300), node(1010, 1020), node(990, 1000), not_over] {
+        assert_eq!(dead(2, Some(explaining.clone())), "", "{explaining}");
+        let thrice = "dead 3 times after 1 last attempts, 1 of them with a later fault";
+        assert!(dead(3, Some(explaining)).contains(thrice));
+    }
+    // Before the end of the attempt; another worker; a sender; a node that was back long before.
+    let sender = fault(FaultKind::SenderCut, Target::Sender(0), 1010, 1010);
+    for unrelated in [kill(1, 1005), kill(2, 1010), sender, node(980, 996)] {
+        assert!(dead(2, Some(unrelated.clone())).contains(twice), "{unrelated}");
+    }
 }
 
 #[test]

@@ -69,15 +69,15 @@ impl History {
         for (id, task) in self.tasks() {
             result.count(&task);
             let session = task.session().and_then(|name| sessions.get(name).copied());
-            if let Err(what) = self.check_task(&task, session) {
-                result.violations.push(format!("{id}: {what}"));
-            }
             let explainer = Explainer {
                 runs: &task.runs,
                 confirmed: task.confirmed.map(|confirmed| confirmed.at),
                 delayed: session.is_some_and(|session| session.delayed),
                 faults: &self.faults,
             };
+            if let Err(what) = self.check_task(&task, session, &explainer) {
+                result.violations.push(format!("{id}: {what}"));
+            }
             for run in explainer.extra_runs() {
                 let explanation = explainer.explain(run);
                 if explanation.is_none() {
@@ -111,7 +111,12 @@ impl History {
     }
 
     /// Checks everything about a task except its extra runs.
-    fn check_task(&self, task: &TaskHistory<'_>, session: Option<&Session>) -> Result<(), String> {
+    fn check_task(
+        &self,
+        task: &TaskHistory<'_>,
+        session: Option<&Session>,
+        explainer: &Explainer<'_>,
+    ) -> Result<(), String> {
         let done = task.count(|run| run.outcome == Outcome::Done);
         if task.confirmed.is_some() && done + task.dead.len() + task.queued.len() == 0 {
             return Err(format!("lost: confirmed, and neither done nor dead nor queued; {}", describe(task)));
@@ -123,26 +128,31 @@ impl History {
         if bodies.len() > 1 {
             return Err(format!("came with different bodies: {bodies:?}"));
         }
-        self.check_end(task, done)
+        self.check_end(task, done, explainer)
     }
 
     /// Checks that a task has ended as its action says: done, or dead after its last attempt.
-    fn check_end(&self, task: &TaskHistory<'_>, done: usize) -> Result<(), String> {
+    fn check_end(
+        &self,
+        task: &TaskHistory<'_>,
+        done: usize,
+        explainer: &Explainer<'_>,
+    ) -> Result<(), String> {
         let may_be_dead =
             |remaining: &&Remaining| matches!(remaining.body.action(), Action::Fail | Action::Refuse);
         if let Some(remaining) = task.dead.iter().find(|remaining| !may_be_dead(remaining)) {
             return Err(format!("dead, and should not be: {}; {}", remaining.body, describe(task)));
         }
-        let last_attempts = task.count(|run| match run.outcome {
+        let is_last = |run: &Run| match run.outcome {
             Outcome::Refused => true,
             Outcome::Failed | Outcome::Hung => run.attempt >= self.attempts,
             Outcome::Done | Outcome::Truncated => false,
-        });
-        // The broker may take the copy of a dead task and lose its confirm with the connection. The worker remembers how the
-        // task ended, and copies it again without running it.
-        if task.dead.len() > 2 * last_attempts {
+        };
+        let last_attempts = task.count(is_last);
+        let maybe_copied_twice = task.count(|run| is_last(run) && explainer.may_be_copied_twice(run));
+        if task.dead.len() > last_attempts + maybe_copied_twice {
             return Err(format!(
-                "dead {} times after {last_attempts} last attempts; {}",
+                "dead {} times after {last_attempts} last attempts, {maybe_copied_twice} of them with a later fault; {}",
                 task.dead.len(),
                 describe(task)
             ));

@@ -156,6 +156,19 @@ impl<'b> Explainer<'b> {
         }
     }
 
+    /// Whether a fault may have made the worker copy a dead task twice after this last attempt: it hit the worker, its
+    /// connection or its broker at some time between the end of the attempt and the end of the round. The broker may take a
+    /// copy and lose the confirm with the connection; the worker then copies the task again without running it.
+    pub(crate) fn may_be_copied_twice(&self, last_attempt: &Run) -> bool {
+        let from = last_attempt.end;
+        last_attempt.slot().is_some_and(|slot| {
+            self.faults.iter().any(|fault| {
+                fault.affects_worker(slot)
+                    && fault.until.is_none_or(|until| until >= affected_from(fault, from))
+            })
+        })
+    }
+
     /// The runs that may have led to this one: of the same attempt, or of the one before it.
     fn before(&self, extra: &Run) -> impl Iterator<Item = &'b Run> {
         let (start, attempt, itself) = (extra.start, extra.attempt, std::ptr::from_ref(extra));
