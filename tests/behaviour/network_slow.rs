@@ -1,4 +1,5 @@
-//! Narrow and long lines: a large body takes its time, and that is not taken for a dead peer.
+//! Slow networks, with little bandwidth or long delays: a large body takes its time, and that is not taken for a dead
+//! peer.
 
 use crate::support::sandbox::LARGE;
 use crate::support::{Direction, Process, Sandbox, until};
@@ -88,7 +89,7 @@ fn questions_that_wait_behind_a_large_body_are_not_given_up() {
 }
 
 #[test]
-fn a_long_line_is_as_good_as_a_short_one() {
+fn a_network_with_long_delays_costs_no_task() {
     let mut sandbox = Sandbox::new();
     let proxy = sandbox.through_proxy();
     proxy.delay(Duration::from_millis(200));

@@ -1,4 +1,5 @@
-//! A thousand tasks of which many fail: each is done or dead in the end, also when things die at random.
+//! A thousand tasks of which many fail: each is done or dead in the end, also when workers and brokers are killed at
+//! random.
 
 use crate::support::handler::{body, header};
 use crate::support::poll::within;
@@ -95,8 +96,8 @@ fn of_a_thousand_tasks_each_is_done_or_dead_after_all_its_attempts() {
     }
 }
 
-/// Starts a worker in the place of each that has died.
-fn replace_the_dead(workers: &mut [Process], start: impl Fn() -> Process) {
+/// Starts a worker in place of each that was killed.
+fn restart_killed(workers: &mut [Process], start: impl Fn() -> Process) {
     for worker in workers {
         if !worker.is_running() {
             *worker = start();
@@ -133,14 +134,14 @@ fn killing_workers_and_the_broker_at_random_loses_neither_a_task_nor_a_failure()
         } else {
             workers[usize::try_from(rng.below(2)).unwrap()].signal(SIGKILL);
         }
-        replace_the_dead(&mut workers, start);
+        restart_killed(&mut workers, start);
     }
     let broker = sandbox.broker();
     let left = || [&sandbox.queue, &sandbox.delay_queue(300)].map(|queue| broker.ready(queue)) != [0, 0];
     while left() {
         within(Duration::from_mins(2), "nothing that waits", || {
             // A worker that was started while the broker was down has ended with 69, as it should.
-            replace_the_dead(&mut workers, start);
+            restart_killed(&mut workers, start);
             (!left()).then_some(())
         });
         // What still runs may have to be tried again.

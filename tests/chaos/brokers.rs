@@ -13,7 +13,8 @@ pub(crate) enum Setup {
     Single,
     /// Three nodes and quorum queues.
     Cluster,
-    /// One node, a quorum queue, and one worker that gets a fault every half second, so that each task meets many faults.
+    /// One node, a quorum queue, and one worker that gets a fault every half second, so that each task meets many
+    /// faults.
     Hostile,
 }
 
@@ -30,8 +31,8 @@ impl Setup {
         self != Self::Single
     }
 
-    /// Its share of the time, beside the other rounds. A hostile round can be shorter, as each task meets many faults; and its
-    /// long tasks take time after the faults.
+    /// Its share of the time, beside the other rounds. A hostile round can be shorter, as each task meets many faults;
+    /// and its long tasks take time after the faults.
     pub(crate) fn weight(self) -> u32 {
         match self {
             Self::Single | Self::Cluster => 2,

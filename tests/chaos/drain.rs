@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 /// After the last fault a task must be completed within this long, and then again and again while there are any.
 const PROGRESS: Duration = Duration::from_mins(1);
-/// The same while tasks wait in delay queues only. A delay queue whose broker was restarted may wait for a confirm before it
-/// hands a task over again: RabbitMQ's time-out for that is three minutes.
+/// The same while tasks wait in delay queues only. A delay queue whose broker was restarted may wait for a confirm
+/// before it hands a task over again: RabbitMQ's time-out for that is three minutes.
 const DELAYED_PROGRESS: Duration = Duration::from_mins(4);
 /// A quorum queue updates its message counts only every five seconds.
 const COUNTS_UPDATED: Duration = Duration::from_secs(7);

@@ -1,9 +1,10 @@
 //! `make chaos`: senders and workers at work while workers, connections and nodes are killed, frozen and cut off; and
 //! then every task is accounted for.
 //!
-//! Each setup is a round, whose history is recorded outside of taskq: what `taskq send` printed, and what handlers wrote.
-//! Settings come from the environment: CHAOS_SECONDS, CHAOS_SEED, CHAOS_ON (single, cluster, hostile, both for the first two, all),
-//! CHAOS_LIMIT (the delivery limit of quorum queues; 0 for none), CHAOS_HANDLER (command, recycling, mixed).
+//! Each setup is a round, whose history is recorded outside of taskq: what `taskq send` printed, and what handlers
+//! wrote. Settings come from the environment: CHAOS_SECONDS, CHAOS_SEED, CHAOS_ON (single, cluster, hostile, both for
+//! the first two, all), CHAOS_LIMIT (the delivery limit of quorum queues; 0 for none), CHAOS_HANDLER (command,
+//! recycling, mixed).
 
 // A round that cannot go on has failed: it may say so by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]

@@ -1,4 +1,5 @@
-//! Records the history of a round in files outside of taskq: what senders printed, what handlers did, which faults there were.
+//! Records the history of a round in files outside of taskq: what senders printed, what handlers did, which faults
+//! there were.
 
 use super::checker::clock::Moment;
 use super::checker::fault::Fault;

@@ -1,4 +1,5 @@
-//! Senders: bulk sends that get their input line by line, and single sends that are repeated, with the same id, until one succeeds.
+//! Senders: bulk sends that get their input line by line, and single sends that are repeated, with the same id, until
+//! one succeeds.
 
 use super::brokers::Setup;
 use super::checker::clock::Moment;

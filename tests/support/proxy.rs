@@ -207,7 +207,8 @@ fn forward(pair: &Pair, direction: Direction, state: &State) {
         Direction::ToClient => (&pair.server, &pair.client),
     };
     let mut buffer = vec![0; 64 * 1024];
-    // TCP delivers nothing beyond a gap, so a connection that lost bytes gets no more, even once the network works again.
+    // TCP delivers nothing beyond a gap, so a connection that lost bytes gets no more, even once the network works
+    // again.
     let mut gap = false;
     loop {
         let speed = state.network.lock().unwrap().links[direction as usize].speed;

@@ -137,7 +137,7 @@ impl<'b> Explainer<'b> {
                 let confirmed = self.confirmed.unwrap_or(extra.start).plus(SLACK);
                 extra.attempt == 1
                     && late
-                    && extra.body.sender().is_some_and(|slot| fault.affects_sender(slot))
+                    && extra.body.sender().is_some_and(|number| fault.affects_sender(number))
                     && fault.overlaps(affected_from(fault, submitted), confirmed)
             }
             Window::HandedOver => {
@@ -157,8 +157,8 @@ impl<'b> Explainer<'b> {
     }
 
     /// Whether a fault may have made the worker copy a dead task twice after this last attempt: it hit the worker, its
-    /// connection or its broker at some time between the end of the attempt and the end of the round. The broker may take a
-    /// copy and lose the confirm with the connection; the worker then copies the task again without running it.
+    /// connection or its broker at some time between the end of the attempt and the end of the round. The broker may
+    /// take a copy and lose the confirm with the connection; the worker then copies the task again without running it.
     pub(crate) fn may_be_copied_twice(&self, last_attempt: &Run) -> bool {
         let from = last_attempt.end;
         last_attempt.slot().is_some_and(|slot| {
@@ -179,8 +179,8 @@ impl<'b> Explainer<'b> {
             .filter(move |run| run.attempt == attempt || run.attempt + 1 == attempt)
     }
 
-    /// When the broker has the acknowledgement of a run at the latest. A failed task is set aside while the broker takes no
-    /// copy of it, as during a memory alarm.
+    /// When the broker has the acknowledgement of a run at the latest. A failed task is set aside while the broker
+    /// takes no copy of it, as during a memory alarm.
     fn acknowledged_by(&self, run: &Run) -> Moment {
         let hangs = if run.outcome == Outcome::Hung { HANGS_FOR } else { Duration::ZERO };
         let ended = run.end.plus(hangs);

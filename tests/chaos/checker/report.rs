@@ -13,8 +13,8 @@ use std::time::Duration;
 /// A delivery that was in flight when a node failed may still be run: that is no recovery.
 const IN_FLIGHT: Duration = Duration::from_millis(200);
 
-/// From a fault to the end of the next task that was begun after it, by the worker that it affected; for a sender, to its
-/// next confirmed task. None when there was no further task.
+/// From a fault to the end of the next task that was begun after it, by the worker that it affected; for a sender, to
+/// its next confirmed task. None when there was no further task.
 pub(crate) fn recovery(history: &History, fault: &Fault) -> Option<Duration> {
     let next = match fault.target {
         Target::Worker(slot) => next_end(history, fault.in_force_at, |ran_in| ran_in == Some(slot)),

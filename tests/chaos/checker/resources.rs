@@ -21,8 +21,8 @@ pub(crate) struct Resources {
 
 /// How far a process may grow between the first and the last third of its life.
 const GROWTH_KIB: u64 = 2 * 1024;
-/// The descriptors in use depend on the load: a worker can be idle in the first third of a short round and busy in the last
-/// one. A leak at every task or fault soon exceeds this.
+/// The descriptors in use depend on the load: a worker can be idle in the first third of a short round and busy in the
+/// last one. A leak at every task or fault soon exceeds this.
 const DESCRIPTORS_OF_A_TASK: usize = 5;
 const DESCRIPTORS_OF_A_CONNECTION: usize = 7;
 
@@ -34,7 +34,8 @@ impl Resources {
         Some((median(first)?, median(last)?))
     }
 
-    /// A violation if the worker has grown. It runs this many tasks at a time and has two connections, one of them for copies.
+    /// A violation if the worker has grown. It runs this many tasks at a time and has two connections, one of them for
+    /// copies.
     pub(crate) fn has_grown(&self, threads: usize) -> Option<String> {
         let (first, last) = self.ends()?;
         let load = threads * DESCRIPTORS_OF_A_TASK + DESCRIPTORS_OF_A_CONNECTION;
