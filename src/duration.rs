@@ -57,7 +57,7 @@ pub fn show(duration: Duration) -> String {
 }
 
 #[cfg(test)]
-mod properties;
+mod proptests;
 
 #[cfg(test)]
 mod tests {

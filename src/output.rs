@@ -126,7 +126,7 @@ pub fn unless_closed(written: io::Result<()>) -> io::Result<bool> {
 }
 
 #[cfg(test)]
-mod properties;
+mod proptests;
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! Broker URLs: parsed by taskq itself, because a URL library's errors would print the password.
 
 #[cfg(test)]
-mod properties;
+mod proptests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

@@ -128,7 +128,7 @@ impl OutputSink for Replies {
 }
 
 #[cfg(test)]
-mod properties;
+mod proptests;
 
 #[cfg(test)]
 mod tests {

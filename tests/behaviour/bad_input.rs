@@ -70,7 +70,7 @@ fn flags_that_contradict_each_other_are_usage_errors() {
     assert!(sandbox.broker().counts(&sandbox.queue).is_none(), "something was sent");
 }
 
-/// As `-- $HANDLER` is where HANDLER is not set.
+/// What `-- $HANDLER` comes to where HANDLER is not set.
 #[test]
 fn a_separator_without_a_command_does_nothing_to_the_queue() {
     let sandbox = Sandbox::new();

@@ -1,4 +1,4 @@
-//! A broker that talks and does not answer: no command waits for it for ever, and signals are heard meanwhile.
+//! A broker that sends notices but no answers: no command waits for it for ever, and signals are handled meanwhile.
 
 use crate::support::amqp::{self, DECLARE, Frame, Method, method, play_until, serve_until, short};
 use crate::support::script::Script;
@@ -17,28 +17,28 @@ fn declared(frame: &Frame) -> String {
     String::from_utf8_lossy(&frame.payload[7..7 + length]).into_owned()
 }
 
-/// Says something four times a second, until the client goes.
-fn chatter(stream: &mut TcpStream) -> io::Result<()> {
+/// Sends a notice of an alarm or of its end four times a second, until the client disconnects.
+fn send_notices(stream: &mut TcpStream) -> io::Result<()> {
     loop {
-        for chatter in [method(0, BLOCKED, &[&short("low on memory")]), method(0, UNBLOCKED, &[])] {
-            stream.write_all(&chatter)?;
+        for notice in [method(0, BLOCKED, &[&short("low on memory")]), method(0, UNBLOCKED, &[])] {
+            stream.write_all(&notice)?;
             std::thread::sleep(Duration::from_millis(250));
         }
     }
 }
 
-/// Answers as a broker does, until somebody asks for a queue whose name contains this.
-fn evasive_about(part: &'static str) -> Script {
+/// Answers as a broker does, until the client declares a queue whose name contains this; then it only sends notices.
+fn unanswering_about(part: &'static str) -> Script {
     Script::run(move |stream| {
         let mut asked = play_until(stream, DECLARE)?;
         while !declared(&asked).contains(part) {
-            // One that wants no answer gets none.
+            // A declaration with no-wait gets no answer.
             if asked.payload.get(7 + declared(&asked).len()).is_some_and(|bits| bits & 16 == 0) {
                 stream.write_all(&amqp::answer(asked.channel, DECLARE).unwrap())?;
             }
             asked = serve_until(stream, DECLARE)?;
         }
-        chatter(stream)
+        send_notices(stream)
     })
 }
 
@@ -53,7 +53,7 @@ fn delayed(sandbox: &Sandbox, broker: &Script, retry_for: &str) -> Process {
 #[test]
 fn a_delayed_send_hears_a_signal_while_the_broker_does_not_answer() {
     let sandbox = Sandbox::new();
-    let broker = evasive_about(".delay.");
+    let broker = unanswering_about(".delay.");
     let send = delayed(&sandbox, &broker, "5m");
     send.signal(SIGTERM);
     send.end().exits(143).says("0 tasks confirmed, 1 not");
@@ -62,14 +62,14 @@ fn a_delayed_send_hears_a_signal_while_the_broker_does_not_answer() {
 #[test]
 fn a_delayed_send_gives_up_in_time_while_the_broker_does_not_answer() {
     let sandbox = Sandbox::new();
-    let broker = evasive_about(".delay.");
+    let broker = unanswering_about(".delay.");
     delayed(&sandbox, &broker, "2s").end().exits_with_one_of(&[69, 75]).says("--retry-for");
 }
 
 #[test]
 fn dead_tasks_are_not_waited_for_where_the_broker_does_not_answer() {
     let sandbox = Sandbox::new();
-    let broker = evasive_about(".dead");
+    let broker = unanswering_about(".dead");
     for args in [&["dead", "list"][..], &["dead", "requeue", "--all"], &["dead", "purge", "--yes"]] {
         sandbox.taskq(args).env("TASKQ_URL", broker.url()).start().end().exits(69).in_one_line();
     }

@@ -1,10 +1,10 @@
-//! Faults: what kinds there are, whom one hit, and when.
+//! Faults: what kinds there are, what each affected, and when.
 
 use super::clock::Moment;
 use std::fmt;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Kind {
+pub(crate) enum FaultKind {
     WorkerKilled,
     WorkerStopped,
     WorkerForced,
@@ -24,7 +24,7 @@ pub(crate) enum Kind {
     NodeCutOff,
 }
 
-impl Kind {
+impl FaultKind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::WorkerKilled => "worker killed (-9)",
@@ -48,22 +48,22 @@ impl Kind {
     }
 }
 
-/// Who feels a fault.
+/// What a fault is injected into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// The worker in this place, whichever process has it.
+    /// The worker in this slot, whichever process has it.
     Worker(usize),
-    /// The sender in this place.
+    /// The sender of this number.
     Sender(usize),
-    /// A node, and so everybody.
+    /// A node, and so all workers and senders.
     Broker(usize),
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Worker(place) => write!(f, "w{place}"),
-            Self::Sender(place) => write!(f, "s{place}"),
+            Self::Worker(slot) => write!(f, "w{slot}"),
+            Self::Sender(number) => write!(f, "s{number}"),
             Self::Broker(node) => write!(f, "node{node}"),
         }
     }
@@ -71,49 +71,52 @@ impl fmt::Display for Target {
 
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Strike {
-    pub(crate) kind: Kind,
+pub(crate) struct Fault {
+    pub(crate) kind: FaultKind,
     pub(crate) target: Target,
     pub(crate) from: Moment,
-    /// When it was in force for certain: a kill or a rabbitmqctl takes a moment.
-    pub(crate) struck: Moment,
-    /// When what was done was undone: a node was back, a process thawed. `None` while that is not so.
+    /// When it was certainly in force: kill and rabbitmqctl take a moment after `from`.
+    pub(crate) in_force_at: Moment,
+    /// When it was over: a node was back, a process thawed. `None` before that.
     pub(crate) until: Option<Moment>,
 }
 
-impl Strike {
+impl Fault {
     /// Whether it was in force at some time between the two, both included.
-    pub(crate) fn touches(&self, from: Moment, until: Moment) -> bool {
+    pub(crate) fn overlaps(&self, from: Moment, until: Moment) -> bool {
         self.from <= until && self.until.is_none_or(|end| end >= from)
     }
 
-    pub(crate) fn hits_worker(&self, place: usize) -> bool {
+    pub(crate) fn affects_worker(&self, slot: usize) -> bool {
         match self.target {
-            Target::Worker(hit) => hit == place,
+            Target::Worker(target) => target == slot,
             Target::Broker(_) => true,
             Target::Sender(_) => false,
         }
     }
 
-    pub(crate) fn hits_sender(&self, place: usize) -> bool {
+    pub(crate) fn affects_sender(&self, number: usize) -> bool {
         match self.target {
-            Target::Sender(hit) => hit == place,
+            Target::Sender(target) => target == number,
             Target::Broker(_) => true,
             Target::Worker(_) => false,
         }
     }
 
-    pub(crate) fn hits_broker(&self) -> bool {
+    pub(crate) fn affects_broker(&self) -> bool {
         matches!(self.target, Target::Broker(_))
     }
 
-    /// The broker itself, not only its connections.
-    pub(crate) fn hits_node(&self) -> bool {
-        matches!(self.kind, Kind::NodeRestarted | Kind::NodeKilled | Kind::NodeFrozen | Kind::NodeCutOff)
+    /// Whether it affects the node itself, not only its connections.
+    pub(crate) fn affects_node(&self) -> bool {
+        matches!(
+            self.kind,
+            FaultKind::NodeRestarted | FaultKind::NodeKilled | FaultKind::NodeFrozen | FaultKind::NodeCutOff
+        )
     }
 }
 
-impl fmt::Display for Strike {
+impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {} ", self.from, self.target, self.kind.name())?;
         match self.until {

@@ -13,7 +13,7 @@ impl Moment {
         uptime.split_whitespace().next().and_then(Self::parse).unwrap()
     }
 
-    /// As it stands in `/proc/uptime` and in the ledger: `1234.56`.
+    /// As it stands in `/proc/uptime` and in the recorder: `1234.56`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (seconds, hundredths) = text.split_once('.')?;
         let hundredths: u64 = (hundredths.len() == 2).then(|| hundredths.parse().ok())??;

@@ -1,8 +1,8 @@
-//! What a worker had over time: one that stays up must not grow.
+//! What a worker uses over time: one that stays up must not leak.
 
 use std::time::Duration;
 
-/// What one process had at one time.
+/// What one process used at one time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sample {
     pub(crate) after: Duration,
@@ -11,41 +11,42 @@ pub(crate) struct Sample {
     pub(crate) threads: u64,
 }
 
-/// The samples of a worker that nothing is done to.
+/// The samples of the worker into which no fault is injected, and the peak of all workers.
 #[derive(Default)]
-pub(crate) struct Memory {
-    pub(crate) veteran: Vec<Sample>,
-    /// The most that any worker had.
+pub(crate) struct Resources {
+    pub(crate) long_lived: Vec<Sample>,
+    /// The most that any worker used.
     pub(crate) peak_kib: u64,
 }
 
 /// How far a process may grow between the first and the last third of its life.
 const GROWTH_KIB: u64 = 2 * 1024;
-/// What it has open comes and goes with the load: half of a short run's first third can be idle, and half of the last
-/// one busy. What leaks at every task or fault comes to more than that soon.
+/// The descriptors in use depend on the load: a worker can be idle in the first third of a short round and busy in the
+/// last one. A leak at every task or fault soon exceeds this.
 const DESCRIPTORS_OF_A_TASK: usize = 5;
 const DESCRIPTORS_OF_A_CONNECTION: usize = 7;
 
-impl Memory {
-    /// The medians of a third of the samples: what the process had once it was warm, and in the end.
+impl Resources {
+    /// The medians of the first and the last third of the samples.
     pub(crate) fn ends(&self) -> Option<(Sample, Sample)> {
-        let third = self.veteran.len() / 3;
-        let (first, last) = (self.veteran.get(..third)?, self.veteran.get(2 * third..)?);
+        let third = self.long_lived.len() / 3;
+        let (first, last) = (self.long_lived.get(..third)?, self.long_lived.get(2 * third..)?);
         Some((median(first)?, median(last)?))
     }
 
-    /// What is wrong with a worker that runs so many tasks at a time and has two connections, one of them for copies.
+    /// A violation if the worker has grown. It runs this many tasks at a time and has two connections, one of them for
+    /// copies.
     pub(crate) fn has_grown(&self, threads: usize) -> Option<String> {
         let (first, last) = self.ends()?;
         let load = threads * DESCRIPTORS_OF_A_TASK + DESCRIPTORS_OF_A_CONNECTION;
         let grown = last.kib > first.kib + first.kib / 4 + GROWTH_KIB
             || last.descriptors > first.descriptors + load
             || last.threads > first.threads + first.threads / 2;
-        grown.then(|| format!("the worker in place 0 has grown: from {first:?} to {last:?}"))
+        grown.then(|| format!("the worker in slot 0 has grown: from {first:?} to {last:?}"))
     }
 }
 
-/// Each value by itself, so that one odd moment does not count.
+/// The median of each value by itself, so that one outlier does not count.
 fn median(samples: &[Sample]) -> Option<Sample> {
     let middle = |mut values: Vec<u64>| {
         values.sort_unstable();

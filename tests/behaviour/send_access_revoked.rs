@@ -1,5 +1,6 @@
-//! `taskq send` and a broker that has let it in before, and then does not: that may be a refusal of its user, or a
-//! broker that dies at that moment. It is tried again, which what the user may not do on a connection is not.
+//! `taskq send` and a broker that refuses access after it has granted it before: its user may have been refused, or the
+//! broker is going down at that moment. So `send` tries again. It does not where the user lacks a permission on an open
+//! connection.
 
 use crate::support::script::{Script, hold};
 use crate::support::{Proxy, Sandbox, amqp};
@@ -8,12 +9,12 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// What a bounded wait may take longer than its bound.
+/// How much longer than its limit a wait may take on a busy machine.
 const SLACK: Duration = Duration::from_secs(15);
 
 type Ending = fn(&mut TcpStream) -> io::Result<()>;
 
-/// How a broker does not let someone in.
+/// How a broker refuses access.
 const REFUSALS: [Ending; 3] = [closed_after_the_credentials, reset_after_the_credentials, refused_with_words];
 
 fn closed_after_the_credentials(stream: &mut TcpStream) -> io::Result<()> {
@@ -31,8 +32,8 @@ fn refused_with_words(stream: &mut TcpStream) -> io::Result<()> {
     hold(stream)
 }
 
-/// A server that loses its first connection with a task on it, and ends the next ones, so many, like this. All others
-/// are good.
+/// A server that cuts its first connection while a task is unconfirmed, and ends so many of the next ones like this.
+/// Later ones work.
 fn server(refuse: Ending, times: usize) -> Script {
     let connections = AtomicUsize::new(0);
     Script::run(move |stream| match connections.fetch_add(1, Ordering::Relaxed) {

@@ -1,15 +1,16 @@
-//! The ledger: files that taskq knows nothing of, in which its senders and handlers are recorded.
+//! Records the history of a round in files outside of taskq: what senders printed, what handlers did, which faults
+//! there were.
 
-use super::books::clock::Moment;
-use super::books::record::{Confirmed, Run};
-use super::books::strike::Strike;
+use super::checker::clock::Moment;
+use super::checker::fault::Fault;
+use super::checker::record::{Confirmed, Run};
 use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-pub(crate) struct Ledger {
+pub(crate) struct Recorder {
     dir: PathBuf,
     confirmed: File,
     faults: File,
@@ -17,7 +18,7 @@ pub(crate) struct Ledger {
     reader: Mutex<Reader>,
 }
 
-/// The runs read so far. Handlers write whole lines, and the last one may not be there yet.
+/// The runs read so far. Handlers write whole lines; the last one may still be incomplete.
 struct Reader {
     file: File,
     offset: u64,
@@ -28,8 +29,8 @@ fn appending(path: &Path) -> File {
     OpenOptions::new().create(true).append(true).open(path).unwrap()
 }
 
-impl Ledger {
-    /// A new one in an empty directory.
+impl Recorder {
+    /// A new history in an empty directory.
     pub(crate) fn create(dir: &Path) -> Self {
         let _ = std::fs::remove_dir_all(dir);
         for part in ["workers", "senders"] {
@@ -51,19 +52,19 @@ impl Ledger {
         &self.dir
     }
 
-    /// Where handlers write.
+    /// The file to which handlers append their runs.
     pub(crate) fn runs_path(&self) -> PathBuf {
         self.dir.join("runs")
     }
 
-    /// A file for what a process writes to its stderr.
+    /// The log file of a process, for its stdout and stderr.
     pub(crate) fn log(&self, part: &str, name: &str) -> File {
         appending(&self.dir.join(part).join(format!("{name}.log")))
     }
 
-    /// Whether the process has written this to its stderr.
+    /// Whether the process has logged this.
     pub(crate) fn has_logged(&self, part: &str, name: &str, text: &str) -> bool {
-        // It may not have begun.
+        // The process may not have started yet.
         let log = std::fs::read(self.dir.join(part).join(format!("{name}.log"))).unwrap_or_default();
         String::from_utf8_lossy(&log).contains(text)
     }
@@ -77,16 +78,16 @@ impl Ledger {
         line(&self.confirmed, &format!("{} {session} {task}", Moment::now()));
     }
 
-    pub(crate) fn fault(&self, strike: &Strike) {
-        line(&self.faults, &strike.to_string());
+    pub(crate) fn fault(&self, fault: &Fault) {
+        line(&self.faults, &fault.to_string());
     }
 
-    /// Anything else that somebody may want to know who looks into a run: what was started, how it ended.
+    /// Anything else that helps to debug a round: what was started, how it ended.
     pub(crate) fn event(&self, what: impl Display) {
         line(&self.events, &format!("{} {what}", Moment::now()));
     }
 
-    /// Writes a list that is complete.
+    /// Writes a file at once.
     pub(crate) fn write(&self, name: &str, lines: impl IntoIterator<Item = String>) {
         let lines: Vec<String> = lines.into_iter().map(|line| line + "\n").collect();
         std::fs::write(self.dir.join(name), lines.concat()).unwrap();
@@ -106,7 +107,7 @@ impl Ledger {
             .collect()
     }
 
-    /// Looks at the runs that were completed by now.
+    /// Passes on the runs that have ended by now.
     pub(crate) fn with_runs<T>(&self, look: impl FnOnce(&[Run]) -> T) -> T {
         let mut reader = self.reader.lock().unwrap();
         reader.catch_up();
@@ -121,7 +122,7 @@ impl Reader {
         self.file.read_to_string(&mut new).unwrap();
         let whole = new.rfind('\n').map_or(0, |end| end + 1);
         for line in new[..whole].lines() {
-            self.runs.push(Run::parse(line).unwrap_or_else(|| panic!("no line of a handler's: {line:?}")));
+            self.runs.push(Run::parse(line).unwrap_or_else(|| panic!("not a handler's line: {line:?}")));
         }
         self.offset += whole as u64;
     }
@@ -132,13 +133,13 @@ fn line(mut file: &File, text: &str) {
     file.write_all(format!("{text}\n").as_bytes()).unwrap();
 }
 
-/// The ids that a sender prints, as they come, until it ends; a last line that is not whole is none.
-pub(crate) fn ids(stdout: impl Read, mut tell: impl FnMut(&str)) -> usize {
+/// Reads the ids that a sender prints, until it ends, and returns their number. An incomplete last line is no id.
+pub(crate) fn read_ids(stdout: impl Read, mut record: impl FnMut(&str)) -> usize {
     let mut reader = BufReader::new(stdout);
     let (mut count, mut text) = (0, String::new());
     while reader.read_line(&mut text).is_ok_and(|n| n > 0) {
         if let Some(id) = text.strip_suffix('\n') {
-            tell(id);
+            record(id);
             count += 1;
         }
         text.clear();

@@ -1,71 +1,71 @@
-//! What a run leaves behind, line by line: tasks that were confirmed, runs of handlers, tasks left in queues.
+//! What is recorded in a round, line by line: confirmed tasks, runs of handlers, tasks that remain in queues.
 
 use super::clock::Moment;
 use std::fmt;
 
 /// What a task asks of its handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Errand {
+pub(crate) enum Action {
     /// Succeeds.
     Succeed,
-    /// Fails so many times first.
+    /// Fails this many times first.
     FailFirst(u32),
-    /// Fails each time, or never ends, which comes to the same.
+    /// Fails each time, or hangs, which counts as a failure.
     Fail,
     /// Says that no attempt can succeed.
     Refuse,
 }
 
-/// The body of a task begins with this: who sent it, what it is to do, when it was handed to its sender.
+/// The body of a task begins with this: who sent it, what the handler is to do, when it was submitted to its sender.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Body {
-    /// The run of `taskq send` that it was given to, such as `s0.3`.
+    /// The `taskq send` that it was submitted to, such as `s0.3`.
     pub(crate) session: String,
     pub(crate) number: u32,
     /// `quick`, `slow1.5`, `once`, `twice`, `hopeless`, `hang`, `data`.
-    pub(crate) errand: String,
-    pub(crate) fed: Moment,
+    pub(crate) action: String,
+    pub(crate) submitted: Moment,
 }
 
 impl Body {
-    pub(crate) fn parse(name: &str, errand: &str, fed: &str) -> Option<Self> {
+    pub(crate) fn parse(name: &str, action: &str, submitted: &str) -> Option<Self> {
         let (session, number) = name.split_once('/')?;
         Some(Self {
             session: session.to_owned(),
             number: number.parse().ok()?,
-            errand: errand.to_owned(),
-            fed: Moment::parse(fed)?,
+            action: action.to_owned(),
+            submitted: Moment::parse(submitted)?,
         })
     }
 
-    pub(crate) fn errand(&self) -> Errand {
-        match self.errand.as_str() {
-            "once" => Errand::FailFirst(1),
-            "twice" => Errand::FailFirst(2),
-            "hopeless" | "hang" => Errand::Fail,
-            "data" => Errand::Refuse,
-            _ => Errand::Succeed,
+    pub(crate) fn action(&self) -> Action {
+        match self.action.as_str() {
+            "once" => Action::FailFirst(1),
+            "twice" => Action::FailFirst(2),
+            "hopeless" | "hang" => Action::Fail,
+            "data" => Action::Refuse,
+            _ => Action::Succeed,
         }
     }
 
-    /// The place of its sender: 3 in `s3.14`.
+    /// The number of its sender: 3 in `s3.14`.
     pub(crate) fn sender(&self) -> Option<usize> {
-        place(&self.session)
+        number_of(&self.session)
     }
 }
 
 impl fmt::Display for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{} {} {}", self.session, self.number, self.errand, self.fed)
+        write!(f, "{}/{} {} {}", self.session, self.number, self.action, self.submitted)
     }
 }
 
 /// The number after the first letter: 3 in `w3.14`.
-fn place(name: &str) -> Option<usize> {
+fn number_of(name: &str) -> Option<usize> {
     name.get(1..)?.split('.').next()?.parse().ok()
 }
 
-/// How a handler's run ended, by its own account.
+/// How a run ended, as the handler recorded it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Done,
@@ -73,7 +73,7 @@ pub(crate) enum Outcome {
     /// Written before it begins to hang; the worker's time-out ends it.
     Hung,
     Refused,
-    /// It was given an incomplete body, as its worker died while writing it.
+    /// Its body was incomplete: the worker was killed while writing it.
     Truncated,
 }
 
@@ -85,7 +85,7 @@ pub(crate) struct Run {
     pub(crate) body: Body,
     pub(crate) attempt: u32,
     pub(crate) redelivered: bool,
-    /// Such as `w1.4`: the fourth process in place 1.
+    /// Such as `w1.4`: the fourth process in slot 1.
     pub(crate) worker: String,
     pub(crate) pid: u32,
     pub(crate) start: Moment,
@@ -95,7 +95,7 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn parse(line: &str) -> Option<Self> {
         let fields: Vec<&str> = line.split(' ').collect();
-        let [outcome, task, name, errand, fed, attempt, redelivered, worker, pid, start, end] =
+        let [outcome, task, name, action, submitted, attempt, redelivered, worker, pid, start, end] =
             fields.try_into().ok()?;
         Some(Self {
             outcome: match outcome {
@@ -107,7 +107,7 @@ impl Run {
                 _ => return None,
             },
             task: task.to_owned(),
-            body: Body::parse(name, errand, fed)?,
+            body: Body::parse(name, action, submitted)?,
             attempt: attempt.parse().ok()?,
             redelivered: redelivered == "1",
             worker: worker.to_owned(),
@@ -117,8 +117,8 @@ impl Run {
         })
     }
 
-    pub(crate) fn place(&self) -> Option<usize> {
-        place(&self.worker)
+    pub(crate) fn slot(&self) -> Option<usize> {
+        number_of(&self.worker)
     }
 }
 
@@ -141,15 +141,15 @@ pub(crate) struct Confirmed {
     pub(crate) task: String,
 }
 
-/// A task that lies in a queue at the end.
+/// A task that is in a queue at the end of a round.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Left {
+pub(crate) struct Remaining {
     pub(crate) task: String,
     pub(crate) body: Body,
     pub(crate) attempt: u32,
 }
 
-/// One run of `taskq send`.
+/// One `taskq send`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Session {
     pub(crate) name: String,

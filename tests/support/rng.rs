@@ -1,11 +1,11 @@
-//! Chance that can be had again.
+//! Random numbers that can be repeated from their seed.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A small generator (xorshift64*): a failure can be had again with the seed it printed.
-pub(crate) struct Dice(u64);
+/// A small random number generator (xorshift64*). A failed test can be repeated with the seed that it printed.
+pub(crate) struct Rng(u64);
 
-impl Dice {
+impl Rng {
     /// From the seed in `TASKQ_TEST_SEED`, or a new one.
     pub(crate) fn new() -> Self {
         let seed = std::env::var("TASKQ_TEST_SEED").map_or_else(
@@ -16,14 +16,15 @@ impl Dice {
         Self::from(seed)
     }
 
-    /// From this seed: the same luck again.
+    /// From this seed: the same numbers each time.
     pub(crate) fn from(seed: u64) -> Self {
-        // Neighbouring seeds must not begin alike, and none may be 0.
-        let mut dice = Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-        dice.below(1);
-        dice
+        // Multiplied, so that neighbouring seeds do not begin alike; the state must not be 0.
+        let mut rng = Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+        rng.below(1);
+        rng
     }
 
+    /// A number from 0 to `limit - 1`.
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -32,6 +33,7 @@ impl Dice {
         (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) % limit
     }
 
+    /// Sleeps for a random time below this.
     pub(crate) fn pause(&mut self, below_ms: u64) {
         std::thread::sleep(Duration::from_millis(self.below(below_ms)));
     }
