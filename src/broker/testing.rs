@@ -46,6 +46,7 @@ pub struct Published {
     pub queue: String,
     pub body: Body,
     pub properties: Properties,
+    pub at: Instant,
 }
 
 impl Published {
@@ -76,7 +77,6 @@ struct State {
 
 /// A channel for publishing, and its connection.
 struct Channel {
-    connection: usize,
     confirms: Option<Sender<Confirm>>,
     returns: Option<Sender<Return>>,
     blocked: Option<Sender<ConnectionBlockedNotification>>,
@@ -158,7 +158,6 @@ impl FakeBroker {
         let (blocked_in, blocked) = unbounded();
         let mut state = self.state();
         state.channels.push(Channel {
-            connection,
             confirms: Some(confirms_in),
             returns: Some(returns_in),
             blocked: Some(blocked_in),
@@ -395,7 +394,8 @@ impl Line for FakeLine {
             (self.handed_over, self.busy) = (handed_over, true);
         }
         let (queue, body, properties) = (queue.to_owned(), Body::clone(body), properties.clone());
-        let published = Published { connection: self.connection, tag: channel.tag, queue, body, properties };
+        let (connection, tag, at) = (self.connection, channel.tag, Instant::now());
+        let published = Published { connection, tag, queue, body, properties, at };
         let result = state.arrived(self.number, published);
         self.broker.0.1.notify_all();
         result
@@ -448,6 +448,12 @@ impl Line for FakeLine {
 /// A fault of a connection or a channel.
 pub fn fault(scope: Scope, kind: FaultKind, words: &str) -> Fault {
     Fault::new(scope, kind, words)
+}
+
+/// A task's properties, with more than its id.
+pub fn task(id: &str) -> Properties {
+    let amqp = AmqpProperties::default().with_message_id(id.to_owned()).with_reply_to("somebody".to_owned());
+    Properties::from(amqp).with_headers(&[("Colour".to_owned(), "red".to_owned())])
 }
 
 /// A queue of tasks.

@@ -5,9 +5,13 @@
 //! two leaves the task twice, never not at all. A copy that is refused is tried again, with growing pauses, for as long
 //! as somebody waits for it.
 
+mod loss;
 mod publishing_thread;
 mod refusals;
 mod refused;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,11 +24,11 @@ use super::Event;
 use super::planned_copy::PlannedCopy;
 use super::settlement::WaitsFor;
 use super::shared::Shared;
-use crate::broker::{Body, CopyForm, Properties};
+use crate::broker::{Body, CopyForm, Opener, Properties, Publisher};
 use crate::cancel::Never;
 use crate::error::Error;
 use crate::lock::lock;
-use publishing_thread::PublishingThread;
+use publishing_thread::{PublishingThread, Times};
 
 /// How asking for a copy ended.
 #[derive(Debug, Clone)]
@@ -147,9 +151,22 @@ impl Republisher {
         events: Sender<Event>,
         alive: Sender<Never>,
     ) -> std::io::Result<Self> {
+        let (session, queue) = (shared.options.session.clone(), shared.options.queue.clone());
+        let opener = Arc::new(move || Publisher::open_verified(&session, &queue));
+        Self::start_with(opener, Times::default(), shared, events, alive)
+    }
+
+    fn start_with(
+        opener: Opener<Job>,
+        times: Times,
+        shared: &Arc<Shared>,
+        events: Sender<Event>,
+        alive: Sender<Never>,
+    ) -> std::io::Result<Self> {
         let (sender, jobs) = crossbeam_channel::unbounded();
         let blocked = Arc::new(AtomicBool::new(false));
-        let thread = PublishingThread::new(Arc::clone(shared), events, jobs, Arc::clone(&blocked));
+        let thread =
+            PublishingThread::new(Arc::clone(shared), events, jobs, Arc::clone(&blocked), opener, times);
         thread::Builder::new().name("copies".into()).spawn(move || {
             let _alive = alive;
             thread.run();

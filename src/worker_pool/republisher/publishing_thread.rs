@@ -16,36 +16,58 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 use super::super::settlement::WaitsFor;
 use super::super::shared::Shared;
 use super::super::{BOUNDED_PATIENCE, Event};
+use super::loss::{self, Becomes};
 use super::refusals::Reason;
 use super::refused::Refused;
 use super::{Answer, Job};
 use crate::backoff::Backoff;
 use crate::broker::{
-    CopyForm, DelayWatch, Fault, FaultKind, Link, Publisher, Scope, Settlement, Wake, vanished,
+    CopyForm, DelayWatch, Fault, FaultKind, Link, Opener, Publisher, Scope, Settlement, Wake, vanished,
 };
 use crate::error::{Error, Exit, Result};
 use crate::output;
 
 /// A connection that is not used goes away after this long; most workers rarely need one.
 const IDLE_CLOSE: Duration = Duration::from_mins(5);
-/// The pauses between attempts to connect. The longest bounds how late copies are kept after the broker is back.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// How long a limit on the size of messages is believed without asking again, which costs a connection: it may be
 /// raised meanwhile.
 const LIMIT_VALID: Duration = Duration::from_mins(10);
+
+/// How long it waits for what.
+pub(super) struct Times {
+    /// The pauses between attempts to connect. The longest bounds how late copies are kept after the broker is back.
+    pub(super) connecting: Backoff,
+    /// The pauses before a copy that was refused is tried again. The longest bounds how late it is kept after the reason is
+    /// gone.
+    pub(super) refused: Backoff,
+    /// For how long a bounded run puts up with copies that are refused.
+    pub(super) bounded: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            connecting: Backoff::new(Duration::from_millis(200), Duration::from_secs(15)),
+            refused: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)),
+            bounded: BOUNDED_PATIENCE,
+        }
+    }
+}
 
 /// What the publishing thread knows.
 pub(super) struct PublishingThread {
     shared: Arc<Shared>,
     events: Sender<Event>,
     jobs: Receiver<Job>,
+    opener: Opener<Job>,
     link: Link<Publisher<Job>>,
     /// The broker has refused a copy on this connection.
     refused_here: bool,
     /// The last attempt to connect failed.
     is_down: bool,
     backoff: Backoff,
+    /// See [`Times::bounded`].
+    patience: Duration,
     /// How many came so far.
     count: u64,
     /// What is not published, in the order in which it is to be.
@@ -75,6 +97,8 @@ impl PublishingThread {
         events: Sender<Event>,
         jobs: Receiver<Job>,
         blocked: Arc<AtomicBool>,
+        opener: Opener<Job>,
+        times: Times,
     ) -> Self {
         let queue = &shared.options.queue;
         let mut watch = DelayWatch::default();
@@ -88,13 +112,15 @@ impl PublishingThread {
             shared,
             events,
             jobs,
+            opener,
             link: Link::resting(Instant::now()),
             refused_here: false,
             is_down: false,
-            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+            refused: Refused::new(&times.refused),
+            backoff: times.connecting,
+            patience: times.bounded,
             count: 0,
             waiting: VecDeque::new(),
-            refused: Refused::default(),
             limit: None,
             blocked,
             blocked_since: None,
@@ -153,10 +179,9 @@ impl PublishingThread {
     }
 
     fn open(&mut self) {
-        let options = &self.shared.options;
-        let (session, queue) = (options.session.clone(), options.queue.clone());
+        let open = Arc::clone(&self.opener);
         self.link = Link::open(move || {
-            let mut publisher = Publisher::open_verified(&session, &queue)?;
+            let mut publisher = open()?;
             // What is published into an alarm waits in the broker's buffers, and turns up when that is over, whatever
             // has become of the task meanwhile.
             publisher.probe().map_err(Fault::into_error)?;
@@ -419,47 +444,38 @@ impl PublishingThread {
             self.limit = Some(Limit { bytes, told: Instant::now() });
         }
         jobs.extend(self.link.up().map(Publisher::take_unsettled).into_iter().flatten().chain(last));
-        let is_ours = match fault.kind {
-            _ if jobs.is_empty() => false,
-            FaultKind::TooLarge(Some(_)) => true,
-            FaultKind::Unacceptable | FaultKind::TooLarge(None) => {
-                if let [_] = jobs.as_slice() {
-                    jobs.drain(..).for_each(|job| self.unacceptable(job, &fault.to_string()));
-                }
-                for job in &mut jobs {
-                    job.suspect = true;
-                }
-                true
-            }
-            FaultKind::Refused | FaultKind::Configuration => {
-                let error = fault.clone().into_error();
-                jobs.drain(..).for_each(|job| self.not_allowed(job, &error));
-                false
-            }
-            _ => false,
-        };
-        jobs.into_iter().rev().for_each(|job| self.waiting.push_front(job));
-        // What the broker says of a copy is no reason to wait.
-        let pause = if is_ours { Duration::ZERO } else { self.backoff.pause() };
+        let alone = jobs.len() == 1;
+        let over_a_copy = !jobs.is_empty() && loss::is_over_a_copy(fault);
+        for job in jobs.into_iter().rev() {
+            let becomes = loss::after(fault, job.form, &job.original, alone);
+            self.after_loss(job, becomes, fault);
+        }
+        let pause = if over_a_copy { Duration::ZERO } else { self.backoff.pause() };
         self.disconnect(&fault.to_string(), Instant::now() + pause);
     }
 
-    /// The broker closed the channel or the connection over this copy.
-    fn unacceptable(&mut self, mut job: Job, words: &str) {
-        job.suspect = true;
-        let id = output::escape(job.original.id());
-        let Some(form) = job.form.next(words, &job.original) else {
-            self.refused.by_itself(&job, Reason::Told(words.to_owned()));
-            self.waiting.push_back(job);
-            return;
-        };
-        let without = match form {
-            CopyForm::WithoutReplyTo => "without reply_to",
-            CopyForm::Full | CopyForm::Bare => "with its id and taskq's own headers alone",
-        };
-        log::warn!("the broker does not take a copy of the task {id} ({words}): copying it {without}");
-        job.form = form;
-        self.waiting.push_front(job);
+    fn after_loss(&mut self, mut job: Job, becomes: Becomes, fault: &Fault) {
+        job.suspect |= matches!(becomes, Becomes::AgainAlone | Becomes::AgainAs(_) | Becomes::Later);
+        match becomes {
+            Becomes::Again | Becomes::AgainAlone => self.waiting.push_front(job),
+            Becomes::AgainAs(form) => {
+                let without = match form {
+                    CopyForm::WithoutReplyTo => "without reply_to",
+                    CopyForm::Full | CopyForm::Bare => "with its id and taskq's own headers alone",
+                };
+                let id = output::escape(job.original.id());
+                log::warn!(
+                    "the broker does not take a copy of the task {id} ({fault}): copying it {without}"
+                );
+                job.form = form;
+                self.waiting.push_front(job);
+            }
+            Becomes::Later => {
+                self.refused.by_itself(&job, Reason::Told(fault.to_string()));
+                self.waiting.push_back(job);
+            }
+            Becomes::NotAllowed => self.not_allowed(job, &fault.clone().into_error()),
+        }
     }
 
     fn disconnect(&mut self, why: &str, until: Instant) {
@@ -514,7 +530,7 @@ impl PublishingThread {
         let waits = self.shared.options.is_bounded() && !self.gave_up;
         let refused = self.refused.longest().map(|(since, _)| since);
         let since = refused.into_iter().chain(self.blocked_since).min().filter(|_| waits)?;
-        Some(since + BOUNDED_PATIENCE)
+        Some(since + self.patience)
     }
 
     /// Since when somebody waits for the broker to take publishes.

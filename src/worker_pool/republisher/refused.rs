@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use super::Job;
 use super::refusals::{Reason, Refusals};
+use crate::backoff::Backoff;
 use crate::output;
 
 /// See the module.
-#[derive(Default)]
 pub(super) struct Refused {
     /// By name.
     queues: Refusals<String>,
@@ -16,6 +16,10 @@ pub(super) struct Refused {
 }
 
 impl Refused {
+    pub(super) fn new(pauses: &Backoff) -> Self {
+        Self { queues: Refusals::new(pauses.clone()), single: Refusals::new(pauses.clone()) }
+    }
+
     /// Its queue takes none now; the others for it need not be tried meanwhile.
     pub(super) fn by_its_queue(&mut self, job: &Job, reason: Reason) {
         self.queues.note(job.copy.to.name.clone(), reason, Instant::now());
