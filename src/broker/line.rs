@@ -20,20 +20,6 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_hours(1);
 
 /// What a publisher needs of a connection. A trait, so that a test can play the broker.
 pub(super) trait Line: Send {
-    /// See [`Session::label`].
-    fn label(&self) -> &str;
-
-    /// See [`Session::introduction`].
-    fn introduction(&self) -> String;
-
-    /// See [`Session::frame_max`].
-    fn frame_max(&self) -> usize;
-
-    /// How long answers may take.
-    fn patience(&self) -> Patience {
-        Patience::default()
-    }
-
     /// Publishes one message through the default exchange; what no queue takes comes back. What cannot be published
     /// `at_once` without a wait for the broker to read is handed over by a thread.
     ///
@@ -81,20 +67,22 @@ pub(super) trait Line: Send {
     fn cut(self: Box<Self>, why: &str);
 }
 
-/// A connection that can be published on.
+/// A connection that can be published on, and what the broker says on it.
 pub(super) struct Opened {
     pub(super) line: Box<dyn Line>,
-    pub(super) heard: Heard,
-    /// See [`super::Publisher::queue_verified`].
-    pub(super) queue_verified: bool,
-}
-
-/// What the broker says.
-pub(super) struct Heard {
     pub(super) confirms: Receiver<Confirm>,
     pub(super) returns: Receiver<Return>,
     /// When it blocks and unblocks publishing.
     pub(super) blocked: Receiver<ConnectionBlockedNotification>,
+    /// See [`Session::label`].
+    pub(super) label: String,
+    /// See [`Session::introduction`].
+    pub(super) introduction: String,
+    /// See [`Session::frame_max`].
+    pub(super) frame_max: usize,
+    pub(super) patience: Patience,
+    /// See [`super::Publisher::queue_verified`].
+    pub(super) queue_verified: bool,
 }
 
 /// How long answers may take.
@@ -136,25 +124,30 @@ fn verified(mut session: Session, queue: &QueueSpec) -> Result<Opened, Fault> {
     Ok(on(session, confirming(found.channel)?, true))
 }
 
-fn on(session: Session, confirming: Confirming, queue_verified: bool) -> Opened {
-    let Confirming { channel, confirms, returns } = confirming;
-    let heard = Heard { confirms, returns, blocked: session.blocked().clone() };
-    Opened { line: Box::new(Live { handover: Handover::new(channel), session }), heard, queue_verified }
-}
-
-/// A channel in confirm mode.
-struct Confirming {
-    channel: Channel,
-    confirms: Receiver<Confirm>,
-    returns: Receiver<Return>,
+fn on(
+    session: Session,
+    (channel, confirms, returns): (Channel, Receiver<Confirm>, Receiver<Return>),
+    queue_verified: bool,
+) -> Opened {
+    Opened {
+        confirms,
+        returns,
+        blocked: session.blocked().clone(),
+        label: session.label().to_owned(),
+        introduction: session.introduction(),
+        frame_max: session.frame_max(),
+        patience: Patience::default(),
+        queue_verified,
+        line: Box::new(Live { handover: Handover::new(channel), session }),
+    }
 }
 
 /// Puts a channel into confirm mode. The answer is not waited for: nothing but a refusal could come.
-fn confirming(channel: Channel) -> Result<Confirming, Fault> {
+fn confirming(channel: Channel) -> Result<(Channel, Receiver<Confirm>, Receiver<Return>), Fault> {
     let returns = channel.call("a local setting", amiquip::Channel::listen_for_returns)?;
     let confirms = channel.call("a local setting", amiquip::Channel::listen_for_publisher_confirms)?;
     channel.call("confirm.select", amiquip::Channel::enable_publisher_confirms_nowait)?;
-    Ok(Confirming { channel, confirms, returns })
+    Ok((channel, confirms, returns))
 }
 
 /// The real one.
@@ -165,18 +158,6 @@ struct Live {
 }
 
 impl Line for Live {
-    fn label(&self) -> &str {
-        self.session.label()
-    }
-
-    fn introduction(&self) -> String {
-        self.session.introduction()
-    }
-
-    fn frame_max(&self) -> usize {
-        self.session.frame_max()
-    }
-
     fn publish(
         &mut self,
         queue: &str,

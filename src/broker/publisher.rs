@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, never, select};
 
 use super::confirms::{Confirms, Settlement};
 use super::fault::{Fault, FaultKind};
-use super::line::{self, Heard, Line, Opened};
+use super::line::{self, Opened};
 use super::message::{Body, Properties};
 #[cfg(doc)]
 use super::session::Session;
@@ -69,11 +69,9 @@ pub type Opener<T> = Arc<dyn Fn() -> Result<Publisher<T>> + Send + Sync>;
 /// go through the default exchange to the queue that their routing key names. Dropping it cuts no corners: close it with
 /// [`Publisher::close`].
 pub struct Publisher<T> {
-    line: Box<dyn Line>,
-    heard: Heard,
+    on: Opened,
     /// Why, where it is blocked.
     blocked: Option<String>,
-    queue_verified: bool,
     /// When each queue beside the main one was last made sure of.
     prepared: HashMap<String, Instant>,
     unsettled: Confirms<T>,
@@ -104,37 +102,29 @@ impl<T> Publisher<T> {
     /// # Errors
     /// As [`ensure_queue`].
     pub fn recover(self, queue: &QueueSpec) -> Result<Self> {
-        self.line.recover(queue).map(Self::on).map_err(Fault::into_error)
+        self.on.line.recover(queue).map(Self::on).map_err(Fault::into_error)
     }
 
     pub(super) fn on(opened: Opened) -> Self {
-        let Opened { line, heard, queue_verified } = opened;
-        Self {
-            line,
-            heard,
-            blocked: None,
-            queue_verified,
-            prepared: HashMap::new(),
-            unsettled: Confirms::default(),
-        }
+        Self { on: opened, blocked: None, prepared: HashMap::new(), unsettled: Confirms::default() }
     }
 
     /// The broker, for messages.
     #[must_use]
     pub fn label(&self) -> &str {
-        self.line.label()
+        &self.on.label
     }
 
     /// The same, with what it says it is.
     #[must_use]
     pub fn introduction(&self) -> String {
-        self.line.introduction()
+        self.on.introduction.clone()
     }
 
     /// See [`Session::frame_max`].
     #[must_use]
     pub fn frame_max(&self) -> usize {
-        self.line.frame_max()
+        self.on.frame_max
     }
 
     /// Whether the broker has said that it does not read from this connection.
@@ -153,7 +143,7 @@ impl<T> Publisher<T> {
     /// [`Publisher::recover`] finds out.
     #[must_use]
     pub fn queue_verified(&self) -> bool {
-        self.queue_verified
+        self.on.queue_verified
     }
 
     /// Makes sure of a queue beside the main one; whether one that was `known` to be there was gone. Does nothing if that
@@ -177,7 +167,7 @@ impl<T> Publisher<T> {
     }
 
     fn make_sure_of(&mut self, queue: &QueueSpec, known: bool) -> std::result::Result<bool, Fault> {
-        let gone = self.line.prepare(queue, known)?;
+        let gone = self.on.line.prepare(queue, known)?;
         self.prepared.insert(queue.name.clone(), Instant::now());
         Ok(gone)
     }
@@ -199,7 +189,7 @@ impl<T> Publisher<T> {
     /// The connection or its channel is gone, or this user may not publish.
     pub fn probe(&mut self) -> std::result::Result<Publishing, Fault> {
         let nowhere = uuid::Uuid::now_v7().to_string();
-        let deadline = Instant::now() + self.line.patience().probe;
+        let deadline = Instant::now() + self.on.patience.probe;
         let properties = Properties::new_task("text/plain").with_id(&nowhere);
         self.send(&nowhere, &Body::default(), &properties, None)?;
         loop {
@@ -238,7 +228,7 @@ impl<T> Publisher<T> {
         let bytes = body.len() + properties.size();
         let at_once = self.unsettled.bytes() + bytes <= ROOM;
         self.unsettled.enter(queue, properties.id(), bytes, token);
-        self.line.publish(queue, body, properties, at_once)
+        self.on.line.publish(queue, body, properties, at_once)
     }
 
     /// When the oldest confirm is overdue: another connection is answered then. However long an alarm lasts, what was
@@ -248,7 +238,7 @@ impl<T> Publisher<T> {
     pub fn due(&self) -> Option<Instant> {
         let oldest = self.unsettled.oldest().filter(|_| !self.is_blocked())?;
         let on_the_line = Duration::from_secs((self.unsettled.bytes() / SLOWEST_LINE) as u64);
-        Some(oldest + self.line.patience().confirm + on_the_line)
+        Some(oldest + self.on.patience.confirm + on_the_line)
     }
 
     /// How many publishes are not settled.
@@ -271,7 +261,7 @@ impl<T> Publisher<T> {
     /// A large body is being handed over, and nothing else can be published; [`Publisher::wait`] returns when it is.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.line.is_busy()
+        self.on.line.is_busy()
     }
 
     /// Waits until something happens, whichever comes first. `input` and `interrupt` belong to the caller.
@@ -284,21 +274,21 @@ impl<T> Publisher<T> {
         let no_input = never();
         let timer = deadline.map_or_else(never, crossbeam_channel::at);
         select! {
-            recv(self.heard.confirms) -> confirm => match confirm {
+            recv(self.on.confirms) -> confirm => match confirm {
                 Ok(confirm) => {
                     self.settle(&confirm);
                     Wake::Settled
                 }
                 Err(_) => Wake::Lost(self.why_lost()),
             },
-            recv(self.heard.returns) -> returned => match returned {
+            recv(self.on.returns) -> returned => match returned {
                 Ok(returned) => {
                     self.unsettled.note_return(&returned);
                     Wake::Settled
                 }
                 Err(_) => self.end(),
             },
-            recv(self.heard.blocked) -> notification => match notification {
+            recv(self.on.blocked) -> notification => match notification {
                 // The same again.
                 Ok(ConnectionBlockedNotification::Blocked(_)) if self.is_blocked() => Wake::Settled,
                 Ok(ConnectionBlockedNotification::Blocked(reason)) => {
@@ -313,7 +303,7 @@ impl<T> Publisher<T> {
                 }
                 Err(_) => self.end(),
             },
-            recv(self.line.handed_over()) -> result => {
+            recv(self.on.line.handed_over()) -> result => {
                 let result = result.map_err(|_| Fault::lost("a publish ended without a word"));
                 match result.and_then(|result| self.take_back(result)) {
                     Ok(()) => Wake::Settled,
@@ -339,15 +329,15 @@ impl<T> Publisher<T> {
             let _ = self.end_handover();
         }
         if self.is_blocked() || self.is_busy() {
-            self.line.cut("the broker does not read");
+            self.on.line.cut("the broker does not read");
         } else {
-            self.line.close();
+            self.on.line.close();
         }
     }
 
     /// Ends the connection at once, for when what is outstanding was given up.
     pub fn cut(self) {
-        self.line.cut("taskq gave up");
+        self.on.line.cut("taskq gave up");
     }
 
     /// What came before the end still counts.
@@ -358,7 +348,7 @@ impl<T> Publisher<T> {
 
     fn settle_queued(&mut self) {
         for _ in 0..CONFIRMS_AT_ONCE {
-            let Ok(confirm) = self.heard.confirms.try_recv() else { break };
+            let Ok(confirm) = self.on.confirms.try_recv() else { break };
             self.settle(&confirm);
         }
     }
@@ -369,8 +359,8 @@ impl<T> Publisher<T> {
             Confirm::Nack(payload) => (payload, Settlement::Nacked),
         };
         // A message's return is queued before its confirm.
-        for _ in 0..self.heard.returns.len() {
-            let Ok(returned) = self.heard.returns.try_recv() else { break };
+        for _ in 0..self.on.returns.len() {
+            let Ok(returned) = self.on.returns.try_recv() else { break };
             self.unsettled.note_return(&returned);
         }
         self.unsettled.settle(payload, &settlement);
@@ -380,7 +370,7 @@ impl<T> Publisher<T> {
     fn why_lost(&mut self) -> Fault {
         // What is being handed over meets the same end.
         let told = if self.is_busy() { self.end_handover() } else { Ok(()) };
-        match told.and_then(|()| self.line.ask()) {
+        match told.and_then(|()| self.on.line.ask()) {
             Err(fault) => fault,
             Ok(()) => Fault::channel(FaultKind::Lost, "the confirms ended"),
         }
@@ -388,13 +378,13 @@ impl<T> Publisher<T> {
 
     /// Waits for the end of a handover that is about to end.
     fn end_handover(&mut self) -> std::result::Result<(), Fault> {
-        let result = self.line.handed_over().recv_timeout(HANDOVER_END);
+        let result = self.on.line.handed_over().recv_timeout(HANDOVER_END);
         self.take_back(result.map_err(|_| Fault::lost("a publish does not end"))?)
     }
 
     /// A handover has ended with this.
     fn take_back(&mut self, result: std::result::Result<(), Fault>) -> std::result::Result<(), Fault> {
-        self.line.take_back();
+        self.on.line.take_back();
         result
     }
 }

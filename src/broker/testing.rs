@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use amiquip::{AmqpProperties, Confirm, ConfirmPayload, ConnectionBlockedNotification, Return};
 use crossbeam_channel::{Receiver, Sender, never, unbounded};
 
-use super::line::{Heard, Line, Opened, Patience};
+use super::line::{Line, Opened, Patience};
 use super::{
     Body, Fault, FaultKind, Properties, Publisher, QueueSpec, QueueType, Role, Scope, SessionOptions,
     TlsFiles,
@@ -169,15 +169,18 @@ impl FakeBroker {
         });
         let number = state.channels.len() - 1;
         let patience = state.patience;
-        let line = FakeLine {
-            broker: self.clone(),
-            number,
-            connection,
+        let line = FakeLine { broker: self.clone(), number, connection, handed_over: never(), busy: false };
+        Opened {
+            line: Box::new(line),
+            confirms,
+            returns,
+            blocked,
+            label: "amqp://fake".to_owned(),
+            introduction: "amqp://fake (RabbitMQ)".to_owned(),
+            frame_max: 131_072,
             patience,
-            handed_over: never(),
-            busy: false,
-        };
-        Opened { line: Box::new(line), heard: Heard { confirms, returns, blocked }, queue_verified: true }
+            queue_verified: true,
+        }
     }
 
     /// An alarm: nothing more is read from connections that publish, and those that have published hear of it.
@@ -348,7 +351,6 @@ struct FakeLine {
     /// Of its channel.
     number: usize,
     connection: usize,
-    patience: Patience,
     handed_over: Receiver<std::result::Result<(), Fault>>,
     busy: bool,
 }
@@ -360,22 +362,6 @@ impl FakeLine {
 }
 
 impl Line for FakeLine {
-    fn label(&self) -> &str {
-        "amqp://fake"
-    }
-
-    fn introduction(&self) -> String {
-        self.label().to_owned()
-    }
-
-    fn frame_max(&self) -> usize {
-        131_072
-    }
-
-    fn patience(&self) -> Patience {
-        self.patience
-    }
-
     fn publish(
         &mut self,
         queue: &str,

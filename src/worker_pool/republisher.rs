@@ -8,10 +8,10 @@
 mod loss;
 mod publishing_thread;
 mod refusals;
-mod refused;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+mod waiting;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

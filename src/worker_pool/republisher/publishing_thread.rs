@@ -6,7 +6,6 @@
 //! tried again in forms that have less to refuse; where several were under way, they are published one at a time to
 //! find out which it was.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,23 +15,18 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 use super::super::settlement::WaitsFor;
 use super::super::shared::Shared;
 use super::super::{BOUNDED_PATIENCE, Event};
-use super::loss::{self, Becomes};
+use super::loss;
 use super::refusals::Reason;
-use super::refused::Refused;
+use super::waiting::Waiting;
 use super::{Answer, Job};
 use crate::backoff::Backoff;
 use crate::broker::{
-    CopyForm, DelayWatch, Fault, FaultKind, Link, Opener, Publisher, Scope, Settlement, Wake, vanished,
+    DelayWatch, Fault, FaultKind, Link, Opener, Publisher, Scope, Settlement, Wake, vanished,
 };
 use crate::error::{Error, Exit, Result};
-use crate::output;
 
 /// A connection that is not used goes away after this long; most workers rarely need one.
 const IDLE_CLOSE: Duration = Duration::from_mins(5);
-/// How long a limit on the size of messages is believed without asking again, which costs a connection: it may be
-/// raised meanwhile.
-const LIMIT_VALID: Duration = Duration::from_mins(10);
-
 /// How long it waits for what.
 pub(super) struct Times {
     /// The pauses between attempts to connect. The longest bounds how late copies are kept after the broker is back.
@@ -68,12 +62,7 @@ pub(super) struct PublishingThread {
     backoff: Backoff,
     /// See [`Times::bounded`].
     patience: Duration,
-    /// How many came so far.
-    count: u64,
-    /// What is not published, in the order in which it is to be.
-    waiting: VecDeque<Job>,
-    refused: Refused,
-    limit: Option<Limit>,
+    waiting: Waiting,
     /// The queues that copies went to.
     watch: DelayWatch,
     /// What [`super::Republisher::is_blocked`] tells.
@@ -82,12 +71,6 @@ pub(super) struct PublishingThread {
     blocked_since: Option<Instant>,
     /// A bounded run was told that it cannot go on.
     gave_up: bool,
-}
-
-/// The largest body that the broker takes, as it said when it refused a larger one.
-struct Limit {
-    bytes: u64,
-    told: Instant,
 }
 
 impl PublishingThread {
@@ -116,12 +99,9 @@ impl PublishingThread {
             link: Link::resting(Instant::now()),
             refused_here: false,
             is_down: false,
-            refused: Refused::new(&times.refused),
+            waiting: Waiting::new(&times.refused),
             backoff: times.connecting,
             patience: times.bounded,
-            count: 0,
-            waiting: VecDeque::new(),
-            limit: None,
             blocked,
             blocked_since: None,
             gave_up: false,
@@ -138,8 +118,10 @@ impl PublishingThread {
 
     /// Does what can be done now and waits for the next thing to happen. False when the worker has ended.
     fn step(&mut self) -> bool {
-        self.forget_withdrawn();
-        self.publish_waiting();
+        self.waiting.forget_withdrawn(self.link.get().into_iter().flat_map(Publisher::unsettled));
+        while let Some(job) = self.next_to_publish()
+            && self.publish(job)
+        {}
         self.tell_what_they_wait_for();
         self.note_blocked();
         self.tell_refusals();
@@ -159,7 +141,7 @@ impl PublishingThread {
     /// Without a connection: the first copy that may be published opens one, and so does a queue that has to be looked at.
     fn rest(&mut self, until: Instant) -> bool {
         let now = Instant::now();
-        let wanted = self.waiting.iter().map(|job| self.refused.allows_at(job).unwrap_or(now)).min();
+        let wanted = self.waiting.wanted_at(now);
         let Some(wanted) = wanted.into_iter().chain(self.watch.next_look()).min() else {
             return match self.jobs.recv() {
                 Ok(job) => self.accept(job),
@@ -237,9 +219,7 @@ impl PublishingThread {
         log::debug!("no connection for copies: {error}");
         // The broker has let this user in before; being turned away now may pass.
         if matches!(error.exit, Exit::Refused | Exit::Configuration) && !error.may_pass() {
-            for job in std::mem::take(&mut self.waiting) {
-                self.not_allowed(job, error);
-            }
+            self.waiting.none_is_allowed(error);
         }
     }
 
@@ -271,15 +251,14 @@ impl PublishingThread {
             self.lost(&Fault::unconfirmed(), None);
             return true;
         }
-        let again =
-            self.waiting.iter().filter_map(|job| self.refused.allows_at(job)).filter(|at| *at > now).min();
         // As for declarations: what is outstanding may have met an alarm that we have not heard of yet.
         let looks_at = self.watch.next_look().filter(|_| !blocked && self.is_settled());
         if looks_at.is_some_and(|look| look <= now) {
             self.look_after_waiting(now);
             return true;
         }
-        let deadline = [due, again, looks_at, self.next_to_tell()].into_iter().flatten().min();
+        let deadline =
+            [due, self.waiting.again_at(now), looks_at, self.next_to_tell()].into_iter().flatten().min();
         let Some(publisher) = self.link.up() else { return true };
         // The publisher's own input channel carries the jobs, and nothing interrupts it.
         let uninterrupted = crossbeam_channel::never::<()>();
@@ -308,44 +287,32 @@ impl PublishingThread {
         true
     }
 
-    fn accept(&mut self, mut job: Job) -> bool {
-        self.count += 1;
-        job.number = self.count;
-        self.waiting.push_back(job);
+    fn accept(&mut self, job: Job) -> bool {
+        self.waiting.accept(job);
         true
     }
 
-    fn settle(&mut self, mut job: Job, settlement: &Settlement) {
+    fn settle(&mut self, job: Job, settlement: &Settlement) {
         match settlement {
-            Settlement::Confirmed => {
-                self.watch.put(&job.copy.to, Instant::now());
-                self.kept(&job);
-            }
-            Settlement::Unroutable if !job.came_back => {
+            Settlement::Confirmed => self.kept(&job),
+            Settlement::Unroutable => {
                 if let Some(publisher) = self.link.up() {
                     publisher.forget_prepared();
                 }
-                job.came_back = true;
-                self.waiting.push_front(job);
+                self.waiting.came_back(job);
             }
-            Settlement::Unroutable => self.refused(job, Reason::Told("the queue is missing".to_owned())),
             Settlement::Nacked => {
                 self.refused_here = true;
-                self.refused(job, Reason::QueueFull);
+                self.waiting.refuse(job, Reason::QueueFull);
             }
         }
     }
 
     fn kept(&mut self, job: &Job) {
-        self.refused.taken(job);
+        self.watch.put(&job.copy.to, Instant::now());
+        self.waiting.taken(job);
         self.backoff.reset();
         job.requester.answer(Answer::Kept);
-    }
-
-    /// Its queue takes none now; the others for it need not be tried meanwhile.
-    fn refused(&mut self, job: Job, reason: Reason) {
-        self.refused.by_its_queue(&job, reason);
-        self.waiting.push_front(job);
     }
 
     /// A quorum queue that was between two leaders when this connection first published to it refuses all that
@@ -356,31 +323,21 @@ impl PublishingThread {
         }
     }
 
-    fn publish_waiting(&mut self) {
-        while let Some(at) = self.next_to_publish()
-            && let Some(job) = self.waiting.remove(at)
-            && self.publish(job)
-        {}
-    }
-
     /// A queue is declared only where nothing is outstanding: what is may have met an alarm that we have not heard of
     /// yet, and then the declaration would not be answered either.
-    fn next_to_publish(&self) -> Option<usize> {
-        let Link::Up(publisher) = &self.link else { return None };
-        if publisher.is_blocked() || publisher.is_busy() {
-            return None;
-        }
-        let now = Instant::now();
-        let at = self.waiting.iter().position(|job| self.refused.allow(job, now))?;
-        let job = &self.waiting[at];
-        let alone = job.suspect || !publisher.is_prepared(&job.copy.to);
-        let beside_suspect = publisher.unsettled().any(|job| job.suspect);
-        (self.is_settled() || !alone && !beside_suspect).then_some(at)
+    fn next_to_publish(&mut self) -> Option<Job> {
+        let publisher =
+            self.link.get().filter(|publisher| !publisher.is_blocked() && !publisher.is_busy())?;
+        self.waiting.take_next(Instant::now(), |job| {
+            let alone = job.suspect || !publisher.is_prepared(&job.copy.to);
+            let beside_suspect = publisher.unsettled().any(|job| job.suspect);
+            publisher.outstanding() == 0 || !alone && !beside_suspect
+        })
     }
 
     /// Returns whether the connection is still there.
     fn publish(&mut self, job: Job) -> bool {
-        if let Some(refusal) = self.limit.as_ref().and_then(|limit| limit.refusal(&job)) {
+        if let Some(refusal) = self.waiting.too_large(&job) {
             job.requester.answer(refusal);
             return true;
         }
@@ -397,7 +354,7 @@ impl PublishingThread {
             Err(fault) => return self.cannot_prepare(job, &fault),
         }
         let properties = job.original.copy(own, job.form, publisher.frame_max());
-        self.refused.ask(&job);
+        self.waiting.published(&job);
         let (queue, body) = (to.name.clone(), Arc::clone(&job.body));
         match publisher.publish(&queue, &body, &properties, job) {
             Ok(()) => true,
@@ -411,23 +368,14 @@ impl PublishingThread {
     /// Its queue is not there, and cannot be declared. Returns whether the connection is still there.
     fn cannot_prepare(&mut self, job: Job, fault: &Fault) -> bool {
         if matches!(fault.kind, FaultKind::Refused | FaultKind::Configuration) {
-            self.not_allowed(job, &fault.clone().into_error());
+            self.waiting.not_allowed(job, &fault.clone().into_error());
         } else if fault.scope == Scope::Channel {
-            self.refused(job, Reason::Told(fault.to_string()));
+            self.waiting.refuse(job, Reason::Told(fault.to_string()));
         } else {
             self.lost(fault, Some(job));
             return false;
         }
         true
-    }
-
-    /// A task that must not run before its copy is kept waits for the permission, too.
-    fn not_allowed(&mut self, job: Job, error: &Error) {
-        if job.copy.comes_first {
-            self.refused(job, Reason::Told(error.to_string()));
-        } else {
-            job.requester.answer(Answer::NotAllowed(error.clone()));
-        }
     }
 
     /// The channel or the connection is gone. What is outstanding and not confirmed by now is unknown, so nothing of it
@@ -440,48 +388,17 @@ impl PublishingThread {
                 Settlement::Nacked | Settlement::Unroutable => jobs.push(job),
             }
         }
-        if let FaultKind::TooLarge(Some(bytes)) = fault.kind {
-            self.limit = Some(Limit { bytes, told: Instant::now() });
-        }
         jobs.extend(self.link.up().map(Publisher::take_unsettled).into_iter().flatten().chain(last));
-        let alone = jobs.len() == 1;
-        let over_a_copy = !jobs.is_empty() && loss::is_over_a_copy(fault);
-        for job in jobs.into_iter().rev() {
-            let becomes = loss::after(fault, job.form, &job.original, alone);
-            self.after_loss(job, becomes, fault);
-        }
-        let pause = if over_a_copy { Duration::ZERO } else { self.backoff.pause() };
+        let at_once = !jobs.is_empty() && loss::is_over_a_copy(fault);
+        let pause = if at_once { Duration::ZERO } else { self.backoff.pause() };
+        self.waiting.after_loss(jobs, fault);
         self.disconnect(&fault.to_string(), Instant::now() + pause);
-    }
-
-    fn after_loss(&mut self, mut job: Job, becomes: Becomes, fault: &Fault) {
-        job.suspect |= matches!(becomes, Becomes::AgainAlone | Becomes::AgainAs(_) | Becomes::Later);
-        match becomes {
-            Becomes::Again | Becomes::AgainAlone => self.waiting.push_front(job),
-            Becomes::AgainAs(form) => {
-                let without = match form {
-                    CopyForm::WithoutReplyTo => "without reply_to",
-                    CopyForm::Full | CopyForm::Bare => "with its id and taskq's own headers alone",
-                };
-                let id = output::escape(job.original.id());
-                log::warn!(
-                    "the broker does not take a copy of the task {id} ({fault}): copying it {without}"
-                );
-                job.form = form;
-                self.waiting.push_front(job);
-            }
-            Becomes::Later => {
-                self.refused.by_itself(&job, Reason::Told(fault.to_string()));
-                self.waiting.push_back(job);
-            }
-            Becomes::NotAllowed => self.not_allowed(job, &fault.clone().into_error()),
-        }
     }
 
     fn disconnect(&mut self, why: &str, until: Instant) {
         self.blocked.store(false, Ordering::SeqCst);
         self.refused_here = false;
-        self.refused.forget_asked();
+        self.waiting.forget_asked();
         if let Some(publisher) = self.link.take(until) {
             log::debug!("closing the connection for copies: {why}");
             publisher.cut();
@@ -497,38 +414,21 @@ impl PublishingThread {
         self.link.get().is_none_or(|publisher| publisher.outstanding() == 0)
     }
 
-    fn forget_withdrawn(&mut self) {
-        self.waiting.retain(|job| !job.requester.is_gone());
-        if self.refused.longest().is_none() {
-            return;
-        }
-        let published = self.link.get().into_iter().flat_map(Publisher::unsettled);
-        let wanted: Vec<&Job> = self.waiting.iter().chain(published).collect();
-        self.refused.retain(&wanted);
-    }
-
     /// Tells everybody who waits what stands in the way.
     fn tell_what_they_wait_for(&self) {
         let blocked = self.is_blocked();
-        for job in &self.waiting {
-            job.requester.set_waits_for(match self.refused.reason(job) {
-                _ if blocked || self.is_down => WaitsFor::Change,
-                Some(Reason::QueueFull) => WaitsFor::Room,
-                Some(Reason::Told(_)) => WaitsFor::Change,
-                None => WaitsFor::Confirm,
-            });
-        }
+        self.waiting.tell_what_they_wait_for(blocked || self.is_down);
         let under_way = if blocked { WaitsFor::Change } else { WaitsFor::Confirm };
         self.published().for_each(|job| job.requester.set_waits_for(under_way));
     }
 
     fn next_to_tell(&self) -> Option<Instant> {
-        [self.refused.tell_at(), self.gives_up_at()].into_iter().flatten().min()
+        [self.waiting.tell_at(), self.gives_up_at()].into_iter().flatten().min()
     }
 
     fn gives_up_at(&self) -> Option<Instant> {
         let waits = self.shared.options.is_bounded() && !self.gave_up;
-        let refused = self.refused.longest().map(|(since, _)| since);
+        let refused = self.waiting.longest().map(|(since, _)| since);
         let since = refused.into_iter().chain(self.blocked_since).min().filter(|_| waits)?;
         Some(since + self.patience)
     }
@@ -545,10 +445,10 @@ impl PublishingThread {
 
     /// Says what is refused, at first and then each minute, and ends a bounded run over it.
     fn tell_refusals(&mut self) {
-        self.refused.tell(&self.waiting.iter());
+        self.waiting.tell_refusals();
         if self.gives_up_at().is_some_and(|at| at <= Instant::now()) {
             self.gave_up = true;
-            let why = match self.refused.longest() {
+            let why = match self.waiting.longest() {
                 Some((_, reason)) => format!("copies of tasks are refused ({reason})"),
                 None => "the broker takes no copies of tasks (it has blocked publishing)".to_owned(),
             };
@@ -558,14 +458,5 @@ impl PublishingThread {
                 .events
                 .send(Event::Fatal(Error::try_again(format!("{why}; the tasks go back to {queue}"))));
         }
-    }
-}
-
-impl Limit {
-    /// Of a copy that is over it.
-    fn refusal(&self, job: &Job) -> Option<Answer> {
-        let length = job.body.len();
-        let over = self.told.elapsed() < LIMIT_VALID && length as u64 > self.bytes;
-        over.then_some(Answer::TooLarge { length, limit: self.bytes })
     }
 }
