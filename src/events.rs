@@ -4,7 +4,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use crate::broker::AckTimeout;
+use crate::broker::{AckTimeout, CopyForm};
 use crate::error::Error;
 use crate::settlement::Uncounted;
 
@@ -172,9 +172,9 @@ pub enum Event<'e> {
         /// The task's.
         id: &'e str,
         /// What the broker said.
-        words: &'e str,
+        cause: &'e dyn Display,
         /// What the copy keeps.
-        form: &'e str,
+        form: CopyForm,
     },
     /// A queue takes no copies.
     CopiesRefused {

@@ -6,6 +6,7 @@ use std::fmt;
 
 use log::Level;
 
+use crate::broker::CopyForm;
 use crate::duration;
 use crate::events::{Event, WhoWaits};
 use crate::output::{counted, escape, excerpt};
@@ -114,9 +115,13 @@ impl fmt::Display for Text<'_> {
             }
             Event::PublishingBlocked { broker, reason, waiting } => blocked(f, broker, reason, *waiting),
             Event::PublishingAccepted { broker } => write!(f, "{broker} accepts publishes again"),
-            Event::CopyReduced { id, words, form } => {
+            Event::CopyReduced { id, cause, form } => {
+                let without = match form {
+                    CopyForm::WithoutReplyTo => "without reply_to",
+                    CopyForm::Full | CopyForm::Bare => "with its id and taskq's own headers alone",
+                };
                 let id = escape(id);
-                write!(f, "the broker does not take a copy of the task {id} ({words}): copying it {form}")
+                write!(f, "the broker does not take a copy of the task {id} ({cause}): copying it {without}")
             }
             Event::CopiesRefused { queue, reason, tasks } => write!(
                 f,

@@ -3,23 +3,22 @@
 
 use std::thread;
 
-use crossbeam_channel::{Receiver, Sender, never};
+use crossbeam_channel::{Receiver, never};
 
 use super::channel::Channel;
 use super::fault::Fault;
 
-/// What comes back from the thread: the channel, and how the call on it went.
-pub(super) type Return = (Channel, Result<(), Fault>);
-
 /// See the module.
 pub(super) struct Handover {
     channel: Option<Channel>,
-    back: Receiver<Return>,
+    /// Where it comes back.
+    back: Receiver<Channel>,
+    done: Receiver<Result<(), Fault>>,
 }
 
 impl Handover {
     pub(super) fn new(channel: Channel) -> Self {
-        Self { channel: Some(channel), back: never() }
+        Self { channel: Some(channel), back: never(), done: never() }
     }
 
     /// The channel.
@@ -45,29 +44,27 @@ impl Handover {
         work: impl FnOnce(&Channel) -> Result<(), Fault> + Send + 'static,
     ) -> Result<(), Fault> {
         let channel = self.channel.take().ok_or_else(in_use)?;
-        let (sender, back): (Sender<Return>, _) = crossbeam_channel::bounded(1);
-        self.back = back;
+        let (give_back, back) = crossbeam_channel::bounded(1);
+        let (tell, done) = crossbeam_channel::bounded(1);
+        (self.back, self.done) = (back, done);
         let started = thread::Builder::new().name("publish".into()).spawn(move || {
             let result = work(&channel);
             // Nobody listens any more when the connection was given up meanwhile.
-            let _ = sender.send((channel, result));
+            let _ = give_back.send(channel);
+            let _ = tell.send(result);
         });
         started.map(drop).map_err(|error| Fault::of_this_machine(&error))
     }
 
-    /// Where the channel comes back; silent while it is here.
-    pub(super) fn back(&self) -> &Receiver<Return> {
-        &self.back
+    /// How the work went, when it has ended. The channel is back before that.
+    pub(super) fn done(&self) -> &Receiver<Result<(), Fault>> {
+        &self.done
     }
 
-    /// Puts down what came back.
-    ///
-    /// # Errors
-    /// How the work went.
-    pub(super) fn put_back(&mut self, (channel, result): Return) -> Result<(), Fault> {
-        self.channel = Some(channel);
-        self.back = never();
-        result
+    /// Takes back a channel whose work has ended.
+    pub(super) fn take_back(&mut self) {
+        self.channel = self.back.try_recv().ok();
+        self.done = never();
     }
 }
 

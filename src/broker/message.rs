@@ -1,5 +1,6 @@
-//! A message's properties: what `send` sets, what a worker reads.
+//! A message: its body and its properties. What `send` sets, what a worker reads.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
@@ -7,6 +8,9 @@ use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 use super::dead_lettering::DeadLettering;
 use super::frames::FRAME_OVERHEAD;
 use super::headers::{self, Dropped, Record};
+
+/// The body of a message. It is shared, because handing it over can outlast the interest in it.
+pub type Body = Arc<Vec<u8>>;
 
 /// Every message of taskq's is written to disk.
 const PERSISTENT: u8 = 2;

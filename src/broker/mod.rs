@@ -16,6 +16,7 @@ mod fault;
 mod frames;
 mod handover;
 mod headers;
+mod line;
 mod link;
 mod message;
 mod methods;
@@ -25,6 +26,8 @@ mod sanitize;
 mod server;
 mod session;
 mod socket;
+#[cfg(test)]
+pub mod testing;
 mod tls;
 mod topology;
 mod url;
@@ -42,8 +45,8 @@ pub use deliveries::{ConsumeOptions, Deliveries, Delivery, DeliveryChannel, Mess
 pub use fault::{Fault, FaultKind, Scope};
 pub use headers::Record;
 pub use link::{Link, on_a_thread};
-pub use message::{CopyForm, MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
-pub use publisher::{Body, Publisher, Publishing, Wake};
+pub use message::{Body, CopyForm, MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
+pub use publisher::{Opener, Publisher, Publishing, Wake};
 pub use server::AckTimeout;
 pub use session::{Purpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;

@@ -1,20 +1,27 @@
 //! Confirmed, mandatory publishing with many publishes in flight: what is published here is done when the broker
 //! confirmed it, and not before.
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use amiquip::{Confirm, ConnectionBlockedNotification, Publish, Return};
+use amiquip::{Confirm, ConnectionBlockedNotification};
 use crossbeam_channel::{Receiver, never, select};
 
-use super::channel::Channel;
 use super::confirms::{Confirms, Settlement};
-use super::fault::{Fault, FaultKind, Scope};
-use super::handover::Handover;
-use super::message::Properties;
-use super::session::{Purpose, Session, SessionOptions};
-use super::topology::{QueueSpec, TRUSTED_FOR, declare_unseen, ensure_queue, find_again};
+use super::fault::{Fault, FaultKind};
+use super::line::{self, Opened};
+use super::message::{Body, Properties};
+#[cfg(doc)]
+use super::session::Session;
+use super::session::SessionOptions;
+#[cfg(doc)]
+use super::topology::ensure_queue;
+use super::topology::{QueueSpec, TRUSTED_FOR};
 use crate::error::Result;
 
 /// How many confirms one wait takes at most: a broker that never stops talking must not outtalk deadlines.
@@ -22,26 +29,10 @@ const CONFIRMS_AT_ONCE: usize = 1024;
 /// So many bytes may be published and not confirmed before a further publish could have to wait for the broker to read:
 /// amiquip buffers 16 MiB.
 const ROOM: usize = 12 * 1024 * 1024;
-/// How long that may take. Whoever publishes has a deadline of its own and cuts the connection at it; this one is for
-/// the thread that would wait on otherwise.
-const HANDOVER_TIMEOUT: Duration = Duration::from_hours(1);
 /// How long a handover may go on that has nothing to wait for any more.
 const HANDOVER_END: Duration = Duration::from_secs(5);
-/// How long [`Publisher::probe`] waits for an answer.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// How long a confirm may take from a broker that has not blocked publishing, and the slowest line that is allowed for.
-const CONFIRM_PATIENCE: Duration = Duration::from_secs(15);
+/// The slowest line that is allowed for, in bytes a second, while confirms are waited for.
 const SLOWEST_LINE: usize = 64 * 1024;
-
-/// How long to wait for the oldest confirm while so many bytes are outstanding. A quorum queue that changes its leader
-/// can forget publishes without a word (seen with RabbitMQ 3.10); another connection is answered.
-fn confirm_patience(bytes: usize) -> Duration {
-    CONFIRM_PATIENCE + Duration::from_secs((bytes / SLOWEST_LINE) as u64)
-}
-
-/// The body of a message. It is shared, because handing it over can outlast the interest in it.
-pub type Body = Arc<Vec<u8>>;
 
 /// Whether the broker takes publishes.
 pub enum Publishing {
@@ -71,17 +62,16 @@ pub enum Wake<I, S> {
     TimedOut,
 }
 
-/// A connection and a channel in confirm mode. `T` comes back with the settlement of what it was published for. Messages go through the default exchange to the queue that their
-/// routing key names. Dropping it cuts no corners: close it with [`Publisher::close`].
+/// Opens a publisher: on a real connection, or in a test on one that the test plays.
+pub type Opener<T> = Arc<dyn Fn() -> Result<Publisher<T>> + Send + Sync>;
+
+/// A connection and a channel in confirm mode. `T` comes back with the settlement of what it was published for. Messages
+/// go through the default exchange to the queue that their routing key names. Dropping it cuts no corners: close it with
+/// [`Publisher::close`].
 pub struct Publisher<T> {
-    // Before the session: the channel has to go first.
-    handover: Handover,
-    session: Session,
-    confirms: Receiver<Confirm>,
-    returns: Receiver<Return>,
+    on: Opened,
     /// Why, where it is blocked.
     blocked: Option<String>,
-    queue_verified: bool,
     /// When each queue beside the main one was last made sure of.
     prepared: HashMap<String, Instant>,
     unsettled: Confirms<T>,
@@ -95,16 +85,7 @@ impl<T> Publisher<T> {
     /// # Errors
     /// As [`Session::open`]; where nothing is to be declared also as [`ensure_queue`].
     pub fn open_optimistic(options: &SessionOptions, queue: &QueueSpec) -> Result<Self> {
-        let mut session = Session::open(options, Purpose::Publish)?;
-        if !queue.declare {
-            return Self::verified(session, queue);
-        }
-        match declare_unseen(&mut session, queue).and_then(confirming) {
-            Ok(confirming) => Ok(Self::on(session, confirming, false)),
-            // The refusal was faster than we.
-            Err(fault) if fault.scope == Scope::Channel => Self::verified(session, queue),
-            Err(fault) => Err(fault.into_error()),
-        }
+        line::open_optimistic(options, queue).map(Self::on)
     }
 
     /// As [`Publisher::open_optimistic`], but looks at the queue before anything is published.
@@ -112,7 +93,7 @@ impl<T> Publisher<T> {
     /// # Errors
     /// As [`Session::open`] and [`ensure_queue`].
     pub fn open_verified(options: &SessionOptions, queue: &QueueSpec) -> Result<Self> {
-        Self::verified(Session::open(options, Purpose::Publish)?, queue)
+        line::open_verified(options, queue).map(Self::on)
     }
 
     /// After its channel was closed: makes sure that the queue is there and fit, and opens another channel on the
@@ -121,47 +102,29 @@ impl<T> Publisher<T> {
     /// # Errors
     /// As [`ensure_queue`].
     pub fn recover(self, queue: &QueueSpec) -> Result<Self> {
-        let Self { handover, session, .. } = self;
-        drop(handover);
-        Self::verified(session, queue)
+        self.on.line.recover(queue).map(Self::on).map_err(Fault::into_error)
     }
 
-    fn verified(mut session: Session, queue: &QueueSpec) -> Result<Self> {
-        let found = ensure_queue(&mut session, queue).map_err(Fault::into_error)?;
-        let confirming = confirming(found.channel).map_err(Fault::into_error)?;
-        Ok(Self::on(session, confirming, true))
-    }
-
-    fn on(session: Session, confirming: Confirming, queue_verified: bool) -> Self {
-        let Confirming { channel, confirms, returns } = confirming;
-        Self {
-            handover: Handover::new(channel),
-            session,
-            confirms,
-            returns,
-            blocked: None,
-            queue_verified,
-            prepared: HashMap::new(),
-            unsettled: Confirms::default(),
-        }
+    pub(super) fn on(opened: Opened) -> Self {
+        Self { on: opened, blocked: None, prepared: HashMap::new(), unsettled: Confirms::default() }
     }
 
     /// The broker, for messages.
     #[must_use]
     pub fn label(&self) -> &str {
-        self.session.label()
+        &self.on.label
     }
 
     /// The same, with what it says it is.
     #[must_use]
     pub fn introduction(&self) -> String {
-        self.session.introduction()
+        self.on.introduction.clone()
     }
 
     /// See [`Session::frame_max`].
     #[must_use]
     pub fn frame_max(&self) -> usize {
-        self.session.frame_max()
+        self.on.frame_max
     }
 
     /// Whether the broker has said that it does not read from this connection.
@@ -180,7 +143,7 @@ impl<T> Publisher<T> {
     /// [`Publisher::recover`] finds out.
     #[must_use]
     pub fn queue_verified(&self) -> bool {
-        self.queue_verified
+        self.on.queue_verified
     }
 
     /// Makes sure of a queue beside the main one; whether one that was `known` to be there was gone. Does nothing if that
@@ -192,12 +155,7 @@ impl<T> Publisher<T> {
         if self.is_prepared(queue) {
             return Ok(false);
         }
-        if known {
-            return self.look_at(queue);
-        }
-        ensure_queue(&mut self.session, queue)?;
-        self.prepared.insert(queue.name.clone(), Instant::now());
-        Ok(false)
+        self.make_sure_of(queue, known)
     }
 
     /// Makes sure of a queue that was there before, however long ago that was; whether it was gone, with what was in it.
@@ -205,7 +163,11 @@ impl<T> Publisher<T> {
     /// # Errors
     /// As [`ensure_queue`].
     pub fn look_at(&mut self, queue: &QueueSpec) -> std::result::Result<bool, Fault> {
-        let gone = find_again(&mut self.session, queue)?;
+        self.make_sure_of(queue, true)
+    }
+
+    fn make_sure_of(&mut self, queue: &QueueSpec, known: bool) -> std::result::Result<bool, Fault> {
+        let gone = self.on.line.prepare(queue, known)?;
         self.prepared.insert(queue.name.clone(), Instant::now());
         Ok(gone)
     }
@@ -227,7 +189,7 @@ impl<T> Publisher<T> {
     /// The connection or its channel is gone, or this user may not publish.
     pub fn probe(&mut self) -> std::result::Result<Publishing, Fault> {
         let nowhere = uuid::Uuid::now_v7().to_string();
-        let deadline = Instant::now() + PROBE_TIMEOUT;
+        let deadline = Instant::now() + self.on.patience.probe;
         let properties = Properties::new_task("text/plain").with_id(&nowhere);
         self.send(&nowhere, &Body::default(), &properties, None)?;
         loop {
@@ -266,24 +228,17 @@ impl<T> Publisher<T> {
         let bytes = body.len() + properties.size();
         let at_once = self.unsettled.bytes() + bytes <= ROOM;
         self.unsettled.enter(queue, properties.id(), bytes, token);
-        if at_once {
-            let publish = publish_of(queue, body, properties);
-            self.handover.channel()?.call("a publish", |amqp| amqp.basic_publish("", publish))
-        } else {
-            let (queue, body, properties) = (queue.to_owned(), Arc::clone(body), properties.clone());
-            self.handover.lend(move |channel| {
-                let publish = publish_of(&queue, &body, &properties);
-                channel.call_within(HANDOVER_TIMEOUT, "a publish", |amqp| amqp.basic_publish("", publish))
-            })
-        }
+        self.on.line.publish(queue, body, properties, at_once)
     }
 
     /// When the oldest confirm is overdue: another connection is answered then. However long an alarm lasts, what was
-    /// published before it is neither kept nor refused.
+    /// published before it is neither kept nor refused. A quorum queue that changes its leader can forget publishes without
+    /// a word (seen with RabbitMQ 3.10).
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         let oldest = self.unsettled.oldest().filter(|_| !self.is_blocked())?;
-        Some(oldest + confirm_patience(self.unsettled.bytes()))
+        let on_the_line = Duration::from_secs((self.unsettled.bytes() / SLOWEST_LINE) as u64);
+        Some(oldest + self.on.patience.confirm + on_the_line)
     }
 
     /// How many publishes are not settled.
@@ -306,7 +261,7 @@ impl<T> Publisher<T> {
     /// A large body is being handed over, and nothing else can be published; [`Publisher::wait`] returns when it is.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.handover.is_empty()
+        self.on.line.is_busy()
     }
 
     /// Waits until something happens, whichever comes first. `input` and `interrupt` belong to the caller.
@@ -319,21 +274,21 @@ impl<T> Publisher<T> {
         let no_input = never();
         let timer = deadline.map_or_else(never, crossbeam_channel::at);
         select! {
-            recv(self.confirms) -> confirm => match confirm {
+            recv(self.on.confirms) -> confirm => match confirm {
                 Ok(confirm) => {
                     self.settle(&confirm);
                     Wake::Settled
                 }
                 Err(_) => Wake::Lost(self.why_lost()),
             },
-            recv(self.returns) -> returned => match returned {
+            recv(self.on.returns) -> returned => match returned {
                 Ok(returned) => {
                     self.unsettled.note_return(&returned);
                     Wake::Settled
                 }
                 Err(_) => self.end(),
             },
-            recv(self.session.blocked()) -> notification => match notification {
+            recv(self.on.blocked) -> notification => match notification {
                 // The same again.
                 Ok(ConnectionBlockedNotification::Blocked(_)) if self.is_blocked() => Wake::Settled,
                 Ok(ConnectionBlockedNotification::Blocked(reason)) => {
@@ -348,9 +303,9 @@ impl<T> Publisher<T> {
                 }
                 Err(_) => self.end(),
             },
-            recv(self.handover.back()) -> back => {
-                let back = back.map_err(|_| Fault::lost("a publish ended without a word"));
-                match back.and_then(|back| self.handover.put_back(back)) {
+            recv(self.on.line.handed_over()) -> result => {
+                let result = result.map_err(|_| Fault::lost("a publish ended without a word"));
+                match result.and_then(|result| self.take_back(result)) {
                     Ok(()) => Wake::Settled,
                     Err(fault) => Wake::Lost(fault),
                 }
@@ -371,22 +326,18 @@ impl<T> Publisher<T> {
     pub fn close(mut self) {
         // The confirm was faster than the thread's end.
         if self.is_busy() && self.unsettled.is_settled() {
-            let _ = self.take_back();
+            let _ = self.end_handover();
         }
         if self.is_blocked() || self.is_busy() {
-            self.session.cut("the broker does not read");
+            self.on.line.cut("the broker does not read");
         } else {
-            // Nothing is outstanding that matters, so the connection's own goodbye is enough: the channel's would
-            // be one more round trip.
-            let Self { handover, session, .. } = self;
-            drop(session);
-            drop(handover);
+            self.on.line.close();
         }
     }
 
     /// Ends the connection at once, for when what is outstanding was given up.
     pub fn cut(self) {
-        self.session.cut("taskq gave up");
+        self.on.line.cut("taskq gave up");
     }
 
     /// What came before the end still counts.
@@ -397,7 +348,7 @@ impl<T> Publisher<T> {
 
     fn settle_queued(&mut self) {
         for _ in 0..CONFIRMS_AT_ONCE {
-            let Ok(confirm) = self.confirms.try_recv() else { break };
+            let Ok(confirm) = self.on.confirms.try_recv() else { break };
             self.settle(&confirm);
         }
     }
@@ -408,28 +359,33 @@ impl<T> Publisher<T> {
             Confirm::Nack(payload) => (payload, Settlement::Nacked),
         };
         // A message's return is queued before its confirm.
-        for _ in 0..self.returns.len() {
-            let Ok(returned) = self.returns.try_recv() else { break };
+        for _ in 0..self.on.returns.len() {
+            let Ok(returned) = self.on.returns.try_recv() else { break };
             self.unsettled.note_return(&returned);
         }
         self.unsettled.settle(payload, &settlement);
     }
 
-    /// The confirms end without a word when the channel or the connection does; any call tells which and why.
+    /// The confirms end without a word when the channel or the connection does.
     fn why_lost(&mut self) -> Fault {
         // What is being handed over meets the same end.
-        let told = if self.is_busy() { self.take_back() } else { Ok(()) };
-        let ask = |channel: &Channel| channel.call("basic.qos", |amqp| amqp.qos(0, 0, false));
-        match told.and_then(|()| self.handover.channel().and_then(ask)) {
+        let told = if self.is_busy() { self.end_handover() } else { Ok(()) };
+        match told.and_then(|()| self.on.line.ask()) {
             Err(fault) => fault,
             Ok(()) => Fault::channel(FaultKind::Lost, "the confirms ended"),
         }
     }
 
     /// Waits for the end of a handover that is about to end.
-    fn take_back(&mut self) -> std::result::Result<(), Fault> {
-        let back = self.handover.back().recv_timeout(HANDOVER_END);
-        self.handover.put_back(back.map_err(|_| Fault::lost("a publish does not end"))?)
+    fn end_handover(&mut self) -> std::result::Result<(), Fault> {
+        let result = self.on.line.handed_over().recv_timeout(HANDOVER_END);
+        self.take_back(result.map_err(|_| Fault::lost("a publish does not end"))?)
+    }
+
+    /// A handover has ended with this.
+    fn take_back(&mut self, result: std::result::Result<(), Fault>) -> std::result::Result<(), Fault> {
+        self.on.line.take_back();
+        result
     }
 }
 
@@ -452,25 +408,4 @@ impl Publisher<()> {
             Err(_) => Ok(()),
         }
     }
-}
-
-/// Through the default exchange; what no queue takes comes back.
-fn publish_of<'a>(queue: &str, body: &'a [u8], properties: &Properties) -> Publish<'a> {
-    let properties = properties.amqp().clone();
-    Publish { body, routing_key: queue.to_owned(), mandatory: true, immediate: false, properties }
-}
-
-/// A channel in confirm mode.
-struct Confirming {
-    channel: Channel,
-    confirms: Receiver<Confirm>,
-    returns: Receiver<Return>,
-}
-
-/// Puts a channel into confirm mode. The answer is not waited for: nothing but a refusal could come.
-fn confirming(channel: Channel) -> std::result::Result<Confirming, Fault> {
-    let returns = channel.call("a local setting", amiquip::Channel::listen_for_returns)?;
-    let confirms = channel.call("a local setting", amiquip::Channel::listen_for_publisher_confirms)?;
-    channel.call("confirm.select", amiquip::Channel::enable_publisher_confirms_nowait)?;
-    Ok(Confirming { channel, confirms, returns })
 }

@@ -5,11 +5,15 @@
 //! two leaves the task twice, never not at all. A copy that is refused is tried again, with growing pauses, for as long
 //! as somebody waits for it.
 
+mod loss;
 mod publishing_thread;
 mod refusals;
-mod refused;
 #[cfg(test)]
 pub(super) mod testing;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+mod waiting;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,12 +25,12 @@ use crossbeam_channel::{Receiver, Sender, select};
 use super::EndRequest;
 use super::planned_copy::PlannedCopy;
 use super::shared::Shared;
-use crate::broker::{Body, CopyForm, Properties};
+use crate::broker::{Body, CopyForm, Opener, Properties, Publisher};
 use crate::cancel::Never;
 use crate::error::Error;
 use crate::lock::lock;
-use crate::settlement::{CopyResult as Answer, WaitsFor};
-use publishing_thread::PublishingThread;
+use crate::settlement::{CopyResult, WaitsFor};
+use publishing_thread::{PublishingThread, Times};
 
 /// A copy that was asked for, with what its making takes.
 struct Job {
@@ -46,7 +50,7 @@ struct Job {
 
 /// Who waits for the answer.
 struct Requester {
-    reply: Sender<Answer>,
+    reply: Sender<CopyResult>,
     /// Something that may last stands in the way.
     met: Sender<()>,
     bell: Sender<()>,
@@ -64,7 +68,7 @@ struct State {
 
 impl Requester {
     /// Whoever asked may have given up.
-    fn answer(&self, answer: Answer) {
+    fn answer(&self, answer: CopyResult) {
         let _ = self.reply.send(answer);
         self.ring();
     }
@@ -90,18 +94,18 @@ impl Requester {
 
 /// A copy that was asked for. Dropping it withdraws it, unless it is published already.
 pub(super) struct Pending {
-    replies: Receiver<Answer>,
+    replies: Receiver<CopyResult>,
     met: Receiver<()>,
     state: Arc<State>,
 }
 
 impl Pending {
     /// Waits for the answer; `None` when there was none within `patience`, or when it may be long.
-    pub(super) fn wait(&self, patience: Duration, abort: &Receiver<Never>) -> Option<Answer> {
-        let gone = || Answer::NotAllowed(Error::internal("the publishing thread is gone"));
+    pub(super) fn wait(&self, patience: Duration, abort: &Receiver<Never>) -> Option<CopyResult> {
+        let gone = || CopyResult::NotAllowed(Error::internal("the publishing thread is gone"));
         select! {
             recv(self.replies) -> answer => Some(answer.unwrap_or_else(|_| gone())),
-            recv(abort) -> _ => Some(Answer::Aborted),
+            recv(abort) -> _ => Some(CopyResult::Aborted),
             recv(self.met) -> _ => self.replies.try_recv().ok(),
             default(patience) => None,
         }
@@ -136,9 +140,28 @@ impl Republisher {
         end_requests: Sender<EndRequest>,
         alive: Sender<Never>,
     ) -> std::io::Result<Self> {
+        let (session, queue) = (shared.options.session.clone(), shared.options.queue.clone());
+        let opener = Arc::new(move || Publisher::open_verified(&session, &queue));
+        Self::start_with(opener, Times::default(), shared, end_requests, alive)
+    }
+
+    fn start_with(
+        opener: Opener<Job>,
+        times: Times,
+        shared: &Arc<Shared>,
+        end_requests: Sender<EndRequest>,
+        alive: Sender<Never>,
+    ) -> std::io::Result<Self> {
         let (sender, jobs) = crossbeam_channel::unbounded();
         let blocked = Arc::new(AtomicBool::new(false));
-        let thread = PublishingThread::new(Arc::clone(shared), end_requests, jobs, Arc::clone(&blocked));
+        let thread = PublishingThread::new(
+            Arc::clone(shared),
+            end_requests,
+            jobs,
+            Arc::clone(&blocked),
+            opener,
+            times,
+        );
         thread::Builder::new().name("copies".into()).spawn(move || {
             let _alive = alive;
             thread.run();

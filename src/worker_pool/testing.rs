@@ -14,17 +14,17 @@ use super::republisher::testing::Copies;
 use super::shared::Shared;
 use super::stop::Stop;
 use super::{EndRequest, Options};
+pub(super) use crate::broker::testing::LONG;
+use crate::broker::testing::{no_session, queue};
 use crate::broker::{
-    BrokerUrl, ConsumeOptions, Deliveries, Delivery, DeliveryChannel, Fault, Message, Next, Properties,
-    QueueSpec, QueueType, Record, Role, SessionOptions, TlsFiles, Watch,
+    ConsumeOptions, Deliveries, Delivery, DeliveryChannel, Fault, Message, Next, Properties, QueueType,
+    Record, Watch,
 };
 use crate::cancel::Never;
 use crate::handler::{Failure, Handler, Outcome, Task};
 use crate::lock::lock;
 use crate::settlement::Policy;
 
-/// Far more than anything here takes.
-pub(super) const LONG: Duration = Duration::from_secs(30);
 /// How long to wait for what should not happen.
 pub(super) const SHORT: Duration = Duration::from_millis(50);
 
@@ -334,15 +334,9 @@ pub(super) struct Bench {
 }
 
 pub(super) fn options() -> Options {
-    let session = SessionOptions {
-        urls: vec![BrokerUrl::parse("amqp://localhost").unwrap()],
-        tls: TlsFiles::default(),
-        connect_timeout: None,
-        heartbeat: None,
-    };
     Options {
-        session,
-        queue: QueueSpec { name: "q".into(), role: Role::Tasks, kind: QueueType::Quorum, declare: true },
+        session: no_session(),
+        queue: queue(),
         threads: 1,
         prefetch: 1,
         until_empty: false,

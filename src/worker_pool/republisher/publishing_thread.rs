@@ -6,7 +6,6 @@
 //! tried again in forms that have less to refuse; where several were under way, they are published one at a time to
 //! find out which it was.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,42 +15,54 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 use super::super::shared::Shared;
 use super::super::{BOUNDED_PATIENCE, EndRequest};
 use super::Job;
+use super::loss;
 use super::refusals::Reason;
-use super::refused::Refused;
+use super::waiting::Waiting;
 use crate::backoff::Backoff;
-use crate::broker::{
-    CopyForm, DelayWatch, Fault, FaultKind, Link, Publisher, Scope, Settlement, Wake, vanished,
-};
+use crate::broker::{DelayWatch, Fault, FaultKind, Link, Opener, Publisher, Scope, Settlement, Wake};
 use crate::error::{Error, Exit, Result};
-use crate::output;
-use crate::settlement::{CopyResult as Answer, WaitsFor};
+use crate::events::{Event, WhoWaits};
+use crate::report::tell;
+use crate::settlement::{CopyResult, WaitsFor};
 
 /// A connection that is not used goes away after this long; most workers rarely need one.
 const IDLE_CLOSE: Duration = Duration::from_mins(5);
-/// The pauses between attempts to connect. The longest bounds how late copies are kept after the broker is back.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// How long a limit on the size of messages is believed without asking again, which costs a connection: it may be
-/// raised meanwhile.
-const LIMIT_VALID: Duration = Duration::from_mins(10);
+/// How long it waits for what.
+pub(super) struct Times {
+    /// The pauses between attempts to connect. The longest bounds how late copies are kept after the broker is back.
+    pub(super) connecting: Backoff,
+    /// The pauses before a copy that was refused is tried again. The longest bounds how late it is kept after the reason is
+    /// gone.
+    pub(super) refused: Backoff,
+    /// For how long a bounded run puts up with copies that are refused.
+    pub(super) bounded: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            connecting: Backoff::new(Duration::from_millis(200), Duration::from_secs(15)),
+            refused: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)),
+            bounded: BOUNDED_PATIENCE,
+        }
+    }
+}
 
 /// What the publishing thread knows.
 pub(super) struct PublishingThread {
     shared: Arc<Shared>,
     end_requests: Sender<EndRequest>,
     jobs: Receiver<Job>,
+    opener: Opener<Job>,
     link: Link<Publisher<Job>>,
     /// The broker has refused a copy on this connection.
     refused_here: bool,
     /// The last attempt to connect failed.
     is_down: bool,
     backoff: Backoff,
-    /// How many came so far.
-    count: u64,
-    /// What is not published, in the order in which it is to be.
-    waiting: VecDeque<Job>,
-    refused: Refused,
-    limit: Option<Limit>,
+    /// See [`Times::bounded`].
+    patience: Duration,
+    waiting: Waiting,
     /// The queues that copies went to.
     watch: DelayWatch,
     /// What [`super::Republisher::is_blocked`] tells.
@@ -62,12 +73,6 @@ pub(super) struct PublishingThread {
     gave_up: bool,
 }
 
-/// The largest body that the broker takes, as it said when it refused a larger one.
-struct Limit {
-    bytes: u64,
-    told: Instant,
-}
-
 impl PublishingThread {
     /// `blocked` is what it tells the others: whether the broker takes no copies now.
     pub(super) fn new(
@@ -75,6 +80,8 @@ impl PublishingThread {
         end_requests: Sender<EndRequest>,
         jobs: Receiver<Job>,
         blocked: Arc<AtomicBool>,
+        opener: Opener<Job>,
+        times: Times,
     ) -> Self {
         let queue = &shared.options.queue;
         let mut watch = DelayWatch::default();
@@ -88,14 +95,13 @@ impl PublishingThread {
             shared,
             end_requests,
             jobs,
+            opener,
             link: Link::resting(Instant::now()),
             refused_here: false,
             is_down: false,
-            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
-            count: 0,
-            waiting: VecDeque::new(),
-            refused: Refused::default(),
-            limit: None,
+            waiting: Waiting::new(&times.refused),
+            backoff: times.connecting,
+            patience: times.bounded,
             blocked,
             blocked_since: None,
             gave_up: false,
@@ -112,8 +118,10 @@ impl PublishingThread {
 
     /// Does what can be done now and waits for the next thing to happen. False when the worker has ended.
     fn step(&mut self) -> bool {
-        self.forget_withdrawn();
-        self.publish_waiting();
+        self.waiting.forget_withdrawn(self.link.get().into_iter().flat_map(Publisher::unsettled));
+        while let Some(job) = self.next_to_publish()
+            && self.publish(job)
+        {}
         self.tell_what_they_wait_for();
         self.note_blocked();
         self.tell_refusals();
@@ -133,7 +141,7 @@ impl PublishingThread {
     /// Without a connection: the first copy that may be published opens one, and so does a queue that has to be looked at.
     fn rest(&mut self, until: Instant) -> bool {
         let now = Instant::now();
-        let wanted = self.waiting.iter().map(|job| self.refused.allows_at(job).unwrap_or(now)).min();
+        let wanted = self.waiting.wanted_at(now);
         let Some(wanted) = wanted.into_iter().chain(self.watch.next_look()).min() else {
             return match self.jobs.recv() {
                 Ok(job) => self.accept(job),
@@ -153,10 +161,9 @@ impl PublishingThread {
     }
 
     fn open(&mut self) {
-        let options = &self.shared.options;
-        let (session, queue) = (options.session.clone(), options.queue.clone());
+        let open = Arc::clone(&self.opener);
         self.link = Link::open(move || {
-            let mut publisher = Publisher::open_verified(&session, &queue)?;
+            let mut publisher = open()?;
             // What is published into an alarm waits in the broker's buffers, and turns up when that is over, whatever
             // has become of the task meanwhile.
             publisher.probe().map_err(Fault::into_error)?;
@@ -167,12 +174,11 @@ impl PublishingThread {
     /// The broker takes no publish on this connection.
     fn blocks(&mut self) {
         let Link::Up(publisher) = &self.link else { return };
-        log::warn!(
-            "{} has blocked publishing ({}): failed tasks wait here, unacknowledged, until it takes their copies; \
-             finished ones are acknowledged as always",
-            publisher.label(),
-            publisher.why_blocked().unwrap_or_default()
-        );
+        tell(&Event::PublishingBlocked {
+            broker: publisher.label(),
+            reason: publisher.why_blocked().unwrap_or_default(),
+            waiting: WhoWaits::Worker,
+        });
         self.blocked.store(true, Ordering::SeqCst);
     }
 
@@ -212,9 +218,7 @@ impl PublishingThread {
         log::debug!("no connection for copies: {error}");
         // The broker has let this user in before; being turned away now may pass.
         if matches!(error.exit, Exit::Refused | Exit::Configuration) && !error.may_pass() {
-            for job in std::mem::take(&mut self.waiting) {
-                self.not_allowed(job, error);
-            }
+            self.waiting.none_is_allowed(error);
         }
     }
 
@@ -233,7 +237,7 @@ impl PublishingThread {
     }
 
     fn tell_vanished(&mut self, name: &str) {
-        log::warn!("{}", vanished(name));
+        tell(&Event::QueueVanished { queue: name });
         self.watch.forget(name);
     }
 
@@ -246,15 +250,14 @@ impl PublishingThread {
             self.lost(&Fault::unconfirmed(), None);
             return true;
         }
-        let again =
-            self.waiting.iter().filter_map(|job| self.refused.allows_at(job)).filter(|at| *at > now).min();
         // As for declarations: what is outstanding may have met an alarm that we have not heard of yet.
         let looks_at = self.watch.next_look().filter(|_| !blocked && self.is_settled());
         if looks_at.is_some_and(|look| look <= now) {
             self.look_after_waiting(now);
             return true;
         }
-        let deadline = [due, again, looks_at, self.next_to_tell()].into_iter().flatten().min();
+        let deadline =
+            [due, self.waiting.again_at(now), looks_at, self.next_to_tell()].into_iter().flatten().min();
         let Some(publisher) = self.link.up() else { return true };
         // The publisher's own input channel carries the jobs, and nothing interrupts it.
         let uninterrupted = crossbeam_channel::never::<()>();
@@ -269,7 +272,7 @@ impl PublishingThread {
             }
             Wake::Blocked(_) => self.blocks(),
             Wake::Unblocked => {
-                log::info!("{} accepts publishes again", publisher.label());
+                tell(&Event::PublishingAccepted { broker: publisher.label() });
                 self.blocked.store(false, Ordering::SeqCst);
             }
             Wake::Lost(fault) => self.lost(&fault, None),
@@ -283,44 +286,32 @@ impl PublishingThread {
         true
     }
 
-    fn accept(&mut self, mut job: Job) -> bool {
-        self.count += 1;
-        job.number = self.count;
-        self.waiting.push_back(job);
+    fn accept(&mut self, job: Job) -> bool {
+        self.waiting.accept(job);
         true
     }
 
-    fn settle(&mut self, mut job: Job, settlement: &Settlement) {
+    fn settle(&mut self, job: Job, settlement: &Settlement) {
         match settlement {
-            Settlement::Confirmed => {
-                self.watch.put(&job.copy.to, Instant::now());
-                self.kept(&job);
-            }
-            Settlement::Unroutable if !job.came_back => {
+            Settlement::Confirmed => self.kept(&job),
+            Settlement::Unroutable => {
                 if let Some(publisher) = self.link.up() {
                     publisher.forget_prepared();
                 }
-                job.came_back = true;
-                self.waiting.push_front(job);
+                self.waiting.came_back(job);
             }
-            Settlement::Unroutable => self.refused(job, Reason::Told("the queue is missing".to_owned())),
             Settlement::Nacked => {
                 self.refused_here = true;
-                self.refused(job, Reason::QueueFull);
+                self.waiting.refuse(job, Reason::QueueFull);
             }
         }
     }
 
     fn kept(&mut self, job: &Job) {
-        self.refused.taken(job);
+        self.watch.put(&job.copy.to, Instant::now());
+        self.waiting.taken(job);
         self.backoff.reset();
-        job.requester.answer(Answer::Kept);
-    }
-
-    /// Its queue takes none now; the others for it need not be tried meanwhile.
-    fn refused(&mut self, job: Job, reason: Reason) {
-        self.refused.by_its_queue(&job, reason);
-        self.waiting.push_front(job);
+        job.requester.answer(CopyResult::Kept);
     }
 
     /// A quorum queue that was between two leaders when this connection first published to it refuses all that
@@ -331,31 +322,21 @@ impl PublishingThread {
         }
     }
 
-    fn publish_waiting(&mut self) {
-        while let Some(at) = self.next_to_publish()
-            && let Some(job) = self.waiting.remove(at)
-            && self.publish(job)
-        {}
-    }
-
     /// A queue is declared only where nothing is outstanding: what is may have met an alarm that we have not heard of
     /// yet, and then the declaration would not be answered either.
-    fn next_to_publish(&self) -> Option<usize> {
-        let Link::Up(publisher) = &self.link else { return None };
-        if publisher.is_blocked() || publisher.is_busy() {
-            return None;
-        }
-        let now = Instant::now();
-        let at = self.waiting.iter().position(|job| self.refused.allow(job, now))?;
-        let job = &self.waiting[at];
-        let alone = job.suspect || !publisher.is_prepared(&job.copy.to);
-        let beside_suspect = publisher.unsettled().any(|job| job.suspect);
-        (self.is_settled() || !alone && !beside_suspect).then_some(at)
+    fn next_to_publish(&mut self) -> Option<Job> {
+        let publisher =
+            self.link.get().filter(|publisher| !publisher.is_blocked() && !publisher.is_busy())?;
+        self.waiting.take_next(Instant::now(), |job| {
+            let alone = job.suspect || !publisher.is_prepared(&job.copy.to);
+            let beside_suspect = publisher.unsettled().any(|job| job.suspect);
+            publisher.outstanding() == 0 || !alone && !beside_suspect
+        })
     }
 
     /// Returns whether the connection is still there.
     fn publish(&mut self, job: Job) -> bool {
-        if let Some(refusal) = self.limit.as_ref().and_then(|limit| limit.refusal(&job)) {
+        if let Some(refusal) = self.waiting.too_large(&job) {
             job.requester.answer(refusal);
             return true;
         }
@@ -364,7 +345,7 @@ impl PublishingThread {
         match publisher.prepare(to, self.watch.knows(&to.name)) {
             Ok(was_gone) => {
                 if was_gone {
-                    log::warn!("{}", vanished(&to.name));
+                    tell(&Event::QueueVanished { queue: &to.name });
                     self.watch.forget(&to.name);
                 }
                 self.watch.note(&to.name);
@@ -372,7 +353,7 @@ impl PublishingThread {
             Err(fault) => return self.cannot_prepare(job, &fault),
         }
         let properties = job.original.copy(own, job.form, publisher.frame_max());
-        self.refused.ask(&job);
+        self.waiting.published(&job);
         let (queue, body) = (to.name.clone(), Arc::clone(&job.body));
         match publisher.publish(&queue, &body, &properties, job) {
             Ok(()) => true,
@@ -386,23 +367,14 @@ impl PublishingThread {
     /// Its queue is not there, and cannot be declared. Returns whether the connection is still there.
     fn cannot_prepare(&mut self, job: Job, fault: &Fault) -> bool {
         if matches!(fault.kind, FaultKind::Refused | FaultKind::Configuration) {
-            self.not_allowed(job, &fault.clone().into_error());
+            self.waiting.not_allowed(job, &fault.clone().into_error());
         } else if fault.scope == Scope::Channel {
-            self.refused(job, Reason::Told(fault.to_string()));
+            self.waiting.refuse(job, Reason::Told(fault.to_string()));
         } else {
             self.lost(fault, Some(job));
             return false;
         }
         true
-    }
-
-    /// A task that must not run before its copy is kept waits for the permission, too.
-    fn not_allowed(&mut self, job: Job, error: &Error) {
-        if job.copy.comes_first {
-            self.refused(job, Reason::Told(error.to_string()));
-        } else {
-            job.requester.answer(Answer::NotAllowed(error.clone()));
-        }
     }
 
     /// The channel or the connection is gone. What is outstanding and not confirmed by now is unknown, so nothing of it
@@ -415,57 +387,17 @@ impl PublishingThread {
                 Settlement::Nacked | Settlement::Unroutable => jobs.push(job),
             }
         }
-        if let FaultKind::TooLarge(Some(bytes)) = fault.kind {
-            self.limit = Some(Limit { bytes, told: Instant::now() });
-        }
         jobs.extend(self.link.up().map(Publisher::take_unsettled).into_iter().flatten().chain(last));
-        let is_ours = match fault.kind {
-            _ if jobs.is_empty() => false,
-            FaultKind::TooLarge(Some(_)) => true,
-            FaultKind::Unacceptable | FaultKind::TooLarge(None) => {
-                if let [_] = jobs.as_slice() {
-                    jobs.drain(..).for_each(|job| self.unacceptable(job, &fault.to_string()));
-                }
-                for job in &mut jobs {
-                    job.suspect = true;
-                }
-                true
-            }
-            FaultKind::Refused | FaultKind::Configuration => {
-                let error = fault.clone().into_error();
-                jobs.drain(..).for_each(|job| self.not_allowed(job, &error));
-                false
-            }
-            _ => false,
-        };
-        jobs.into_iter().rev().for_each(|job| self.waiting.push_front(job));
-        // What the broker says of a copy is no reason to wait.
-        let pause = if is_ours { Duration::ZERO } else { self.backoff.pause() };
+        let at_once = !jobs.is_empty() && loss::is_over_a_copy(fault);
+        let pause = if at_once { Duration::ZERO } else { self.backoff.pause() };
+        self.waiting.after_loss(jobs, fault);
         self.disconnect(&fault.to_string(), Instant::now() + pause);
-    }
-
-    /// The broker closed the channel or the connection over this copy.
-    fn unacceptable(&mut self, mut job: Job, words: &str) {
-        job.suspect = true;
-        let id = output::escape(job.original.id());
-        let Some(form) = job.form.next(words, &job.original) else {
-            self.refused.by_itself(&job, Reason::Told(words.to_owned()));
-            self.waiting.push_back(job);
-            return;
-        };
-        let without = match form {
-            CopyForm::WithoutReplyTo => "without reply_to",
-            CopyForm::Full | CopyForm::Bare => "with its id and taskq's own headers alone",
-        };
-        log::warn!("the broker does not take a copy of the task {id} ({words}): copying it {without}");
-        job.form = form;
-        self.waiting.push_front(job);
     }
 
     fn disconnect(&mut self, why: &str, until: Instant) {
         self.blocked.store(false, Ordering::SeqCst);
         self.refused_here = false;
-        self.refused.forget_asked();
+        self.waiting.forget_asked();
         if let Some(publisher) = self.link.take(until) {
             log::debug!("closing the connection for copies: {why}");
             publisher.cut();
@@ -481,40 +413,23 @@ impl PublishingThread {
         self.link.get().is_none_or(|publisher| publisher.outstanding() == 0)
     }
 
-    fn forget_withdrawn(&mut self) {
-        self.waiting.retain(|job| !job.requester.is_gone());
-        if self.refused.longest().is_none() {
-            return;
-        }
-        let published = self.link.get().into_iter().flat_map(Publisher::unsettled);
-        let wanted: Vec<&Job> = self.waiting.iter().chain(published).collect();
-        self.refused.retain(&wanted);
-    }
-
     /// Tells everybody who waits what stands in the way.
     fn tell_what_they_wait_for(&self) {
         let blocked = self.is_blocked();
-        for job in &self.waiting {
-            job.requester.set_waits_for(match self.refused.reason(job) {
-                _ if blocked || self.is_down => WaitsFor::Change,
-                Some(Reason::QueueFull) => WaitsFor::Room,
-                Some(Reason::Told(_)) => WaitsFor::Change,
-                None => WaitsFor::Confirm,
-            });
-        }
+        self.waiting.tell_what_they_wait_for(blocked || self.is_down);
         let under_way = if blocked { WaitsFor::Change } else { WaitsFor::Confirm };
         self.published().for_each(|job| job.requester.set_waits_for(under_way));
     }
 
     fn next_to_tell(&self) -> Option<Instant> {
-        [self.refused.tell_at(), self.gives_up_at()].into_iter().flatten().min()
+        [self.waiting.tell_at(), self.gives_up_at()].into_iter().flatten().min()
     }
 
     fn gives_up_at(&self) -> Option<Instant> {
         let waits = self.shared.options.is_bounded() && !self.gave_up;
-        let refused = self.refused.longest().map(|(since, _)| since);
+        let refused = self.waiting.longest().map(|(since, _)| since);
         let since = refused.into_iter().chain(self.blocked_since).min().filter(|_| waits)?;
-        Some(since + BOUNDED_PATIENCE)
+        Some(since + self.patience)
     }
 
     /// Since when somebody waits for the broker to take publishes.
@@ -529,10 +444,10 @@ impl PublishingThread {
 
     /// Says what is refused, at first and then each minute, and ends a bounded run over it.
     fn tell_refusals(&mut self) {
-        self.refused.tell(&self.waiting.iter());
+        self.waiting.tell_refusals();
         if self.gives_up_at().is_some_and(|at| at <= Instant::now()) {
             self.gave_up = true;
-            let why = match self.refused.longest() {
+            let why = match self.waiting.longest() {
                 Some((_, reason)) => format!("copies of tasks are refused ({reason})"),
                 None => "the broker takes no copies of tasks (it has blocked publishing)".to_owned(),
             };
@@ -542,14 +457,5 @@ impl PublishingThread {
                 .end_requests
                 .send(EndRequest::Fatal(Error::try_again(format!("{why}; the tasks go back to {queue}"))));
         }
-    }
-}
-
-impl Limit {
-    /// Of a copy that is over it.
-    fn refusal(&self, job: &Job) -> Option<Answer> {
-        let length = job.body.len();
-        let over = self.told.elapsed() < LIMIT_VALID && length as u64 > self.bytes;
-        over.then_some(Answer::TooLarge { length, limit: self.bytes })
     }
 }

@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 
-/// The pauses before a copy is tried again. The longest bounds how late it is kept after the reason is gone.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How often a refusal that lasts is told.
 const TELL_EVERY: Duration = Duration::from_mins(1);
 
 /// What lasts since a copy was refused. `K` names who refused it, or which one.
-pub(super) struct Refusals<K>(HashMap<K, Refusal>);
+pub(super) struct Refusals<K> {
+    refusals: HashMap<K, Refusal>,
+    /// The pauses before a copy is tried again.
+    pauses: Backoff,
+}
 
 /// Why a copy was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,19 +46,18 @@ struct Refusal {
     tell_at: Instant,
 }
 
-impl<K> Default for Refusals<K> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
 impl<K: Eq + Hash + Clone> Refusals<K> {
+    /// `pauses` lie before each further attempt.
+    pub(super) fn new(pauses: Backoff) -> Self {
+        Self { refusals: HashMap::new(), pauses }
+    }
+
     /// A copy was refused.
     pub(super) fn note(&mut self, whose: K, reason: Reason, now: Instant) {
-        let refusal = self.0.entry(whose).or_insert_with(|| Refusal {
+        let refusal = self.refusals.entry(whose).or_insert_with(|| Refusal {
             since: now,
             again_at: now,
-            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+            backoff: self.pauses.clone(),
             reason: reason.clone(),
             asked: false,
             tell_at: now,
@@ -72,44 +72,44 @@ impl<K: Eq + Hash + Clone> Refusals<K> {
 
     /// A copy was taken.
     pub(super) fn lift(&mut self, whose: &K) {
-        self.0.remove(whose);
+        self.refusals.remove(whose);
     }
 
     /// A copy may be published: nothing was refused, or it is time to ask again and nothing is under way that asks.
     pub(super) fn allow(&self, whose: &K, now: Instant) -> bool {
-        self.0.get(whose).is_none_or(|refusal| !refusal.asked && refusal.again_at <= now)
+        self.refusals.get(whose).is_none_or(|refusal| !refusal.asked && refusal.again_at <= now)
     }
 
     /// Why the last one was refused, if none was taken since.
     pub(super) fn reason(&self, whose: &K) -> Option<&Reason> {
-        self.0.get(whose).map(|refusal| &refusal.reason)
+        self.refusals.get(whose).map(|refusal| &refusal.reason)
     }
 
     /// From when on [`Refusals::allow`] does, as far as that is a matter of time.
     pub(super) fn allows_at(&self, whose: &K) -> Option<Instant> {
-        self.0.get(whose).filter(|refusal| !refusal.asked).map(|refusal| refusal.again_at)
+        self.refusals.get(whose).filter(|refusal| !refusal.asked).map(|refusal| refusal.again_at)
     }
 
     /// A copy is published. Where one was refused, no other one is until it is settled.
     pub(super) fn ask(&mut self, whose: &K) {
-        if let Some(refusal) = self.0.get_mut(whose) {
+        if let Some(refusal) = self.refusals.get_mut(whose) {
             refusal.asked = true;
         }
     }
 
     /// What was under way is lost, and will not tell.
     pub(super) fn forget_asked(&mut self) {
-        self.0.values_mut().for_each(|refusal| refusal.asked = false);
+        self.refusals.values_mut().for_each(|refusal| refusal.asked = false);
     }
 
     /// Forgets all but what is wanted: nobody waits for the rest any more.
     pub(super) fn retain(&mut self, mut wanted: impl FnMut(&K) -> bool) {
-        self.0.retain(|whose, _| wanted(whose));
+        self.refusals.retain(|whose, _| wanted(whose));
     }
 
     /// What has to be told now, with the reasons.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<(K, Reason)> {
-        let due = self.0.iter_mut().filter(|(_, refusal)| refusal.tell_at <= now);
+        let due = self.refusals.iter_mut().filter(|(_, refusal)| refusal.tell_at <= now);
         due.map(|(whose, refusal)| {
             refusal.tell_at = now + TELL_EVERY;
             (whose.clone(), refusal.reason.clone())
@@ -119,12 +119,12 @@ impl<K: Eq + Hash + Clone> Refusals<K> {
 
     /// When there is something to tell again.
     pub(super) fn tell_at(&self) -> Option<Instant> {
-        self.0.values().map(|refusal| refusal.tell_at).min()
+        self.refusals.values().map(|refusal| refusal.tell_at).min()
     }
 
     /// Since when the first of them lasts, and why.
     pub(super) fn longest(&self) -> Option<(Instant, &Reason)> {
-        let oldest = self.0.values().min_by_key(|refusal| refusal.since)?;
+        let oldest = self.refusals.values().min_by_key(|refusal| refusal.since)?;
         Some((oldest.since, &oldest.reason))
     }
 }
@@ -133,6 +133,13 @@ impl<K: Eq + Hash + Clone> Refusals<K> {
 mod tests {
     use super::*;
 
+    const FIRST_PAUSE: Duration = Duration::from_secs(1);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+    fn refusals() -> Refusals<&'static str> {
+        Refusals::new(Backoff::new(FIRST_PAUSE, LONGEST_PAUSE))
+    }
+
     fn told(words: &str) -> Reason {
         Reason::Told(words.to_owned())
     }
@@ -140,7 +147,7 @@ mod tests {
     #[test]
     fn a_queue_that_refuses_is_asked_by_one_copy_after_each_pause() {
         let start = Instant::now();
-        let mut refusals = Refusals::default();
+        let mut refusals = refusals();
         assert!(refusals.allow(&"q", start) && refusals.allows_at(&"q").is_none());
         refusals.note("q", told("full"), start);
         assert!(!refusals.allow(&"q", start) && refusals.allow(&"other", start));
@@ -163,7 +170,7 @@ mod tests {
     #[test]
     fn what_was_asked_and_lost_is_asked_again() {
         let start = Instant::now();
-        let mut refusals = Refusals::default();
+        let mut refusals = refusals();
         refusals.note("q", told("full"), start);
         refusals.ask(&"q");
         refusals.forget_asked();
@@ -173,7 +180,7 @@ mod tests {
     #[test]
     fn a_refusal_is_told_at_once_and_each_minute_and_when_its_reason_changes() {
         let start = Instant::now();
-        let mut refusals = Refusals::default();
+        let mut refusals = refusals();
         let due = |refusals: &mut Refusals<&str>, after| {
             refusals
                 .take_due(start + Duration::from_secs(after))

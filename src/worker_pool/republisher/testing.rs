@@ -8,9 +8,9 @@ use crossbeam_channel::Receiver;
 
 use super::super::planned_copy::PlannedCopy;
 use super::{Job, Republisher};
+use crate::broker::testing::LONG;
 use crate::settlement::{CopyResult, WaitsFor};
 
-const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(50);
 
 /// What worker threads ask for.
