@@ -2,15 +2,13 @@
 //! ran ([`Policy`]), when something is known of its copy ([`after_copy`]), and while that is waited for ([`Held`]). Whoever
 //! asks carries out the [`Disposition`].
 
-mod after_copy;
-mod after_run;
-mod before_run;
+mod copy;
+mod run;
 
 use std::time::Duration;
 
-pub use after_copy::{CopyResult, Held, HeldCopy, WaitsFor, after_copy};
-pub use after_run::Policy;
-pub use before_run::Earlier;
+pub use copy::{CopyResult, Held, HeldCopy, WaitsFor, after_copy};
+pub use run::{Earlier, Policy};
 
 use crate::error::Error;
 

@@ -44,7 +44,7 @@ impl Channel {
         self.unanswered.borrow_mut().insert(delivery.delivery_tag(), delivery);
     }
 
-    fn take_unanswered(&self, tag: u64) -> Result<amiquip::Delivery, Fault> {
+    pub(super) fn take_unanswered(&self, tag: u64) -> Result<amiquip::Delivery, Fault> {
         self.unanswered.borrow_mut().remove(&tag).ok_or_else(|| Fault::lost("a delivery was answered twice"))
     }
 
@@ -83,18 +83,6 @@ impl Channel {
         let mut receivers = self.keepalive.borrow_mut();
         receivers.retain(|receiver| !matches!(receiver.try_recv(), Err(TryRecvError::Disconnected)));
         receivers.push(receiver);
-    }
-
-    /// See [`super::Delivery::ack`].
-    pub(super) fn ack(&self, tag: u64) -> Result<(), Fault> {
-        let delivery = self.take_unanswered(tag)?;
-        self.call("basic.ack", |amqp| delivery.ack(amqp))
-    }
-
-    /// See [`super::Delivery::requeue`].
-    pub(super) fn requeue(&self, tag: u64) -> Result<(), Fault> {
-        let delivery = self.take_unanswered(tag)?;
-        self.call("basic.nack", |amqp| delivery.nack(amqp, true))
     }
 
     /// Gives back all that was delivered and is not settled. A nack, because RabbitMQ 4.3 does not count it as a delivery

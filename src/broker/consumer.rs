@@ -110,11 +110,13 @@ impl DeliveryChannel for Channel {
     }
 
     fn ack(&self, tag: u64) -> Result<(), Fault> {
-        Channel::ack(self, tag)
+        let delivery = self.take_unanswered(tag)?;
+        self.call("basic.ack", |amqp| delivery.ack(amqp))
     }
 
     fn requeue(&self, tag: u64) -> Result<(), Fault> {
-        Channel::requeue(self, tag)
+        let delivery = self.take_unanswered(tag)?;
+        self.call("basic.nack", |amqp| delivery.nack(amqp, true))
     }
 
     fn close(self: Box<Self>) -> Result<(), Fault> {
