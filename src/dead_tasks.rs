@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use self::interrupt::Interrupt;
 use self::mover::{Mover, Moving, WINDOW};
 use self::refresher::Refresher;
-use self::walk::{Channels, Event, Walk, WalkMode};
+use self::walk::{Channels, Walk, WalkMode, Walked};
 use crate::broker::{
     ConsumeOptions, Consumer, Count, DeadLettering, Deliveries, Delivery, Fault, FaultKind, Properties,
     Publisher, Publishing, Purpose, QueueSpec, QueueType, Record, Session, SessionOptions, count_messages,
@@ -80,14 +80,14 @@ fn browse_on<'c>(
     let walked = walk.each(|event| {
         let mut looking = true;
         match event {
-            Event::Task(delivery) => {
+            Walked::Task(delivery) => {
                 let properties = &delivery.properties;
                 let task = DeadTask { properties, record: record_of(properties), body: &delivery.body };
                 looking = look(&task);
                 refresher.consider(delivery);
             }
-            Event::Extra(delivery) => refresher.consider(delivery),
-            Event::Pause => refresher.refresh_worn(),
+            Walked::Extra(delivery) => refresher.consider(delivery),
+            Walked::Pause => refresher.refresh_worn(),
         }
         Ok(looking && !interrupt.has_come()?)
     });
@@ -167,15 +167,15 @@ fn move_on<'c>(
     };
     let walked = walk.each(|event| {
         match event {
-            Event::Task(delivery) => match selection {
+            Walked::Task(delivery) => match selection {
                 Selection::All => move_one(&mut mover, delivery.into())?,
                 Selection::Ids(ids) if ids.contains(delivery.properties.id()) => {
                     wanted.push_back(Moving::from(delivery));
                 }
                 Selection::Ids(_) => refresher.consider(delivery),
             },
-            Event::Extra(delivery) => refresher.consider(delivery),
-            Event::Pause => {
+            Walked::Extra(delivery) => refresher.consider(delivery),
+            Walked::Pause => {
                 while let Some(task) = wanted.pop_front() {
                     move_one(&mut mover, task)?;
                 }
@@ -346,14 +346,14 @@ impl Place {
         let mut taken = Vec::new();
         walk.each(|event| {
             match event {
-                Event::Task(mut delivery)
+                Walked::Task(mut delivery)
                     if record_of(&delivery.properties).failed_at.is_none_or(|at| at <= until) =>
                 {
                     drop(delivery.take_body());
                     taken.push(delivery);
                 }
-                Event::Task(delivery) | Event::Extra(delivery) => refresher.consider(delivery),
-                Event::Pause => {}
+                Walked::Task(delivery) | Walked::Extra(delivery) => refresher.consider(delivery),
+                Walked::Pause => {}
             }
             Ok(true)
         })?;

@@ -194,6 +194,18 @@ pub enum Event<'e> {
         /// Why.
         reason: &'e dyn Display,
     },
+    /// Dead tasks could not be replaced by copies.
+    NotRefreshed {
+        /// Where they are.
+        queue: &'e str,
+        /// Why.
+        error: &'e Error,
+    },
+    /// `dead` was told to stop while it holds tasks that need copies.
+    FinishingCopies {
+        /// The signal's name.
+        signal: &'e str,
+    },
     /// The worker was told to stop.
     Stopping {
         /// The signal's name.

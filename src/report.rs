@@ -27,6 +27,7 @@ fn level(event: &Event<'_>) -> Level {
         | Event::Waiting
         | Event::Connected { .. }
         | Event::PublishingAccepted { .. }
+        | Event::FinishingCopies { .. }
         | Event::Stopping { running: 1.., .. } => Level::Info,
         Event::Stopping { running: 0, .. } => Level::Debug,
         Event::Failed { .. } => Level::Error,
@@ -132,6 +133,14 @@ impl fmt::Display for Text<'_> {
                 "no copy of the task {} is taken for {queue} ({reason}): it waits here, unacknowledged, until it is",
                 escape(id)
             ),
+            Event::NotRefreshed { queue, error } => write!(
+                f,
+                "tasks in {queue} went back there before, and could not be replaced by copies ({error}); a quorum queue \
+                 drops what goes back more often than its limit says"
+            ),
+            Event::FinishingCopies { signal } => {
+                write!(f, "{signal}: tasks that are held get their copies first; once more to stop at once")
+            }
             Event::Stopping { signal, running: 0, .. } => write!(f, "{signal}: stopping"),
             Event::Stopping { signal, running, grace } => {
                 let grace = duration::show(*grace);

@@ -6,6 +6,8 @@ use std::rc::Rc;
 use crossbeam_channel::{Receiver, never};
 
 use crate::error::{Error, Exit, Result};
+use crate::events::Event;
+use crate::report::tell;
 use crate::shutdown;
 
 /// Shared by all who wait meanwhile.
@@ -43,10 +45,7 @@ impl Interrupt {
             return Err(Error::new(Exit::Signal(signal), "a second signal"));
         }
         self.first.set(Some(signal));
-        log::info!(
-            "{}: tasks that are held get their copies first; once more to stop at once",
-            shutdown::name(signal)
-        );
+        tell(&Event::FinishingCopies { signal: shutdown::name(signal) });
         Ok(())
     }
 

@@ -8,6 +8,8 @@ use super::Requeued;
 use super::interrupt::Interrupt;
 use crate::broker::{Body, CopyForm, Delivery, Fault, Publisher, Record, Settlement, Wake};
 use crate::error::{Error, Result};
+use crate::events::{Event, WhoWaits};
+use crate::report::tell;
 
 /// Copies under way at a time.
 pub(super) const WINDOW: u16 = 100;
@@ -80,7 +82,8 @@ impl<'c> Mover<'c> {
         match self.publisher.wait::<(), i32>(None, self.interrupt.signals(), Some(deadline)) {
             Wake::Settled => self.take_out_settled(),
             Wake::Blocked(reason) => {
-                log::warn!("the broker has blocked publishing ({reason}); waiting for it to go on");
+                let (broker, reason, waiting) = ("the broker", reason.as_str(), WhoWaits::Mover);
+                tell(&Event::PublishingBlocked { broker, reason, waiting });
                 Ok(())
             }
             Wake::Interrupted(signal) => self.interrupt.note(signal),

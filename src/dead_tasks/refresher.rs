@@ -9,6 +9,8 @@ use super::mover::{Mover, Moving};
 use super::record_of;
 use crate::broker::{Properties, Publisher, QueueSpec, SessionOptions};
 use crate::error::Result;
+use crate::events::Event;
+use crate::report::tell;
 
 /// A task that has gone back so often is replaced by a copy, which has not, at the price of its place in the row. With a
 /// limit of 2 it may go back once more, should this look end before the copy is kept.
@@ -80,11 +82,7 @@ impl<'c> Refresher<'c> {
     fn note(&mut self, refreshed: Result<()>) {
         if let Err(error) = refreshed {
             self.failed = true;
-            log::warn!(
-                "tasks in {} went back there before, and could not be replaced by copies ({error}); a \
-                 quorum queue drops what goes back more often than its limit says",
-                self.dead.name
-            );
+            tell(&Event::NotRefreshed { queue: &self.dead.name, error: &error });
         }
     }
 

@@ -111,7 +111,7 @@ impl BackInPlace {
 }
 
 /// What a walk meets.
-pub(super) enum Event<'c> {
+pub(super) enum Walked<'c> {
     /// The next task.
     Task(Delivery<'c>),
     /// One that was handed out and is not asked for.
@@ -150,7 +150,7 @@ impl<'c, 'p> Walk<'c, 'p> {
     ///
     /// # Errors
     /// Try again: there are more, and the broker does not hand them out. Or the broker's, or that of `take`.
-    pub(super) fn each(&mut self, mut take: impl FnMut(Event<'c>) -> Result<bool>) -> Result<()> {
+    pub(super) fn each(&mut self, mut take: impl FnMut(Walked<'c>) -> Result<bool>) -> Result<()> {
         let mut going_on = true;
         while going_on && self.left > 0 {
             let Some(channel) = self.channels.next() else { break };
@@ -161,10 +161,10 @@ impl<'c, 'p> Walk<'c, 'p> {
             let walked = self.through(&consumer, room, &mut take);
             let cancelled = consumer.cancel().map_err(Fault::into_error);
             while let Some(delivery) = consumer.leftover() {
-                take(Event::Extra(delivery))?;
+                take(Walked::Extra(delivery))?;
             }
             going_on = walked.and_then(|going_on| cancelled.map(|()| going_on))?;
-            take(Event::Pause)?;
+            take(Walked::Pause)?;
         }
         Ok(())
     }
@@ -174,7 +174,7 @@ impl<'c, 'p> Walk<'c, 'p> {
         &mut self,
         consumer: &Consumer<'c>,
         mut room: u32,
-        take: &mut impl FnMut(Event<'c>) -> Result<bool>,
+        take: &mut impl FnMut(Walked<'c>) -> Result<bool>,
     ) -> Result<bool> {
         let mut silences = 0;
         while room > 0 {
@@ -183,7 +183,7 @@ impl<'c, 'p> Walk<'c, 'p> {
                     silences = 0;
                     room -= 1;
                     self.left -= 1;
-                    if !take(Event::Task(delivery))? {
+                    if !take(Walked::Task(delivery))? {
                         return Ok(false);
                     }
                 }
@@ -193,7 +193,7 @@ impl<'c, 'p> Walk<'c, 'p> {
                         // What was on its way has arrived when this returns.
                         consumer.cancel().map_err(Fault::into_error)?;
                         while let Some(delivery) = consumer.leftover() {
-                            take(Event::Task(delivery))?;
+                            take(Walked::Task(delivery))?;
                         }
                         return Ok(false);
                     }
