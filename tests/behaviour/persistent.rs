@@ -122,7 +122,7 @@ fn an_answer_may_come_in_pieces() {
 }
 
 #[test]
-fn chatter_is_a_failed_attempt_and_a_fresh_process() {
+fn a_line_that_is_no_reply_is_a_failed_attempt_and_a_fresh_process() {
     let sandbox = Sandbox::new();
     let worker = sandbox.handling(&LATER, ECHO);
     send(&sandbox, &["working on it", "OK"]);
