@@ -8,12 +8,13 @@ use crossbeam_channel::Receiver;
 use crate::error::{Error, Result};
 use crate::shortage;
 
-/// The connection as it is now. `T` is what is used of it: a session, or a publisher.
-pub enum Link<T> {
+/// The connection as it is now. `T` is what is used of it: a session, or a publisher. `O` is what a thread brings that has
+/// opened it, or has asked the broker something on it.
+pub enum Link<T, O = T> {
     /// In use.
     Up(Box<T>),
     /// Being opened on a thread of its own; how that ends is told here.
-    Opening(Receiver<Result<T>>),
+    Opening(Receiver<Result<O>>),
     /// Not connected, and not to be before then.
     Resting {
         /// When it may be opened.
@@ -21,14 +22,14 @@ pub enum Link<T> {
     },
 }
 
-impl<T: Send + 'static> Link<T> {
+impl<T, O: Send + 'static> Link<T, O> {
     /// Runs `open` on a thread of its own, so that its owner hears signals and requests meanwhile.
-    pub fn open(open: impl FnOnce() -> Result<T> + Send + 'static) -> Self {
+    pub fn open(open: impl FnOnce() -> Result<O> + Send + 'static) -> Self {
         Self::Opening(on_a_thread(open))
     }
 }
 
-impl<T> Link<T> {
+impl<T, O> Link<T, O> {
     /// Not to be opened before `until`.
     #[must_use]
     pub fn resting(until: Instant) -> Self {
@@ -76,7 +77,7 @@ mod tests {
 
     #[test]
     fn what_is_opened_is_used_until_it_is_taken_out() {
-        let mut link = Link::open(|| Ok("connected"));
+        let mut link = <Link<_>>::open(|| Ok("connected"));
         let Link::Opening(opened) = &link else { panic!("it is not being opened") };
         let opened = opened.recv().unwrap().unwrap();
         assert!(link.up().is_none());

@@ -117,8 +117,8 @@ impl<T> Publisher<T> {
 
     /// The same, with what it says it is.
     #[must_use]
-    pub fn introduction(&self) -> String {
-        self.on.introduction.clone()
+    pub fn introduction(&self) -> &str {
+        &self.on.introduction
     }
 
     /// See [`Session::frame_max`].

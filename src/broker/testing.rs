@@ -17,6 +17,8 @@ use crate::lock::lock;
 /// Far more than anything here takes, far less than a person would wait.
 pub const LONG: Duration = Duration::from_secs(30);
 
+const PATIENT: Patience = Patience { confirm: LONG, probe: LONG };
+
 /// What becomes of a publish.
 #[derive(Clone)]
 pub enum Reply {
@@ -71,7 +73,7 @@ struct State {
     refuses: Option<Error>,
     answer: Answer,
     probe: Reply,
-    prepare: Declared,
+    prepare: Arc<Mutex<Declared>>,
     patience: Patience,
 }
 
@@ -101,8 +103,8 @@ impl FakeBroker {
             refuses: None,
             answer: Box::new(|_| Reply::Confirm),
             probe: Reply::Return,
-            prepare: Box::new(|_| Ok(false)),
-            patience: Patience { confirm: LONG, probe: LONG },
+            prepare: Arc::new(Mutex::new(Box::new(|_| Ok(false)))),
+            patience: PATIENT,
         };
         Self(Arc::new((Mutex::new(state), Condvar::new())))
     }
@@ -126,7 +128,7 @@ impl FakeBroker {
         &self,
         prepare: impl FnMut(&QueueSpec) -> std::result::Result<bool, Fault> + Send + 'static,
     ) {
-        self.state().prepare = Box::new(prepare);
+        self.state().prepare = Arc::new(Mutex::new(Box::new(prepare)));
     }
 
     /// Lets nobody in, for this reason.
@@ -134,22 +136,26 @@ impl FakeBroker {
         self.state().refuses = why;
     }
 
-    /// How long a confirm and the answer to a probe are waited for, on connections that are opened from now on.
+    /// How long a confirm and the answer to a probe are waited for, on the next connection.
     pub fn patience(&self, confirm: Duration, probe: Duration) {
         self.state().patience = Patience { confirm, probe };
     }
 
     /// Opens a connection, as [`Publisher::open_verified`] does.
     pub fn open<T>(&self) -> Result<Publisher<T>> {
+        Ok(Publisher::on(self.channel(self.connect()?)))
+    }
+
+    /// Opens a connection, as [`Publisher::open_optimistic`] does.
+    pub fn open_optimistic<T>(&self) -> Result<Publisher<T>> {
+        Ok(Publisher::on(Opened { queue_verified: false, ..self.channel(self.connect()?) }))
+    }
+
+    fn connect(&self) -> Result<usize> {
         let mut state = self.state();
         state.connections += 1;
         self.0.1.notify_all();
-        if let Some(error) = &state.refuses {
-            return Err(error.clone());
-        }
-        let connection = state.connections;
-        drop(state);
-        Ok(Publisher::on(self.channel(connection)))
+        state.refuses.clone().map_or(Ok(state.connections), Err)
     }
 
     fn channel(&self, connection: usize) -> Opened {
@@ -168,7 +174,7 @@ impl FakeBroker {
             ended: None,
         });
         let number = state.channels.len() - 1;
-        let patience = state.patience;
+        let patience = std::mem::replace(&mut state.patience, PATIENT);
         let line = FakeLine { broker: self.clone(), number, connection, handed_over: never(), busy: false };
         Opened {
             line: Box::new(line),
@@ -245,6 +251,11 @@ impl FakeBroker {
     /// Waits until so many publishes have come.
     pub fn wait_for(&self, count: usize) {
         self.wait_until(&format!("{count} publishes"), |state| state.published.len() >= count);
+    }
+
+    /// Waits until so many queues were asked for.
+    pub fn wait_for_declarations(&self, count: usize) {
+        self.wait_until(&format!("{count} declarations"), |state| state.declared.len() >= count);
     }
 
     /// Waits until somebody has tried to connect so many times.
@@ -406,11 +417,15 @@ impl Line for FakeLine {
     fn prepare(&mut self, queue: &QueueSpec, _known: bool) -> std::result::Result<bool, Fault> {
         let mut state = self.broker.state();
         state.declared.push(queue.name.clone());
-        let result = (state.prepare)(queue);
+        let prepare = Arc::clone(&state.prepare);
+        self.broker.0.1.notify_all();
+        // It may take its time.
+        drop(state);
+        let result = lock(&prepare)(queue);
         if let Err(fault) = &result
             && fault.scope == Scope::Connection
         {
-            state.channels[self.number].end(fault);
+            self.broker.state().channels[self.number].end(fault);
         }
         result
     }

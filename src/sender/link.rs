@@ -1,21 +1,16 @@
 //! The connection that tasks are sent on: opened, lost, and opened again.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
 
-use super::Job;
+use super::Times;
 use crate::backoff::{Backoff, Reminder};
-use crate::broker::{Fault, Publisher, QueueSpec, on_a_thread};
+use crate::broker::{self, Fault, Opener, Publisher, QueueSpec, on_a_thread};
 use crate::duration;
 use crate::error::{Error, Exit, Result};
 
-/// The pauses between attempts to reach a broker that went away; it is usually back within seconds.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
-/// How long what was published beside a refused task may still be confirmed. Some of it never is, nor refused.
-const SETTLE_PATIENCE: Duration = Duration::from_secs(3);
 const REFUSED: &str =
     "the broker refuses tasks: the queue is full, or its node is away, or the broker has an error of its own";
 
@@ -33,9 +28,14 @@ enum Refusal {
 
 /// The connection and what is remembered of earlier ones.
 pub(super) struct Link {
-    pub(super) state: State,
+    pub(super) state: broker::Link<Publisher<u64>, Asked>,
+    opener: Opener<u64>,
+    /// The queue that a thread makes sure of on the connection, which is away meanwhile.
+    preparing: Option<String>,
     /// Starts over when a task is confirmed: a broker that lets us in and then takes nothing is not back.
     backoff: Backoff,
+    /// See [`Times::settling`].
+    settling: Duration,
     /// The first connection is tried once only: a wrong address should not look like a hang.
     connected_once: bool,
     was_lost: bool,
@@ -47,32 +47,18 @@ pub(super) struct Link {
     returns: Reminder,
 }
 
-/// A connection, and how it went to make sure of a queue on it.
-pub(super) struct Prepared {
-    publisher: Box<Publisher<u64>>,
-    /// The queue's name.
-    pub(super) queue: String,
-    /// Whether it was there before, and was gone.
-    result: std::result::Result<bool, Fault>,
-}
-
-/// How the connection is.
-pub(super) enum State {
-    Up(Box<Publisher<u64>>),
-    /// Being opened on a thread of its own, so that signals are heard meanwhile.
-    Opening(Receiver<Result<Publisher<u64>>>),
-    /// On such a thread because the broker is asked for the queue for delayed tasks. It comes back as it is then.
-    Preparing(Receiver<Result<Prepared>>),
-    Resting {
-        until: Instant,
-    },
-}
+/// What a thread brings that has asked the broker: a connection, and whether a queue that it made sure of on it was there
+/// before, and was gone.
+pub(super) type Asked = (Publisher<u64>, std::result::Result<bool, Fault>);
 
 impl Link {
-    pub(super) fn open(job: &Job) -> Self {
+    pub(super) fn open(opener: Opener<u64>, times: &Times) -> Self {
         Self {
-            state: open(job),
-            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+            state: open(&opener),
+            opener,
+            preparing: None,
+            backoff: times.pauses.clone(),
+            settling: times.settling,
             connected_once: false,
             was_lost: false,
             turned_away: None,
@@ -82,27 +68,22 @@ impl Link {
         }
     }
 
-    pub(super) fn open_again(&mut self, job: &Job) {
-        self.state = open(job);
+    pub(super) fn open_again(&mut self) {
+        self.state = open(&self.opener);
     }
 
-    /// None while there is no connection.
-    pub(super) fn publisher(&mut self) -> Option<&mut Publisher<u64>> {
-        if let State::Up(publisher) = &mut self.state { Some(publisher) } else { None }
-    }
-
-    /// The same where it also takes tasks.
+    /// What is connected, where it also takes tasks.
     pub(super) fn publisher_in_favour(&mut self) -> Option<&mut Publisher<u64>> {
         if matches!(self.refusal, Refusal::Here(_)) {
             return None;
         }
         // What waits here can be forgotten or saved; what waits in the broker's buffers turns up after the alarm.
-        self.publisher().filter(|publisher| !publisher.is_blocked())
+        self.state.up().filter(|publisher| !publisher.is_blocked())
     }
 
     /// When a connection that is out of favour is given up, whatever is in flight on it.
     pub(super) fn spent_at(&self) -> Option<Instant> {
-        if let Refusal::Here(since) = self.refusal { Some(since + SETTLE_PATIENCE) } else { None }
+        if let Refusal::Here(since) = self.refusal { Some(since + self.settling) } else { None }
     }
 
     /// The broker has refused a task.
@@ -125,16 +106,14 @@ impl Link {
         if self.reminder.is_due(REFUSED) {
             log::warn!("{REFUSED}; trying again for up to {}", duration::show(patience));
         }
-        let until = Instant::now() + self.backoff.pause();
-        self.rest_until(until);
+        self.pause();
     }
 
-    /// Without a goodbye, which may take its time: this is the thread that hears signals.
-    fn rest_until(&mut self, until: Instant) {
-        if let Some(publisher) = self.take() {
+    /// No connection for a while. Without a goodbye, which may take its time: this is the thread that hears signals.
+    fn pause(&mut self) {
+        if let Some(publisher) = self.state.take(Instant::now() + self.backoff.pause()) {
             publisher.cut();
         }
-        self.state = State::Resting { until };
     }
 
     /// Says goodbye to the broker, which may not answer, and waits for that no longer than until a signal comes.
@@ -152,89 +131,82 @@ impl Link {
 
     /// Leaves no connection behind.
     pub(super) fn take(&mut self) -> Option<Publisher<u64>> {
-        let resting = State::Resting { until: Instant::now() };
-        if let State::Up(publisher) = std::mem::replace(&mut self.state, resting) {
-            Some(*publisher)
-        } else {
-            None
-        }
+        self.state.take(Instant::now())
     }
 
-    /// An attempt to connect has ended.
+    /// What was asked on a thread is answered, or cannot be. Returns what came of making sure of a queue, and its name,
+    /// where that was it.
     ///
     /// # Errors
-    /// Why another one would be of no use.
-    pub(super) fn opened(&mut self, opened: Result<Publisher<u64>>) -> Result<()> {
+    /// Why another attempt to connect would be of no use.
+    pub(super) fn opened(
+        &mut self,
+        opened: Result<Asked>,
+    ) -> Result<Option<(String, std::result::Result<bool, Fault>)>> {
+        let preparing = self.preparing.take();
         match opened {
-            Ok(publisher) => {
-                // Who sends one task wants to read one line; who was told of a loss wants to know that it is over.
-                let text = format!("connected to {}", publisher.introduction());
-                let told = std::mem::take(&mut self.was_lost) && self.returns.is_due(&text);
-                log::log!(if told { log::Level::Info } else { log::Level::Debug }, "{text}");
-                self.connected_once = true;
-                self.turned_away = None;
-                if self.refusal != Refusal::None {
-                    self.refusal = Refusal::Before;
+            Ok((publisher, result)) => {
+                if preparing.is_none() {
+                    self.connected(&publisher);
                 }
-                self.state = State::Up(Box::new(publisher));
-                Ok(())
+                self.state = broker::Link::Up(Box::new(publisher));
+                Ok(preparing.map(|queue| (queue, result)))
             }
             Err(error) if self.connected_once && error.may_pass() => {
                 self.rest(&error.to_string());
                 self.turned_away = (error.exit == Exit::Refused).then_some(error);
-                Ok(())
+                Ok(None)
             }
             Err(error) => Err(if self.connected_once { error } else { error.on_first_connect() }),
+        }
+    }
+
+    fn connected(&mut self, publisher: &Publisher<u64>) {
+        // Who sends one task wants to read one line; who was told of a loss wants to know that it is over.
+        let text = format!("connected to {}", publisher.introduction());
+        let told = std::mem::take(&mut self.was_lost) && self.returns.is_due(&text);
+        log::log!(if told { log::Level::Info } else { log::Level::Debug }, "{text}");
+        self.connected_once = true;
+        self.turned_away = None;
+        if self.refusal != Refusal::None {
+            self.refusal = Refusal::Before;
         }
     }
 
     /// Makes sure of a queue beside the main one, on a thread of its own: it asks the broker, which may not answer.
     /// `known`: it was there before.
     pub(super) fn prepare(&mut self, queue: &QueueSpec, known: bool) {
-        let Some(mut publisher) = self.take().map(Box::new) else { return };
+        let Some(mut publisher) = self.take() else { return };
+        self.preparing = Some(queue.name.clone());
         let queue = queue.clone();
-        self.state = State::Preparing(on_a_thread(move || {
+        self.state = broker::Link::open(move || {
             let result = publisher.prepare(&queue, known);
-            Ok(Prepared { publisher, queue: queue.name, result })
-        }));
-    }
-
-    /// That thread has ended; whether a queue that was known to be there was gone.
-    ///
-    /// # Errors
-    /// The queue is unfit, or the connection is lost.
-    pub(super) fn prepared(&mut self, prepared: Prepared) -> std::result::Result<bool, Fault> {
-        self.state = State::Up(prepared.publisher);
-        prepared.result
+            Ok((publisher, result))
+        });
     }
 
     pub(super) fn queue_verified(&self) -> bool {
-        matches!(&self.state, State::Up(publisher) if publisher.queue_verified())
+        self.state.get().is_some_and(Publisher::queue_verified)
     }
 
     /// Looks at the queue and goes on with another channel of the same connection.
-    pub(super) fn recover(&mut self, job: &Job) {
-        if let Some(publisher) = self.take() {
-            if publisher.is_busy() {
-                // What is being handed over would arrive after all, and once more on the other channel.
-                publisher.cut();
-                let until = Instant::now() + self.backoff.pause();
-                self.rest_until(until);
-                return;
-            }
-            let queue = job.queue.clone();
-            self.state = State::Opening(on_a_thread(move || publisher.recover(&queue)));
+    pub(super) fn recover(&mut self, queue: &QueueSpec) {
+        if self.state.get().is_some_and(Publisher::is_busy) {
+            // What is being handed over would arrive after all, and once more on the other channel.
+            self.pause();
+        } else if let Some(publisher) = self.take() {
+            let queue = queue.clone();
+            self.state = broker::Link::open(move || Ok((publisher.recover(&queue)?, Ok(false))));
         }
     }
 
     /// The connection is lost: another attempt comes after a pause.
     pub(super) fn rest(&mut self, why: &str) {
-        let until = Instant::now() + self.backoff.pause();
         self.was_lost = true;
         if self.reminder.is_due(why) {
             log::warn!("the connection for sending is down: {why}; trying again");
         }
-        self.rest_until(until);
+        self.pause();
     }
 
     /// Why nothing was confirmed for as long as `waited` says.
@@ -248,39 +220,30 @@ impl Link {
             _ if self.refusal != Refusal::None => Error::try_again(format!(
                 "{REFUSED}, and took none within {waited}; safe to try again, or wait longer with --retry-for"
             )),
-            State::Up(publisher) if publisher.is_blocked() => Error::try_again(format!(
+            broker::Link::Up(publisher) if publisher.is_blocked() => Error::try_again(format!(
                 "{} has blocked publishing (a memory or disk alarm) and did not go on within {waited}; safe to try \
                  again later, or wait longer with --retry-for",
                 publisher.label()
             )),
-            State::Up(publisher) => Error::try_again(format!(
+            broker::Link::Up(publisher) => Error::try_again(format!(
                 "{} confirmed nothing within {waited}; safe to try again, or wait longer with --retry-for",
                 publisher.label()
             )),
-            State::Preparing(_) => Error::try_again(format!(
+            _ if self.preparing.is_some() => Error::try_again(format!(
                 "the broker did not say within {waited} whether the queue for delayed tasks is there; safe to try again, \
                  or wait longer with --retry-for"
             )),
-            State::Opening(_) | State::Resting { .. } if !self.connected_once => {
+            _ if !self.connected_once => {
                 Error::unavailable(format!("the broker did not answer within {waited} (--retry-for)"))
             }
-            State::Opening(_) | State::Resting { .. } => Error::unavailable(format!(
+            _ => Error::unavailable(format!(
                 "the broker went away and did not come back within {waited} (--retry-for)"
             )),
         }
     }
 }
 
-fn open(job: &Job) -> State {
-    let (session, queue) = (job.session.clone(), job.queue.clone());
-    // A single task saves two round trips by not waiting for the queue's declaration. Many tasks do not notice them,
-    // and must not be under way when a declaration is refused.
-    let single = job.single;
-    State::Opening(on_a_thread(move || {
-        if single {
-            Publisher::open_optimistic(&session, &queue)
-        } else {
-            Publisher::open_verified(&session, &queue)
-        }
-    }))
+fn open(opener: &Opener<u64>) -> broker::Link<Publisher<u64>, Asked> {
+    let open = Arc::clone(opener);
+    broker::Link::open(move || Ok((open()?, Ok(false))))
 }

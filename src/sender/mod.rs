@@ -5,29 +5,52 @@ mod fingerprint;
 mod job;
 mod link;
 mod source;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod unsent;
 mod window;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, never, select};
 
-use crate::broker::{Fault, FaultKind, Publisher, Settlement, Wake, vanished};
+use crate::backoff::Backoff;
+use crate::broker::{self, Fault, FaultKind, Opener, Publisher, Settlement, Wake, vanished};
 use crate::duration;
-use crate::error::{Error, Exit};
+use crate::error::{self, Error, Exit};
 
 pub use fingerprint::Fingerprint;
 pub use job::{Job, Report, Summary};
-use link::{Link, State};
+use link::{Asked, Link};
 pub use source::{Batch, Input, Item, MAX_BODY_BYTES, Source};
 pub use unsent::{InputFile, Saved, Unsaved, UnsentFile, UnsentForm};
-use window::{Entry, Window};
+use window::{Entry, MAX_ENTRIES, Window};
 
-/// After the first signal: how long to wait for what is on its way.
-const STOP_WAIT: Duration = Duration::from_secs(3);
 /// A task that comes back unroutable although its queue was declared again and again.
 const MAX_UNROUTABLE: u32 = 3;
+
+/// How long it waits for what.
+struct Times {
+    /// The pauses between attempts to reach a broker that went away; it is usually back within seconds.
+    pauses: Backoff,
+    /// How long what was published beside a refused task may still be confirmed. Some of it never is, nor refused.
+    settling: Duration,
+    /// After the first signal: how long to wait for what is on its way.
+    stopping: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            pauses: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
+            settling: Duration::from_secs(3),
+            stopping: Duration::from_secs(3),
+        }
+    }
+}
 
 /// Sends everything that `batches` yields. `signals` carries signal numbers.
 pub fn send(
@@ -36,18 +59,14 @@ pub fn send(
     signals: &Receiver<i32>,
     report: &mut dyn Report,
 ) -> Summary {
-    let mut sending = Sending {
-        job,
-        report,
-        summary: Summary::default(),
-        window: Window::default(),
-        link: Link::open(job),
-        known: HashSet::new(),
-        body_limit: u64::MAX,
-        stopping: None,
-    };
-    sending.run(batches, signals);
-    sending.summary
+    let (session, queue, single) = (job.session.clone(), job.queue.clone(), job.single);
+    // A single task saves two round trips by not waiting for the queue's declaration. Many tasks do not notice them,
+    // and must not be under way when a declaration is refused.
+    let opener = Arc::new(move || {
+        let open = if single { Publisher::open_optimistic } else { Publisher::open_verified };
+        open(&session, &queue)
+    });
+    Sending::new(job, opener, Times::default(), report).run(batches, signals)
 }
 
 struct Sending<'a> {
@@ -62,10 +81,25 @@ struct Sending<'a> {
     body_limit: u64,
     /// A signal came: nothing more is read, and this is when waiting ends.
     stopping: Option<(i32, Instant)>,
+    times: Times,
 }
 
-impl Sending<'_> {
-    fn run(&mut self, batches: &Receiver<Batch>, signals: &Receiver<i32>) {
+impl<'a> Sending<'a> {
+    fn new(job: &'a Job, opener: Opener<u64>, times: Times, report: &'a mut dyn Report) -> Self {
+        Self {
+            job,
+            report,
+            summary: Summary::default(),
+            window: Window::default(),
+            link: Link::open(opener, &times),
+            known: HashSet::new(),
+            body_limit: u64::MAX,
+            stopping: None,
+            times,
+        }
+    }
+
+    fn run(mut self, batches: &Receiver<Batch>, signals: &Receiver<i32>) -> Summary {
         let mut input = Some(batches);
         loop {
             self.summarise();
@@ -89,7 +123,7 @@ impl Sending<'_> {
                         self.give_up(interrupted(signal));
                         break;
                     }
-                    self.stopping = Some((signal, Instant::now() + STOP_WAIT));
+                    self.stopping = Some((signal, Instant::now() + self.times.stopping));
                     input = None;
                 }
                 Step::GiveUp(error) => {
@@ -103,44 +137,27 @@ impl Sending<'_> {
             self.summary.ended = Some(interrupted(signal));
         }
         self.link.close(signals);
+        self.summary
     }
 
     /// Waits for the next thing to happen, whatever the state of the link.
     fn step(&mut self, input: Option<&Receiver<Batch>>, signals: &Receiver<i32>) -> Step {
         let deadline = self.deadline();
+        let (opened, opens_at) = match &self.link.state {
+            broker::Link::Up(_) => return self.step_connected(input, signals, deadline),
+            broker::Link::Opening(opened) => (opened.clone(), None),
+            broker::Link::Resting { until } => (never(), Some(*until)),
+        };
         let no_input = never();
-        match &mut self.link.state {
-            State::Up(_) => self.step_connected(input, signals, deadline),
-            State::Opening(opened) => select! {
-                recv(opened) -> opened => match self.link.opened(opened.unwrap_or_else(|_| Err(gone()))) {
-                    Ok(()) => Step::Again,
-                    Err(error) => Step::GiveUp(error),
-                },
-                recv(input.unwrap_or(&no_input)) -> batch => Step::Input(batch.ok()),
-                recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
-                recv(crossbeam_channel::at(deadline)) -> _ => Step::Again,
-            },
-            State::Preparing(prepared) => select! {
-                recv(prepared) -> prepared => match prepared.unwrap_or_else(|_| Err(gone())) {
-                    Ok(prepared) => self.prepared(prepared),
-                    Err(error) => Step::GiveUp(error),
-                },
-                recv(input.unwrap_or(&no_input)) -> batch => Step::Input(batch.ok()),
-                recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
-                recv(crossbeam_channel::at(deadline)) -> _ => Step::Again,
-            },
-            State::Resting { until } => {
-                let until = *until;
-                select! {
-                    recv(input.unwrap_or(&no_input)) -> batch => Step::Input(batch.ok()),
-                    recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
-                    recv(crossbeam_channel::at(until.min(deadline))) -> _ => {
-                        if Instant::now() >= until {
-                            self.link.open_again(self.job);
-                        }
-                        Step::Again
-                    }
+        select! {
+            recv(opened) -> opened => self.opened(opened.unwrap_or_else(|_| Err(gone()))),
+            recv(input.unwrap_or(&no_input)) -> batch => Step::Input(batch.ok()),
+            recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
+            recv(crossbeam_channel::at(opens_at.map_or(deadline, |at| at.min(deadline)))) -> _ => {
+                if opens_at.is_some_and(|at| at <= Instant::now()) {
+                    self.link.open_again();
                 }
+                Step::Again
             }
         }
     }
@@ -161,12 +178,12 @@ impl Sending<'_> {
             self.link.try_another(self.job.retry_for);
             return Step::Again;
         }
-        let stalls_at = self.link.publisher().and_then(|publisher| publisher.due());
+        let stalls_at = self.link.state.get().and_then(Publisher::due);
         if stalls_at.is_some_and(|at| at <= Instant::now()) {
             return self.lost(&Fault::unconfirmed());
         }
         let deadline = [spent_at, stalls_at].into_iter().flatten().fold(deadline, Instant::min);
-        let Some(publisher) = self.link.publisher() else { return Step::Again };
+        let Some(publisher) = self.link.state.up() else { return Step::Again };
         match publisher.wait(input, signals, Some(deadline)) {
             Wake::Settled => {
                 let settled = publisher.take_settled();
@@ -191,18 +208,22 @@ impl Sending<'_> {
         }
     }
 
-    /// The broker has said whether the queue for delayed tasks is there.
-    fn prepared(&mut self, prepared: link::Prepared) -> Step {
-        let name = prepared.queue.clone();
-        match self.link.prepared(prepared) {
-            Ok(was_gone) => {
+    /// There is a connection, or the broker has said whether the queue for delayed tasks is there, or neither.
+    fn opened(&mut self, opened: error::Result<Asked>) -> Step {
+        if opened.is_err() {
+            self.window.requeue_in_flight();
+        }
+        match self.link.opened(opened) {
+            Ok(None) => Step::Again,
+            Ok(Some((queue, Ok(was_gone)))) => {
                 if was_gone {
-                    log::warn!("{}", vanished(&name));
+                    log::warn!("{}", vanished(&queue));
                 }
-                self.known.insert(name);
+                self.known.insert(queue);
                 Step::Again
             }
-            Err(fault) => self.lost(&fault),
+            Ok(Some((_, Err(fault)))) => self.lost(&fault),
+            Err(error) => Step::GiveUp(error),
         }
     }
 
@@ -222,11 +243,11 @@ impl Sending<'_> {
                 let largest = self.window.largest();
                 self.body_limit = limit.filter(|limit| *limit < largest).unwrap_or(largest.saturating_sub(1));
                 self.refuse_too_large();
-                self.link.recover(self.job);
+                self.link.recover(&self.job.queue);
             }
-            FaultKind::NotFound => self.link.recover(self.job),
+            FaultKind::NotFound => self.link.recover(&self.job.queue),
             FaultKind::Refused | FaultKind::Configuration if !self.link.queue_verified() => {
-                self.link.recover(self.job);
+                self.link.recover(&self.job.queue);
             }
             FaultKind::Refused | FaultKind::Configuration => return Step::GiveUp(fault.clone().into_error()),
             _ => self.link.rest(&fault.to_string()),
@@ -266,6 +287,7 @@ impl Sending<'_> {
             return Ok(());
         }
         while !publisher.is_busy()
+            && publisher.outstanding() < MAX_ENTRIES
             && let Some((sequence, entry)) = self.window.next_queued()
         {
             let Ok(body) = &entry.item.body else { break };
@@ -364,7 +386,7 @@ impl Sending<'_> {
 
     /// Before the rest is given up.
     fn confirm_at_hand(&mut self) {
-        for (sequence, settlement) in self.link.publisher().map(Publisher::take_settled).unwrap_or_default() {
+        for (sequence, settlement) in self.link.state.up().map(Publisher::take_settled).unwrap_or_default() {
             if settlement == Settlement::Confirmed {
                 self.window.confirm(sequence);
             }

@@ -2,12 +2,11 @@
 //! own so that a slow producer's line goes out as soon as it is complete.
 
 use std::io::{self, BufRead, BufReader, Read};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, Sender, at, never, select};
 
 use super::Fingerprint;
 use crate::broker::Body;
@@ -22,8 +21,8 @@ pub const MAX_BODY_BYTES: usize = 128 * 1024 * 1024;
 const BATCH_BYTES: usize = 64 * 1024;
 /// Batches read ahead of the sender.
 const BATCHES_AHEAD: usize = 1;
-/// The pause between two looks at whether the reader, which is at work, has come to wait.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// How long a read may take that is about to bring something.
+const JUST_READING: Duration = Duration::from_millis(10);
 
 /// One task to be.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,19 +56,20 @@ impl Source {
     /// Internal, when the thread cannot be started.
     pub fn start(self, wait_for_room: impl Fn() + Send + 'static) -> Result<Input> {
         let (sender, batches) = crossbeam_channel::bounded(BATCHES_AHEAD);
-        let state = Arc::<ReaderState>::default();
+        let (tell, came_to_wait) = crossbeam_channel::bounded(1);
+        let state = Arc::<Mutex<ReaderState>>::default();
         match self {
             Self::Single(body) => {
-                lock(&state.read).add(&body);
+                lock(&state).read.add(&body);
+                lock(&state).ended = true;
                 let body =
                     if body.len() > MAX_BODY_BYTES { Err(body.len() as u64) } else { Ok(Body::new(body)) };
                 // Has room for one.
                 let _ = sender.send(Ok(vec![Item { number: 1, body }]));
-                state.ended.store(true, Ordering::SeqCst);
             }
             Self::Records { input, separator } => {
                 let wait_for_room = Box::new(wait_for_room);
-                let tapped = Tapped { input, wait_for_room, state: Arc::clone(&state) };
+                let tapped = Tapped { input, wait_for_room, state: Arc::clone(&state), tell };
                 thread::Builder::new()
                     .name("input".into())
                     .spawn(move || tapped.read_records(separator, &sender))
@@ -78,7 +78,7 @@ impl Source {
                     })?;
             }
         }
-        Ok(Input { batches, state })
+        Ok(Input { batches, came_to_wait, state })
     }
 }
 
@@ -86,21 +86,23 @@ impl Source {
 pub struct Input {
     /// What it yields, in order; closes at the end.
     pub batches: Receiver<Batch>,
-    state: Arc<ReaderState>,
+    /// The reader waits for the input, or did so a moment ago.
+    came_to_wait: Receiver<()>,
+    state: Arc<Mutex<ReaderState>>,
 }
 
 impl Input {
     /// Has no more read, and returns what is read already, a batch with each call. Never waits for an input that may
     /// have no end.
     pub fn next_at_hand(&self) -> Option<Vec<Item>> {
-        self.state.closed.store(true, Ordering::SeqCst);
+        lock(&self.state).closed = true;
         loop {
-            // Asked first: when the reader waits, all the tasks that it has read are in the channel.
-            let waits = self.state.waits.load(Ordering::SeqCst);
-            match self.batches.recv_timeout(LOOK_AGAIN) {
-                Ok(batch) => return batch.ok(),
-                Err(RecvTimeoutError::Timeout) if !waits => {}
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
+            // When the reader waits, all the tasks that it has read are in the channel.
+            let patience = if lock(&self.state).waits { at(Instant::now() + JUST_READING) } else { never() };
+            select! {
+                recv(self.batches) -> batch => return batch.ok()?.ok(),
+                recv(self.came_to_wait) -> _ => {}
+                recv(patience) -> _ => return None,
             }
         }
     }
@@ -108,13 +110,13 @@ impl Input {
     /// Whether there is nothing more to read than what the channel holds.
     #[must_use]
     pub fn is_at_its_end(&self) -> bool {
-        self.state.ended.load(Ordering::SeqCst)
+        lock(&self.state).ended
     }
 
     /// All that was read, where that is all there was.
     #[must_use]
     pub fn all_of_it(&self) -> Option<Fingerprint> {
-        self.is_at_its_end().then(|| *lock(&self.state.read))
+        self.is_at_its_end().then(|| lock(&self.state).read)
     }
 }
 
@@ -122,44 +124,46 @@ impl Input {
 #[derive(Default)]
 struct ReaderState {
     /// Nothing more is to be read.
-    closed: AtomicBool,
+    closed: bool,
     /// The reader waits for the input, and holds no task.
-    waits: AtomicBool,
+    waits: bool,
     /// The end of the input was read.
-    ended: AtomicBool,
+    ended: bool,
     /// What came before it.
-    read: Mutex<Fingerprint>,
+    read: Fingerprint,
 }
 
 /// Reads while it may.
 struct Tapped {
     input: Box<dyn Read + Send>,
     wait_for_room: Box<dyn Fn() + Send>,
-    state: Arc<ReaderState>,
+    state: Arc<Mutex<ReaderState>>,
+    /// That it has come to wait.
+    tell: Sender<()>,
 }
 
 impl Tapped {
     fn read_records(self, separator: u8, sender: &Sender<Batch>) {
         let state = Arc::clone(&self.state);
         if read_records(BufReader::with_capacity(BATCH_BYTES, self), separator, sender) {
-            state.ended.store(true, Ordering::SeqCst);
+            lock(&state).ended = true;
         }
     }
 }
 
 impl Read for Tapped {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.state.waits.store(true, Ordering::SeqCst);
+        lock(&self.state).waits = true;
+        // It is full where nobody asks.
+        let _ = self.tell.try_send(());
         (self.wait_for_room)();
         // No end: what is read of a record that is not complete must not pass for one.
-        let read = if self.state.closed.load(Ordering::SeqCst) {
-            Err(io::Error::other("no more is wanted"))
-        } else {
-            self.input.read(buffer)
-        };
-        self.state.waits.store(false, Ordering::SeqCst);
+        let closed = lock(&self.state).closed;
+        let read = if closed { Err(io::Error::other("no more is wanted")) } else { self.input.read(buffer) };
+        let mut state = lock(&self.state);
+        state.waits = false;
         if let Ok(length) = &read {
-            lock(&self.state.read).add(&buffer[..*length]);
+            state.read.add(&buffer[..*length]);
         }
         read
     }
@@ -304,5 +308,36 @@ mod tests {
         assert_eq!(numbers, (first + 1..=first + rest.len() as u64).collect::<Vec<_>>());
         assert!(rest.iter().all(|item| item.body == Ok(Body::new(b"line".to_vec()))));
         assert!(!input.is_at_its_end() && input.all_of_it().is_none());
+    }
+
+    #[test]
+    fn an_input_without_end_is_not_waited_for() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        io::Write::write_all(&mut writer, b"one\ntwo\nincompl").unwrap();
+        let input = Source::Records { input: Box::new(reader), separator: b'\n' }.start(|| {}).unwrap();
+        assert_eq!(input.batches.recv().unwrap().unwrap().len(), 2);
+        for _ in 0..2 {
+            assert!(input.next_at_hand().is_none());
+        }
+        // Nor is room for what would come.
+        let (full, room) = crossbeam_channel::bounded::<()>(0);
+        let wait_for_room = move || assert!(room.recv().is_err());
+        let source = Source::Records { input: Box::new(io::repeat(b'\n')), separator: b'\n' };
+        let input = source.start(wait_for_room).unwrap();
+        assert!(input.next_at_hand().is_none());
+        drop(full);
+        assert!(input.batches.recv().unwrap().is_err(), "no more is wanted");
+    }
+
+    #[test]
+    fn a_single_body_is_all_there_is() {
+        let input = Source::Single(b"body".to_vec()).start(|| {}).unwrap();
+        assert!(input.is_at_its_end());
+        assert_eq!(input.all_of_it().unwrap().bytes(), 4);
+        assert_eq!(
+            input.next_at_hand().unwrap(),
+            [Item { number: 1, body: Ok(Body::new(b"body".to_vec())) }]
+        );
+        assert!(input.next_at_hand().is_none());
     }
 }

@@ -7,7 +7,7 @@ use super::source::Item;
 use crate::error::Error;
 
 /// Publishes that may be unconfirmed at a time.
-const MAX_ENTRIES: usize = 1000;
+pub(super) const MAX_ENTRIES: usize = 1000;
 /// And how many bytes they may hold together; a single larger one goes alone.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
 

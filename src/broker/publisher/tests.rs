@@ -133,7 +133,6 @@ fn a_probe_finds_out_whether_the_broker_takes_publishes() {
 
     let refused = fault(Scope::Channel, FaultKind::Refused, "no");
     broker.answer_probes(Reply::End(refused.clone()));
-    broker.patience(LONG, LONG);
     let mut publisher: Publisher<u32> = broker.open().unwrap();
     assert_eq!(publisher.probe().err(), Some(refused));
 }
