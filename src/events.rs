@@ -114,6 +114,18 @@ pub enum Event<'e> {
         /// Why.
         why: &'e str,
     },
+    /// `send` has no connection, and tries again.
+    SenderDown {
+        /// Why.
+        why: &'e str,
+    },
+    /// The broker does not let `send` in any more, and it tries again.
+    SenderRefused {
+        /// What happened.
+        why: &'e str,
+        /// For so long.
+        patience: Duration,
+    },
     /// A channel was lost.
     ChannelLost {
         /// Why.

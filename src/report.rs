@@ -95,6 +95,12 @@ impl fmt::Display for Text<'_> {
             Event::Connected { broker } => write!(f, "connected to {broker}"),
             Event::ConnectionLost { broker, cause } => write!(f, "lost the connection to {broker}: {cause}"),
             Event::CannotConnect { why } => write!(f, "{why}; trying again"),
+            Event::SenderDown { why } => {
+                write!(f, "the connection for sending is down: {why}; trying again")
+            }
+            Event::SenderRefused { why, patience } => {
+                write!(f, "{why}; trying again for up to {}", duration::show(*patience))
+            }
             Event::ChannelLost { cause } => write!(f, "{cause}; opening another channel"),
             Event::AcknowledgementLate { broker, held, words } => {
                 f.write_str(&acknowledgement::late(*broker, *held))?;

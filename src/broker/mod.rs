@@ -52,4 +52,4 @@ pub use session::{Purpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;
 pub use topology::{MAX_DELAY, QueueSpec, QueueType, Role, ensure_queue, find_again, kind_of};
 pub use url::{BrokerUrl, redact};
-pub use watch::{DelayWatch, vanished};
+pub use watch::DelayWatch;

@@ -9,15 +9,6 @@ use super::topology::{QueueSpec, Role};
 /// How often a queue is looked at while tasks may wait in it.
 const LOOK_EVERY: Duration = Duration::from_mins(1);
 
-/// What to say of a queue that was there, and then was not.
-#[must_use]
-pub fn vanished(queue: &str) -> String {
-    format!(
-        "the queue {queue} was gone, with any tasks that waited in it: somebody deleted it, or a policy lets it expire \
-         (README, \"What no queue can promise\")"
-    )
-}
-
 /// See the module.
 #[derive(Default)]
 pub struct DelayWatch {

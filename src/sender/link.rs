@@ -8,8 +8,9 @@ use crossbeam_channel::{Receiver, select};
 use super::Times;
 use crate::backoff::{Backoff, Reminder};
 use crate::broker::{self, Fault, Opener, Publisher, QueueSpec, on_a_thread};
-use crate::duration;
 use crate::error::{Error, Exit, Result};
+use crate::events::Event;
+use crate::report::tell;
 
 const REFUSED: &str =
     "the broker refuses tasks: the queue is full, or its node is away, or the broker has an error of its own";
@@ -104,7 +105,7 @@ impl Link {
     /// Another connection, after a pause.
     pub(super) fn try_another(&mut self, patience: Duration) {
         if self.reminder.is_due(REFUSED) {
-            log::warn!("{REFUSED}; trying again for up to {}", duration::show(patience));
+            tell(&Event::SenderRefused { why: REFUSED, patience });
         }
         self.pause();
     }
@@ -165,7 +166,11 @@ impl Link {
         // Who sends one task wants to read one line; who was told of a loss wants to know that it is over.
         let text = format!("connected to {}", publisher.introduction());
         let told = std::mem::take(&mut self.was_lost) && self.returns.is_due(&text);
-        log::log!(if told { log::Level::Info } else { log::Level::Debug }, "{text}");
+        if told {
+            tell(&Event::Connected { broker: publisher.introduction() });
+        } else {
+            log::debug!("{text}");
+        }
         self.connected_once = true;
         self.turned_away = None;
         if self.refusal != Refusal::None {
@@ -204,7 +209,7 @@ impl Link {
     pub(super) fn rest(&mut self, why: &str) {
         self.was_lost = true;
         if self.reminder.is_due(why) {
-            log::warn!("the connection for sending is down: {why}; trying again");
+            tell(&Event::SenderDown { why });
         }
         self.pause();
     }

@@ -18,9 +18,11 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, never, select};
 
 use crate::backoff::Backoff;
-use crate::broker::{self, Fault, FaultKind, Opener, Publisher, Settlement, Wake, vanished};
+use crate::broker::{self, Fault, FaultKind, Opener, Publisher, Settlement, Wake};
 use crate::duration;
 use crate::error::{self, Error, Exit};
+use crate::events::{Event, WhoWaits};
+use crate::report::tell;
 
 pub use fingerprint::Fingerprint;
 pub use job::{Job, Report, Summary};
@@ -192,15 +194,15 @@ impl<'a> Sending<'a> {
             Wake::Input(batch) => Step::Input(batch),
             Wake::Interrupted(signal) => Step::Interrupted(signal),
             Wake::Blocked(reason) => {
-                log::warn!(
-                    "{} has blocked publishing ({reason}); waiting up to {} for it to go on",
-                    publisher.label(),
-                    duration::show(self.job.retry_for)
-                );
+                tell(&Event::PublishingBlocked {
+                    broker: publisher.label(),
+                    reason: &reason,
+                    waiting: WhoWaits::Sender(self.job.retry_for),
+                });
                 Step::Again
             }
             Wake::Unblocked => {
-                log::info!("{} accepts publishes again", publisher.label());
+                tell(&Event::PublishingAccepted { broker: publisher.label() });
                 Step::Again
             }
             Wake::Lost(fault) => self.lost(&fault),
@@ -217,7 +219,7 @@ impl<'a> Sending<'a> {
             Ok(None) => Step::Again,
             Ok(Some((queue, Ok(was_gone)))) => {
                 if was_gone {
-                    log::warn!("{}", vanished(&queue));
+                    tell(&Event::QueueVanished { queue: &queue });
                 }
                 self.known.insert(queue);
                 Step::Again
