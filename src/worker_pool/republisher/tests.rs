@@ -61,7 +61,9 @@ impl Worker {
     fn request_together<const N: usize>(&self, bodies: [&str; N]) -> [Pending; N] {
         self.broker.block("an alarm before");
         let pending = bodies.map(|body| self.request(body));
-        pending.iter().for_each(|pending| self.until_waits_for(pending, WaitsFor::Change));
+        for pending in &pending {
+            self.until_waits_for(pending, WaitsFor::Change);
+        }
         self.broker.unblock();
         pending
     }
