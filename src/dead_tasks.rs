@@ -7,8 +7,8 @@ use self::mover::{Mover, Moving, WINDOW};
 use self::refresher::Refresher;
 use self::walk::{Channels, Walk, WalkMode, Walked};
 use crate::broker::{
-    ConsumeOptions, Consumer, Count, DeadLettering, Deliveries, Delivery, Fault, FaultKind, Properties,
-    Publisher, Publishing, Purpose, QueueSpec, QueueType, Record, Session, SessionOptions, count_messages,
+    ConsumeOptions, Consumer, Count, DeadLettering, Deliveries, Fault, FaultKind, Properties, Publisher,
+    Publishing, Purpose, QueueSpec, QueueType, Record, Session, SessionOptions, ack_all, count_messages,
     kind_of, purge,
 };
 use crate::error::{Error, Result};
@@ -359,7 +359,7 @@ impl Place {
         })?;
         refresher.close();
         let deleted = u32::try_from(taken.len()).unwrap_or(u32::MAX);
-        taken.into_iter().try_for_each(Delivery::ack).map_err(Fault::into_error)?;
+        ack_all(taken).map_err(Fault::into_error)?;
         channels.close(&mut self.session, &self.dead.name)?;
         Ok(deleted)
     }

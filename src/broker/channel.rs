@@ -1,7 +1,7 @@
 //! One AMQP channel, owned by the thread that uses it.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use amiquip::ConsumerMessage;
@@ -23,7 +23,7 @@ pub struct Channel {
     /// (docs/amiquip.md, H1). Declared after the channel, so dropped after it.
     keepalive: RefCell<Vec<Receiver<ConsumerMessage>>>,
     /// Deliveries that were taken and are not settled, without their contents, by their tags.
-    unanswered: RefCell<HashMap<u64, amiquip::Delivery>>,
+    unanswered: RefCell<BTreeMap<u64, amiquip::Delivery>>,
     kill: KillSwitch,
     rpc_timeout: Duration,
 }
@@ -42,6 +42,11 @@ impl Channel {
 
     pub(super) fn keep_unanswered(&self, delivery: amiquip::Delivery) {
         self.unanswered.borrow_mut().insert(delivery.delivery_tag(), delivery);
+    }
+
+    /// How many of these, in ascending order, nothing else that is unanswered is older than.
+    pub(super) fn older_than_all_others(&self, tags: &[u64]) -> usize {
+        older_than_all_others(tags, self.unanswered.borrow().keys())
     }
 
     pub(super) fn take_unanswered(&self, tag: u64) -> Result<amiquip::Delivery, Fault> {
@@ -112,5 +117,25 @@ impl Drop for Channel {
             let _guard = self.kill.patient_guard(CLOSE_TIMEOUT, "a channel close");
             drop(amqp);
         }
+    }
+}
+
+fn older_than_all_others<'t>(tags: &[u64], unanswered: impl Iterator<Item = &'t u64>) -> usize {
+    tags.iter().zip(unanswered).take_while(|(tag, unanswered)| tag == unanswered).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_acknowledgement_covers_those_that_nothing_older_is_unanswered_before() {
+        let older = |tags: &[u64], unanswered: &[u64]| older_than_all_others(tags, unanswered.iter());
+        assert_eq!(older(&[1, 2, 3], &[1, 2, 3, 4]), 3);
+        // What was answered before leaves no gap.
+        assert_eq!(older(&[2, 5, 9], &[2, 5, 9]), 3);
+        assert_eq!(older(&[1, 3], &[1, 2, 3]), 1);
+        assert_eq!(older(&[2, 3], &[1, 2, 3]), 0);
+        assert_eq!(older(&[], &[1]), 0);
     }
 }

@@ -114,6 +114,18 @@ impl DeliveryChannel for Channel {
         self.call("basic.ack", |amqp| delivery.ack(amqp))
     }
 
+    fn ack_many(&self, tags: &[u64]) -> Result<(), Fault> {
+        let older = self.older_than_all_others(tags);
+        if let Some(last) = older.checked_sub(1).map(|last| tags[last]) {
+            let last = self.take_unanswered(last)?;
+            for tag in &tags[..older - 1] {
+                self.take_unanswered(*tag)?;
+            }
+            self.call("basic.ack", |amqp| last.ack_multiple(amqp))?;
+        }
+        tags[older..].iter().try_for_each(|tag| self.ack(*tag))
+    }
+
     fn requeue(&self, tag: u64) -> Result<(), Fault> {
         let delivery = self.take_unanswered(tag)?;
         self.call("basic.nack", |amqp| delivery.nack(amqp, true))

@@ -64,6 +64,14 @@ pub trait DeliveryChannel: Send {
     /// The channel or connection is gone.
     fn ack(&self, tag: u64) -> Result<(), Fault>;
 
+    /// See [`ack_all`].
+    ///
+    /// # Errors
+    /// The channel or connection is gone.
+    fn ack_many(&self, tags: &[u64]) -> Result<(), Fault> {
+        tags.iter().try_for_each(|tag| self.ack(*tag))
+    }
+
     /// See [`Delivery::requeue`].
     ///
     /// # Errors
@@ -161,4 +169,21 @@ impl Delivery<'_> {
     pub fn requeue(self) -> Result<(), Fault> {
         self.channel.requeue(self.tag)
     }
+}
+
+/// Acknowledges many deliveries, with one acknowledgement for all that nothing older is unanswered before. A quorum queue
+/// under load keeps single ones back, and forgets them when their channel closes (seen with RabbitMQ 3.10).
+///
+/// # Errors
+/// The channel or connection is gone, and the broker will deliver some of them again.
+pub fn ack_all(mut deliveries: Vec<Delivery<'_>>) -> Result<(), Fault> {
+    deliveries.sort_by_key(|delivery| delivery.tag);
+    while let Some(first) = deliveries.first() {
+        let channel = first.channel;
+        let (same, others): (Vec<_>, _) =
+            deliveries.into_iter().partition(|delivery| std::ptr::addr_eq(delivery.channel, channel));
+        channel.ack_many(&same.iter().map(|delivery| delivery.tag).collect::<Vec<_>>())?;
+        deliveries = others;
+    }
+    Ok(())
 }

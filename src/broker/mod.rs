@@ -41,7 +41,7 @@ pub use consumer::Consumer;
 pub use count::{Count, count_messages, purge};
 pub use day::Day;
 pub use dead_lettering::DeadLettering;
-pub use deliveries::{ConsumeOptions, Deliveries, Delivery, DeliveryChannel, Message, Next, Watch};
+pub use deliveries::{ConsumeOptions, Deliveries, Delivery, DeliveryChannel, Message, Next, Watch, ack_all};
 pub use fault::{Fault, FaultKind, Scope};
 pub use headers::Record;
 pub use link::{Link, on_a_thread};
