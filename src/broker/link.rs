@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Instant;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, at, never};
 
 use crate::error::{Error, Result};
 use crate::shortage;
@@ -44,6 +44,15 @@ impl<T, O> Link<T, O> {
     /// What is in use.
     pub fn up(&mut self) -> Option<&mut T> {
         if let Self::Up(up) = self { Some(up) } else { None }
+    }
+
+    /// Where the end of an attempt to open it is told, and when one may be made; silent where there is nothing to tell.
+    pub fn waits_for(&self) -> (Receiver<Result<O>>, Receiver<Instant>) {
+        match self {
+            Self::Up(_) => (never(), never()),
+            Self::Opening(opened) => (opened.clone(), never()),
+            Self::Resting { until } => (never(), at(*until)),
+        }
     }
 
     /// Takes out what is in use; it may be opened again from `until` on. What is being opened is forgotten.

@@ -253,6 +253,13 @@ impl FakeBroker {
         self.wait_until(&format!("{count} publishes"), |state| state.published.len() >= count);
     }
 
+    /// Waits until this body has come, and returns its tag.
+    pub fn wait_for_body(&self, text: &str) -> u64 {
+        let find = |state: &State| state.published.iter().find(|one| one.text() == text).map(|one| one.tag);
+        self.wait_until(text, |state| find(state).is_some());
+        find(&self.state()).unwrap()
+    }
+
     /// Waits until so many queues were asked for.
     pub fn wait_for_declarations(&self, count: usize) {
         self.wait_until(&format!("{count} declarations"), |state| state.declared.len() >= count);

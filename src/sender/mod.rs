@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, never, select};
 
 use crate::backoff::Backoff;
-use crate::broker::{self, Fault, FaultKind, Opener, Publisher, Settlement, Wake};
+use crate::broker::{Fault, FaultKind, Opener, Publisher, Settlement, Wake};
 use crate::duration;
 use crate::error::{self, Error, Exit};
 use crate::events::{Event, WhoWaits};
@@ -145,22 +145,20 @@ impl<'a> Sending<'a> {
     /// Waits for the next thing to happen, whatever the state of the link.
     fn step(&mut self, input: Option<&Receiver<Batch>>, signals: &Receiver<i32>) -> Step {
         let deadline = self.deadline();
-        let (opened, opens_at) = match &self.link.state {
-            broker::Link::Up(_) => return self.step_connected(input, signals, deadline),
-            broker::Link::Opening(opened) => (opened.clone(), None),
-            broker::Link::Resting { until } => (never(), Some(*until)),
-        };
+        if self.link.state.get().is_some() {
+            return self.step_connected(input, signals, deadline);
+        }
+        let (opened, rested) = self.link.state.waits_for();
         let no_input = never();
         select! {
             recv(opened) -> opened => self.opened(opened.unwrap_or_else(|_| Err(gone()))),
-            recv(input.unwrap_or(&no_input)) -> batch => Step::Input(batch.ok()),
-            recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
-            recv(crossbeam_channel::at(opens_at.map_or(deadline, |at| at.min(deadline)))) -> _ => {
-                if opens_at.is_some_and(|at| at <= Instant::now()) {
-                    self.link.open_again();
-                }
+            recv(rested) -> _ => {
+                self.link.open_again();
                 Step::Again
             }
+            recv(input.unwrap_or(&no_input)) -> batch => Step::Input(batch.ok()),
+            recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
+            recv(crossbeam_channel::at(deadline)) -> _ => Step::Again,
         }
     }
 

@@ -116,31 +116,18 @@ impl Supervisor {
         loop {
             self.serve_waiting();
             let probe = self.probe_timer();
-            match &self.link {
-                Link::Up(_) => select! {
-                    recv(self.requests) -> request => match request {
-                        Ok(request) => self.take(request),
-                        Err(_) => break,
-                    },
-                    recv(probe) -> _ => self.probe_empty(),
+            let (opened, rested) = self.link.waits_for();
+            select! {
+                recv(self.requests) -> request => match request {
+                    Ok(request) => self.take(request),
+                    Err(_) => break,
                 },
-                Link::Opening(opened) => select! {
-                    recv(self.requests) -> request => match request {
-                        Ok(request) => self.take(request),
-                        Err(_) => break,
-                    },
-                    recv(opened) -> opened => {
-                        let gone = || Err(Error::internal("the connecting thread is gone"));
-                        self.opened(opened.unwrap_or_else(|_| gone()));
-                    }
-                },
-                Link::Resting { until } => select! {
-                    recv(self.requests) -> request => match request {
-                        Ok(request) => self.take(request),
-                        Err(_) => break,
-                    },
-                    recv(crossbeam_channel::at(*until)) -> _ => self.link = open(&self.shared),
-                },
+                recv(probe) -> _ => self.probe_empty(),
+                recv(opened) -> opened => {
+                    let gone = || Err(Error::internal("the connecting thread is gone"));
+                    self.opened(opened.unwrap_or_else(|_| gone()));
+                }
+                recv(rested) -> _ => self.link = open(&self.shared),
             }
         }
         self.close()
@@ -297,7 +284,8 @@ impl Supervisor {
     }
 
     fn probe_timer(&self) -> Receiver<Instant> {
-        let wanted = self.shared.options.until_empty && self.waiting.is_empty() && !self.shared.finishing();
+        let may_ask = self.link.get().is_some() && self.waiting.is_empty() && !self.shared.finishing();
+        let wanted = self.shared.options.until_empty && may_ask;
         if wanted { crossbeam_channel::after(EMPTY_PROBE) } else { never() }
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
+use crossbeam_channel::{Receiver, Sender, at, never, select};
 
 use super::super::shared::Shared;
 use super::super::{BOUNDED_PATIENCE, EndRequest};
@@ -125,39 +125,31 @@ impl PublishingThread {
         self.tell_what_they_wait_for();
         self.note_blocked();
         self.tell_refusals();
-        match &self.link {
-            Link::Resting { until } => {
-                let until = *until;
-                self.rest(until)
-            }
-            Link::Opening(opened) => {
-                let opened = opened.clone();
-                self.connect(&opened)
-            }
-            Link::Up(_) => self.serve(),
-        }
+        if self.link.get().is_some() { self.serve() } else { self.wait_for_connection() }
     }
 
     /// Without a connection: the first copy that may be published opens one, and so does a queue that has to be looked at.
-    fn rest(&mut self, until: Instant) -> bool {
+    fn wait_for_connection(&mut self) -> bool {
         let now = Instant::now();
-        let wanted = self.waiting.wanted_at(now);
-        let Some(wanted) = wanted.into_iter().chain(self.watch.next_look()).min() else {
-            return match self.jobs.recv() {
-                Ok(job) => self.accept(job),
-                Err(_) => false,
-            };
+        let wanted = self.waiting.wanted_at(now).into_iter().chain(self.watch.next_look()).min();
+        let opens_at = match &self.link {
+            Link::Resting { until } => wanted.map(|wanted| wanted.max(*until)),
+            Link::Up(_) | Link::Opening(_) => None,
         };
-        let opens_at = wanted.max(until);
-        if opens_at <= now {
+        if opens_at.is_some_and(|at| at <= now) {
             self.open();
             return true;
         }
-        match self.jobs.recv_deadline(self.next_to_tell().map_or(opens_at, |tell| tell.min(opens_at))) {
-            Ok(job) => self.accept(job),
-            Err(RecvTimeoutError::Timeout) => true,
-            Err(RecvTimeoutError::Disconnected) => false,
+        let (opened, _) = self.link.waits_for();
+        let deadline = [opens_at, self.next_to_tell()].into_iter().flatten().min();
+        select! {
+            recv(self.jobs) -> job => return job.is_ok_and(|job| self.accept(job)),
+            recv(opened) -> opened => {
+                self.opened(opened.unwrap_or_else(|_| Err(Error::internal("the connecting thread is gone"))));
+            }
+            recv(deadline.map_or_else(never, at)) -> _ => {}
         }
+        true
     }
 
     fn open(&mut self) {
@@ -186,28 +178,19 @@ impl PublishingThread {
         matches!(&self.link, Link::Up(publisher) if publisher.is_blocked())
     }
 
-    fn connect(&mut self, opened: &Receiver<Result<Publisher<Job>>>) -> bool {
-        select! {
-            recv(self.jobs) -> job => match job {
-                Ok(job) => self.accept(job),
-                Err(_) => false,
-            },
-            recv(opened) -> opened => {
-                match opened.unwrap_or_else(|_| Err(Error::internal("the connecting thread is gone"))) {
-                    Ok(publisher) => {
-                        log::debug!("opened a connection to {} for copies", publisher.label());
-                        self.is_down = false;
-                        self.refused_here = false;
-                        let blocks = publisher.is_blocked();
-                        self.link = Link::Up(Box::new(publisher));
-                        if blocks {
-                            self.blocks();
-                        }
-                    }
-                    Err(error) => self.cannot_connect(&error),
+    fn opened(&mut self, opened: Result<Publisher<Job>>) {
+        match opened {
+            Ok(publisher) => {
+                log::debug!("opened a connection to {} for copies", publisher.label());
+                self.is_down = false;
+                self.refused_here = false;
+                let blocks = publisher.is_blocked();
+                self.link = Link::Up(Box::new(publisher));
+                if blocks {
+                    self.blocks();
                 }
-                true
             }
+            Err(error) => self.cannot_connect(&error),
         }
     }
 
@@ -260,7 +243,7 @@ impl PublishingThread {
             [due, self.waiting.again_at(now), looks_at, self.next_to_tell()].into_iter().flatten().min();
         let Some(publisher) = self.link.up() else { return true };
         // The publisher's own input channel carries the jobs, and nothing interrupts it.
-        let uninterrupted = crossbeam_channel::never::<()>();
+        let uninterrupted = never::<()>();
         match publisher.wait(Some(&self.jobs), &uninterrupted, Some(deadline.unwrap_or(now + IDLE_CLOSE))) {
             Wake::Input(Some(job)) => return self.accept(job),
             Wake::Input(None) => return false,

@@ -270,13 +270,20 @@ fn a_copy_that_is_taken_in_no_form_waits_and_holds_up_no_other() {
         let takes_it = Arc::clone(&takes_it);
         move |published| match published.text().as_str() {
             "bad" if !takes_it.load(Ordering::SeqCst) => Reply::End(unacceptable("not this")),
-            _ => Reply::Confirm,
+            "bad" => Reply::Confirm,
+            _ => Reply::Nothing,
         }
     });
     let bad = worker.request("bad");
     worker.broker.wait_for(4);
     worker.until_waits_for(&bad, WaitsFor::Change);
-    assert!(is_kept(&worker.request("other")) && is_open(&bad));
+    let other = worker.request("other");
+    let tag = worker.broker.wait_for_body("other");
+    // It is not tried beside others, which it could take down.
+    assert!(other.wait(10 * SHORT, &crossbeam_channel::never()).is_none());
+    assert_eq!(worker.broker.published().last().unwrap().text(), "other");
+    worker.broker.confirm(tag);
+    assert!(is_kept(&other) && is_open(&bad));
     takes_it.store(true, Ordering::SeqCst);
     assert!(is_kept(&bad));
 }
