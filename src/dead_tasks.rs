@@ -49,9 +49,6 @@ pub struct Requeued {
 }
 
 /// Shows every dead task to `look`, oldest first, until it returns false. They stay where they are.
-///
-/// # Errors
-/// The broker's, as far as it went.
 pub fn browse(
     options: &SessionOptions,
     queue: &QueueSpec,
@@ -118,9 +115,6 @@ fn record_of(properties: &Properties) -> Record {
 
 /// Sends the selected tasks to their queue again, as if they were new. Each is taken out only after the broker has
 /// confirmed its copy: whatever dies meanwhile leaves a task twice, never not at all.
-///
-/// # Errors
-/// The broker's; what was not moved is still there.
 pub fn requeue(options: &SessionOptions, queue: &QueueSpec, selection: &Selection) -> Result<Requeued> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(Requeued::default()) };
     // Nothing would ever be taken out of a stream.
@@ -195,9 +189,6 @@ fn move_on<'c>(
 
 /// Deletes the oldest dead tasks, at most so many of them, one by one, and returns how many there were. Any that died
 /// after `until` (unix time) stay: others may have taken some of those that were meant.
-///
-/// # Errors
-/// The broker's; what was not deleted is still there.
 pub fn purge_oldest(options: &SessionOptions, queue: &QueueSpec, count: u32, until: u64) -> Result<u32> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(0) };
     let mut deleted = 0;
@@ -220,9 +211,6 @@ pub fn purge_oldest(options: &SessionOptions, queue: &QueueSpec, count: u32, unt
 }
 
 /// Deletes all dead tasks and returns how many.
-///
-/// # Errors
-/// The broker's.
 pub fn purge_all(options: &SessionOptions, queue: &QueueSpec) -> Result<u32> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(0) };
     let count = purge(&mut place.session, &place.dead.name).map_err(Fault::into_error)?;
@@ -231,9 +219,6 @@ pub fn purge_all(options: &SessionOptions, queue: &QueueSpec) -> Result<u32> {
 }
 
 /// How many dead tasks there are.
-///
-/// # Errors
-/// The broker's.
 pub fn count(options: &SessionOptions, queue: &QueueSpec) -> Result<u32> {
     let Some(place) = Place::open(options, queue)? else { return Ok(0) };
     place.session.close();

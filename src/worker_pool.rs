@@ -96,9 +96,6 @@ enum EndRequest {
 }
 
 /// Works until told to stop. `signals` carries signal numbers.
-///
-/// # Errors
-/// Whatever makes it impossible to go on.
 pub fn run(options: Options, handlers: &Arc<HandlerFactory>, signals: &Receiver<i32>) -> Result<Exit> {
     let shared = Arc::new(Shared::new(options));
     loop {

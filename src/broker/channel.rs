@@ -92,9 +92,6 @@ impl Channel {
 
     /// Gives back all that was delivered and is not settled. A nack, because RabbitMQ 4.3 does not count it as a delivery
     /// that failed; earlier versions count every way back.
-    ///
-    /// # Errors
-    /// The channel or connection is gone.
     pub fn give_all_back(&self) -> Result<(), Fault> {
         self.call("basic.nack", |amqp| amqp.nack_all(true))
     }

@@ -32,9 +32,6 @@ pub struct Consumer<'c> {
 
 impl<'c> Consumer<'c> {
     /// Limits the channel to the prefetch and starts consuming.
-    ///
-    /// # Errors
-    /// See [`DeliveryChannel::consume`].
     pub fn start(channel: &'c Channel, queue: &str, options: ConsumeOptions) -> Result<Self, Fault> {
         let ConsumeOptions { prefetch, hold, watch } = options;
         // Per channel (not `global`), and before the consumer exists: afterwards it would not apply to it.

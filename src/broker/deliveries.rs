@@ -59,23 +59,14 @@ pub trait DeliveryChannel: Send {
     ) -> Result<Box<dyn Deliveries<'c> + 'c>, Fault>;
 
     /// See [`Delivery::ack`].
-    ///
-    /// # Errors
-    /// The channel or connection is gone.
     fn ack(&self, tag: u64) -> Result<(), Fault>;
 
     /// See [`ack_all`].
-    ///
-    /// # Errors
-    /// The channel or connection is gone.
     fn ack_many(&self, tags: &[u64]) -> Result<(), Fault> {
         tags.iter().try_for_each(|tag| self.ack(*tag))
     }
 
     /// See [`Delivery::requeue`].
-    ///
-    /// # Errors
-    /// The channel or connection is gone.
     fn requeue(&self, tag: u64) -> Result<(), Fault>;
 
     /// See [`super::Channel::close`].
@@ -99,9 +90,6 @@ pub trait Deliveries<'c> {
 
     /// Takes no further deliveries. When it returns, everything that was delivered has arrived here; what was
     /// not settled yet still can be. May be called again.
-    ///
-    /// # Errors
-    /// The channel or connection is gone.
     fn cancel(&self) -> Result<(), Fault>;
 }
 

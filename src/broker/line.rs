@@ -43,21 +43,12 @@ pub(super) trait Line: Send {
     fn take_back(&mut self);
 
     /// Why the channel or the connection is gone: any call tells, though confirms end without a word.
-    ///
-    /// # Errors
-    /// The reason.
     fn ask(&self) -> Result<(), Fault>;
 
     /// Makes sure of a queue; whether one that was `known` to be there was gone.
-    ///
-    /// # Errors
-    /// As [`ensure_queue`].
     fn prepare(&mut self, queue: &QueueSpec, known: bool) -> Result<bool, Fault>;
 
     /// Makes sure of the queue, and opens another channel on the same connection.
-    ///
-    /// # Errors
-    /// As [`ensure_queue`].
     fn recover(self: Box<Self>, queue: &QueueSpec) -> Result<Opened, Fault>;
 
     /// Says goodbye.

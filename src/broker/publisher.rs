@@ -81,26 +81,17 @@ impl<T> Publisher<T> {
     /// Connects, declares the queue, and turns on confirms. The answer to the declaration is not waited for: if the
     /// broker refuses it, it closes the channel before it takes any publish, [`Publisher::wait`] tells, and
     /// [`Publisher::recover`] looks closely. That saves two round trips of a `taskq send`.
-    ///
-    /// # Errors
-    /// As [`Session::open`]; where nothing is to be declared also as [`ensure_queue`].
     pub fn open_optimistic(options: &SessionOptions, queue: &QueueSpec) -> Result<Self> {
         line::open_optimistic(options, queue).map(Self::on)
     }
 
     /// As [`Publisher::open_optimistic`], but looks at the queue before anything is published.
-    ///
-    /// # Errors
-    /// As [`Session::open`] and [`ensure_queue`].
     pub fn open_verified(options: &SessionOptions, queue: &QueueSpec) -> Result<Self> {
         line::open_verified(options, queue).map(Self::on)
     }
 
     /// After its channel was closed: makes sure that the queue is there and fit, and opens another channel on the
     /// same connection. What was outstanding is unknown.
-    ///
-    /// # Errors
-    /// As [`ensure_queue`].
     pub fn recover(self, queue: &QueueSpec) -> Result<Self> {
         self.on.line.recover(queue).map(Self::on).map_err(Fault::into_error)
     }
@@ -148,9 +139,6 @@ impl<T> Publisher<T> {
 
     /// Makes sure of a queue beside the main one; whether one that was `known` to be there was gone. Does nothing if that
     /// was done a moment ago.
-    ///
-    /// # Errors
-    /// As [`ensure_queue`].
     pub fn prepare(&mut self, queue: &QueueSpec, known: bool) -> std::result::Result<bool, Fault> {
         if self.is_prepared(queue) {
             return Ok(false);
@@ -159,9 +147,6 @@ impl<T> Publisher<T> {
     }
 
     /// Makes sure of a queue that was there before, however long ago that was; whether it was gone, with what was in it.
-    ///
-    /// # Errors
-    /// As [`ensure_queue`].
     pub fn look_at(&mut self, queue: &QueueSpec) -> std::result::Result<bool, Fault> {
         self.make_sure_of(queue, true)
     }
@@ -392,9 +377,6 @@ impl<T> Publisher<T> {
 impl Publisher<()> {
     /// Finds out whether publishing is allowed at all. A broker that does not answer in time (it may be blocked by an
     /// alarm) counts as willing.
-    ///
-    /// # Errors
-    /// As [`Session::open`], and refused where the broker says so.
     pub fn check_permission(options: &SessionOptions, queue: &QueueSpec) -> Result<()> {
         let mut publisher = Self::open_verified(options, queue)?;
         match publisher.probe() {

@@ -99,9 +99,6 @@ impl Session {
     }
 
     /// Opens a channel.
-    ///
-    /// # Errors
-    /// A fault of the connection's, which is then no longer usable.
     pub fn open_channel(&mut self) -> std::result::Result<Channel, Fault> {
         let Some(connection) = self.connection.as_mut() else {
             return Err(Fault::lost("the connection is closed"));

@@ -107,9 +107,6 @@ impl BrokerUrl {
 
     /// Parses a comma-separated list. A comma only separates where another URL follows it, so that one in a
     /// password does no harm.
-    ///
-    /// # Errors
-    /// As [`BrokerUrl::parse`], for the first URL that is wrong.
     pub fn parse_list(text: &str) -> Result<Vec<Self>> {
         let mut urls = Vec::new();
         let mut rest = text.trim();

@@ -158,9 +158,6 @@ fn watchdog() -> &'static Watchdog {
 }
 
 /// Starts the watchdog's thread, once in the life of the process. Nothing may be guarded before.
-///
-/// # Errors
-/// Unavailable, when the thread cannot be started.
 pub(super) fn start() -> Result<()> {
     static STARTED: Mutex<bool> = Mutex::new(false);
     let mut started = lock(&STARTED);

@@ -24,9 +24,6 @@ impl Interrupt {
     }
 
     /// From now on signals are heard.
-    ///
-    /// # Errors
-    /// Internal, when the system refuses.
     pub(super) fn heard() -> Result<Self> {
         Ok(Self { signals: shutdown::listen()?, first: Rc::default() })
     }
@@ -50,18 +47,12 @@ impl Interrupt {
     }
 
     /// Whether nothing more is to be looked at.
-    ///
-    /// # Errors
-    /// As [`Interrupt::note`].
     pub(super) fn has_come(&self) -> Result<bool> {
         self.signals.try_iter().try_for_each(|signal| self.note(signal))?;
         Ok(self.first.get().is_some())
     }
 
     /// At the end.
-    ///
-    /// # Errors
-    /// There was a signal.
     pub(super) fn result(&self) -> Result<()> {
         match self.first.get() {
             None => Ok(()),

@@ -46,26 +46,17 @@ use persistent::Persistent;
 /// Makes handlers. This is not in `spec.rs`, because the files of the handlers import that.
 impl Spec {
     /// A handler that starts one process per task.
-    ///
-    /// # Errors
-    /// When the system has no thread or descriptor left for it.
     pub fn command(&self) -> io::Result<Command> {
         Command::new(self.clone())
     }
 
     /// A handler that keeps one process for all its tasks, started with the first one.
-    ///
-    /// # Errors
-    /// When the system has no thread or descriptor left for it.
     pub fn persistent(&self) -> io::Result<Persistent> {
         Persistent::new(self.clone())
     }
 }
 
 /// Reaps orphans from now on, if this process can get any. The processes of `spec` are none.
-///
-/// # Errors
-/// When a thread cannot be started.
 pub fn reap_orphans(spec: Option<&Spec>) -> io::Result<()> {
     orphan::reap_orphans(spec.map_or_else(Arc::default, Spec::sessions))
 }

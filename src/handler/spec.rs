@@ -101,9 +101,6 @@ impl Spec {
     }
 
     /// For a new worker thread.
-    ///
-    /// # Errors
-    /// When the system has no descriptor left for it.
     pub(super) fn process_io(&self) -> io::Result<ProcessIo> {
         ProcessIo::new(Arc::clone(&self.0.sessions), Arc::clone(&self.0.background))
     }

@@ -103,9 +103,6 @@ pub trait Handler {
     fn run(&mut self, task: &Task<'_>, abort: &Receiver<Never>) -> Outcome;
 
     /// Whether the machine has what it takes to run a task, as far as that can be known without running one.
-    ///
-    /// # Errors
-    /// What is missing.
     fn ready(&self) -> io::Result<()> {
         Ok(())
     }

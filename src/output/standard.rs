@@ -34,17 +34,11 @@ pub enum Patience {
 }
 
 /// This process's stdout: data, and what commands print.
-///
-/// # Errors
-/// When its thread cannot be started.
 pub fn stdout() -> io::Result<Stream> {
     of(&STDOUT, "stdout", io::stdout)
 }
 
 /// This process's stderr: messages for people, and what commands write to theirs.
-///
-/// # Errors
-/// When its thread cannot be started.
 pub fn stderr() -> io::Result<Stream> {
     of(&STDERR, "stderr", io::stderr)
 }

@@ -51,9 +51,6 @@ pub enum Source {
 
 impl Source {
     /// Starts to read. `wait_for_room` is called before each read of a stream, and returns when more can be sent.
-    ///
-    /// # Errors
-    /// Internal, when the thread cannot be started.
     pub fn start(self, wait_for_room: impl Fn() + Send + 'static) -> Result<Input> {
         let (sender, batches) = crossbeam_channel::bounded(BATCHES_AHEAD);
         let (tell, came_to_wait) = crossbeam_channel::bounded(1);

@@ -184,9 +184,6 @@ impl UnsentFile {
     }
 
     /// Adds one task, which has this number in the input.
-    ///
-    /// # Errors
-    /// Whatever the system says; the task is not saved then, and perhaps some before it. None may be added after that.
     pub fn add(&mut self, number: u64, body: &[u8]) -> io::Result<()> {
         self.added = true;
         self.buffer.extend_from_slice(body);
@@ -197,9 +194,6 @@ impl UnsentFile {
 
     /// Writes what was added, so that a lack of room is known before more is read that would need some. A part of a
     /// task must not pass for a task: where not all can be written, the file ends with a whole one.
-    ///
-    /// # Errors
-    /// As those of [`UnsentFile::add`].
     pub fn flush(&mut self) -> io::Result<()> {
         let mut written = 0;
         while written < self.buffer.len() {

@@ -106,8 +106,6 @@ pub(super) struct Intake<'c> {
 }
 
 impl<'c> Intake<'c> {
-    /// # Errors
-    /// As [`DeliveryChannel::consume`].
     pub(super) fn start(
         channel: &'c dyn DeliveryChannel,
         consumption: Consumption<'c>,
@@ -188,9 +186,6 @@ impl<'c> Intake<'c> {
     /// Whether the broker has cancelled the consumer. To be asked before a delivery is answered: a consumer that RabbitMQ
     /// 4.3 cancelled over a delivery begins again with the answer, unless it was cancelled from here as well, and what it
     /// brings then is nobody's and costs the connection. The answer itself does no harm.
-    ///
-    /// # Errors
-    /// The channel or connection is gone.
     pub(super) fn end_if_cancelled(&self) -> Result<bool, Fault> {
         let cancelled = self.consumer.is_cancelled();
         if cancelled {
@@ -213,9 +208,6 @@ impl<'c> Intake<'c> {
     /// too many: prefetch counts the unacknowledged ones of a consumer, and those of one that was cancelled are nobody's.
     /// Nothing can be on its way to the consumer then; a quorum queue takes back what is on its way to one that is
     /// cancelled, and counts that.
-    ///
-    /// # Errors
-    /// The channel or connection is gone.
     pub(super) fn make_room(&mut self) -> Result<(), Fault> {
         let used_up = self.backlog.is_empty() && self.unsettled >= u32::from(self.consumption.prefetch);
         if !used_up || self.is_crowded() || self.is_held_up() {
@@ -226,9 +218,6 @@ impl<'c> Intake<'c> {
     }
 
     /// Consumes again, after the consumer was cancelled.
-    ///
-    /// # Errors
-    /// The channel or connection is gone.
     pub(super) fn renew(&mut self) -> Result<(), Fault> {
         self.consumer = self.consumption.start(self.channel, &self.early)?;
         self.number += 1;

@@ -132,9 +132,6 @@ pub(super) struct Republisher {
 
 impl Republisher {
     /// Starts the thread; it ends when the last `Republisher` is gone. `alive` is held until then.
-    ///
-    /// # Errors
-    /// When the system has no thread left.
     pub(super) fn start(
         shared: &Arc<Shared>,
         end_requests: Sender<EndRequest>,

@@ -84,9 +84,6 @@ impl WorkerThread {
     }
 
     /// Works until the thread is done: drained, or out of permits.
-    ///
-    /// # Errors
-    /// The channel or its connection is gone.
     fn use_channel(&self, grant: Grant, pauses: &mut Pauses, handler: &mut dyn Handler) -> Result<(), Fault> {
         let Grant { channel, ack_timeout, .. } = grant;
         let hold = self.time_to_ask_for(ack_timeout);
