@@ -48,7 +48,7 @@ pub use link::{Link, on_a_thread};
 pub use message::{Body, CopyForm, MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
 pub use publisher::{Opener, Publisher, Publishing, Wake};
 pub use server::AckTimeout;
-pub use session::{Purpose, Session, SessionOptions, host_name};
+pub use session::{ConnectionPurpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;
 pub use topology::{MAX_DELAY, QueueSpec, QueueType, Role, ensure_queue, find_again, kind_of};
 pub use url::{BrokerUrl, redact};

@@ -22,7 +22,7 @@ use crate::shutdown;
 #[command(name = "taskq", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Verb,
     /// Say more about what happens underneath
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     verbose: bool,
@@ -32,7 +32,7 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum Verb {
     Send(send::Args),
     Work(work::Args),
     Dead(dead::Args),
@@ -59,9 +59,9 @@ pub fn run() -> Exit {
         return complain(&Error::internal(format!("cannot start a thread: {}", shortage::reason(&error))));
     }
     let result = shutdown::survive_file_limits().and_then(|()| match cli.command {
-        Command::Send(args) => send::run(args),
-        Command::Work(args) => work::run(args),
-        Command::Dead(args) => dead::run(args),
+        Verb::Send(args) => send::run(args),
+        Verb::Work(args) => work::run(args),
+        Verb::Dead(args) => dead::run(args),
     });
     result.unwrap_or_else(|error| {
         log::error!("{error}");

@@ -7,9 +7,9 @@ use self::mover::{Mover, Moving, WINDOW};
 use self::refresher::Refresher;
 use self::walk::{Channels, Walk, WalkMode, Walked};
 use crate::broker::{
-    ConsumeOptions, Consumer, Count, DeadLettering, Deliveries, Fault, FaultKind, Properties, Publisher,
-    Publishing, Purpose, QueueSpec, QueueType, Record, Session, SessionOptions, ack_all, count_messages,
-    kind_of, purge,
+    ConnectionPurpose, ConsumeOptions, Consumer, Count, DeadLettering, Deliveries, Fault, FaultKind,
+    Properties, Publisher, Publishing, QueueSpec, QueueType, Record, Session, SessionOptions, ack_all,
+    count_messages, kind_of, purge,
 };
 use crate::error::{Error, Result};
 
@@ -280,7 +280,8 @@ fn why_not<T>(publisher: &mut Publisher<T>) -> Option<String> {
 impl Place {
     /// `None` where no task ever died.
     fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Option<Self>> {
-        let mut session = Session::open(options, Purpose::Consume).map_err(Error::on_first_connect)?;
+        let mut session =
+            Session::open(options, ConnectionPurpose::Consume).map_err(Error::on_first_connect)?;
         let dead = QueueSpec { declare: false, ..queue.dead() };
         let kind = match kind_of(&mut session, &dead.name) {
             Err(fault) if fault.kind == FaultKind::NotFound => return Ok(None),

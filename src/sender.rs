@@ -24,9 +24,9 @@ use crate::error::{self, Error, Exit};
 use crate::events::{Event, WhoWaits};
 use crate::report::tell;
 
-pub use fingerprint::Fingerprint;
+pub use fingerprint::FileFingerprint;
 pub use job::{Job, Report, Summary};
-use link::{Asked, Link};
+use link::{Asked, SendingLink};
 pub use source::{Batch, Input, Item, MAX_BODY_BYTES, Source};
 pub use unsent::{InputFile, Saved, Unsaved, UnsentFile, UnsentForm};
 use window::{Entry, MAX_ENTRIES, Window};
@@ -76,7 +76,7 @@ struct Sending<'a> {
     report: &'a mut dyn Report,
     summary: Summary,
     window: Window,
-    link: Link,
+    link: SendingLink,
     /// The queues for delayed tasks that were there.
     known: HashSet<String>,
     /// The broker's limit for bodies, once it has told.
@@ -93,7 +93,7 @@ impl<'a> Sending<'a> {
             report,
             summary: Summary::default(),
             window: Window::default(),
-            link: Link::open(opener, &times),
+            link: SendingLink::open(opener, &times),
             known: HashSet::new(),
             body_limit: u64::MAX,
             stopping: None,
@@ -114,13 +114,13 @@ impl<'a> Sending<'a> {
             }
             let readable = input.filter(|_| self.stopping.is_none() && self.window.has_room());
             match self.step(readable, signals) {
-                Step::Input(Some(Ok(items))) => self.accept(items),
-                Step::Input(Some(Err(error))) => {
+                SendStep::Input(Some(Ok(items))) => self.accept(items),
+                SendStep::Input(Some(Err(error))) => {
                     self.note_error(Error::bad_data(format!("cannot read the input: {error}")));
                     input = None;
                 }
-                Step::Input(None) => input = None,
-                Step::Interrupted(signal) => {
+                SendStep::Input(None) => input = None,
+                SendStep::Interrupted(signal) => {
                     if self.stopping.is_some() {
                         self.give_up(interrupted(signal));
                         break;
@@ -128,11 +128,11 @@ impl<'a> Sending<'a> {
                     self.stopping = Some((signal, Instant::now() + self.times.stopping));
                     input = None;
                 }
-                Step::GiveUp(error) => {
+                SendStep::GiveUp(error) => {
                     self.give_up(error);
                     break;
                 }
-                Step::Again => {}
+                SendStep::Again => {}
             }
         }
         if let (Some((signal, _)), None) = (self.stopping, &self.summary.ended) {
@@ -143,7 +143,7 @@ impl<'a> Sending<'a> {
     }
 
     /// Waits for the next thing to happen, whatever the state of the link.
-    fn step(&mut self, input: Option<&Receiver<Batch>>, signals: &Receiver<i32>) -> Step {
+    fn step(&mut self, input: Option<&Receiver<Batch>>, signals: &Receiver<i32>) -> SendStep {
         let deadline = self.deadline();
         if self.link.state.get().is_some() {
             return self.step_connected(input, signals, deadline);
@@ -154,11 +154,11 @@ impl<'a> Sending<'a> {
             recv(opened) -> opened => self.opened(opened.unwrap_or_else(|_| Err(gone()))),
             recv(rested) -> _ => {
                 self.link.open_again();
-                Step::Again
+                SendStep::Again
             }
-            recv(input.unwrap_or(&no_input)) -> batch => Step::Input(batch.ok()),
-            recv(signals) -> signal => Step::Interrupted(signal.unwrap_or_default()),
-            recv(crossbeam_channel::at(deadline)) -> _ => Step::Again,
+            recv(input.unwrap_or(&no_input)) -> batch => SendStep::Input(batch.ok()),
+            recv(signals) -> signal => SendStep::Interrupted(signal.unwrap_or_default()),
+            recv(crossbeam_channel::at(deadline)) -> _ => SendStep::Again,
         }
     }
 
@@ -167,7 +167,7 @@ impl<'a> Sending<'a> {
         input: Option<&Receiver<Batch>>,
         signals: &Receiver<i32>,
         deadline: Instant,
-    ) -> Step {
+    ) -> SendStep {
         if let Err(fault) = self.publish_queued() {
             return self.lost(&fault);
         }
@@ -176,54 +176,54 @@ impl<'a> Sending<'a> {
         if spent_at.is_some_and(|at| at <= Instant::now() || !self.window.is_in_flight()) {
             self.window.requeue_in_flight();
             self.link.try_another(self.job.retry_for);
-            return Step::Again;
+            return SendStep::Again;
         }
         let stalls_at = self.link.state.get().and_then(Publisher::due);
         if stalls_at.is_some_and(|at| at <= Instant::now()) {
             return self.lost(&Fault::unconfirmed());
         }
         let deadline = [spent_at, stalls_at].into_iter().flatten().fold(deadline, Instant::min);
-        let Some(publisher) = self.link.state.up() else { return Step::Again };
+        let Some(publisher) = self.link.state.up() else { return SendStep::Again };
         match publisher.wait(input, signals, Some(deadline)) {
             Wake::Settled => {
                 let settled = publisher.take_settled();
                 self.settle(settled)
             }
-            Wake::Input(batch) => Step::Input(batch),
-            Wake::Interrupted(signal) => Step::Interrupted(signal),
+            Wake::Input(batch) => SendStep::Input(batch),
+            Wake::Interrupted(signal) => SendStep::Interrupted(signal),
             Wake::Blocked(reason) => {
                 tell(&Event::PublishingBlocked {
                     broker: publisher.label(),
                     reason: &reason,
                     waiting: WhoWaits::Sender(self.job.retry_for),
                 });
-                Step::Again
+                SendStep::Again
             }
             Wake::Unblocked => {
                 tell(&Event::PublishingAccepted { broker: publisher.label() });
-                Step::Again
+                SendStep::Again
             }
             Wake::Lost(fault) => self.lost(&fault),
-            Wake::TimedOut => Step::Again,
+            Wake::TimedOut => SendStep::Again,
         }
     }
 
     /// There is a connection, or the broker has said whether the queue for delayed tasks is there, or neither.
-    fn opened(&mut self, opened: error::Result<Asked>) -> Step {
+    fn opened(&mut self, opened: error::Result<Asked>) -> SendStep {
         if opened.is_err() {
             self.window.requeue_in_flight();
         }
         match self.link.opened(opened) {
-            Ok(None) => Step::Again,
+            Ok(None) => SendStep::Again,
             Ok(Some((queue, Ok(was_gone)))) => {
                 if was_gone {
                     tell(&Event::QueueVanished { queue: &queue });
                 }
                 self.known.insert(queue);
-                Step::Again
+                SendStep::Again
             }
             Ok(Some((_, Err(fault)))) => self.lost(&fault),
-            Err(error) => Step::GiveUp(error),
+            Err(error) => SendStep::GiveUp(error),
         }
     }
 
@@ -233,7 +233,7 @@ impl<'a> Sending<'a> {
     }
 
     /// Everything in flight that is not confirmed is unknown now and will be published again.
-    fn lost(&mut self, fault: &Fault) -> Step {
+    fn lost(&mut self, fault: &Fault) -> SendStep {
         self.confirm_at_hand();
         self.window.requeue_in_flight();
         match fault.kind {
@@ -249,10 +249,12 @@ impl<'a> Sending<'a> {
             FaultKind::Refused | FaultKind::Configuration if !self.link.queue_verified() => {
                 self.link.recover(&self.job.queue);
             }
-            FaultKind::Refused | FaultKind::Configuration => return Step::GiveUp(fault.clone().into_error()),
+            FaultKind::Refused | FaultKind::Configuration => {
+                return SendStep::GiveUp(fault.clone().into_error());
+            }
             _ => self.link.rest(&fault.to_string()),
         }
-        Step::Again
+        SendStep::Again
     }
 
     fn accept(&mut self, items: Vec<Item>) {
@@ -298,7 +300,7 @@ impl<'a> Sending<'a> {
         Ok(())
     }
 
-    fn settle(&mut self, settled: Vec<(u64, Settlement)>) -> Step {
+    fn settle(&mut self, settled: Vec<(u64, Settlement)>) -> SendStep {
         let mut declare_again = false;
         for (sequence, settlement) in settled {
             match settlement {
@@ -315,7 +317,7 @@ impl<'a> Sending<'a> {
                     if self.window.requeue(sequence) >= MAX_UNROUTABLE {
                         let name = self.first_queue();
                         if !self.job.queue.declare {
-                            return Step::GiveUp(Fault::missing(&name).into_error());
+                            return SendStep::GiveUp(Fault::missing(&name).into_error());
                         }
                         let why = format!("there is no queue {name} to take it");
                         self.window.fail_queued(&Error::try_again(why));
@@ -326,7 +328,7 @@ impl<'a> Sending<'a> {
         if declare_again && !self.window.is_settled() {
             return self.lost(&Fault::unroutable(&self.first_queue()));
         }
-        Step::Again
+        SendStep::Again
     }
 
     /// Hands on what is decided, from the front, so that the order is that of the input.
@@ -405,7 +407,7 @@ impl<'a> Sending<'a> {
     }
 }
 
-enum Step {
+enum SendStep {
     Input(Option<Batch>),
     Interrupted(i32),
     GiveUp(Error),

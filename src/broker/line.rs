@@ -10,7 +10,7 @@ use super::channel::Channel;
 use super::fault::{Fault, Scope};
 use super::handover::Handover;
 use super::message::{Body, Properties};
-use super::session::{Purpose, Session, SessionOptions};
+use super::session::{ConnectionPurpose, Session, SessionOptions};
 use super::topology::{QueueSpec, declare_unseen, ensure_queue, find_again};
 use crate::error;
 
@@ -71,21 +71,21 @@ pub(super) struct Opened {
     pub(super) introduction: String,
     /// See [`Session::frame_max`].
     pub(super) frame_max: usize,
-    pub(super) patience: Patience,
+    pub(super) patience: AnswerPatience,
     /// See [`super::Publisher::queue_verified`].
     pub(super) queue_verified: bool,
 }
 
 /// How long answers may take.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct AnswerPatience {
     /// A confirm, from a broker that has not blocked publishing, beside what the bytes take on the line.
     pub(super) confirm: Duration,
     /// The answer to [`super::Publisher::probe`].
     pub(super) probe: Duration,
 }
 
-impl Default for Patience {
+impl Default for AnswerPatience {
     fn default() -> Self {
         Self { confirm: Duration::from_secs(15), probe: Duration::from_secs(3) }
     }
@@ -93,7 +93,7 @@ impl Default for Patience {
 
 /// See [`super::Publisher::open_optimistic`].
 pub(super) fn open_optimistic(options: &SessionOptions, queue: &QueueSpec) -> error::Result<Opened> {
-    let mut session = Session::open(options, Purpose::Publish)?;
+    let mut session = Session::open(options, ConnectionPurpose::Publish)?;
     if !queue.declare {
         return verified(session, queue).map_err(Fault::into_error);
     }
@@ -107,7 +107,7 @@ pub(super) fn open_optimistic(options: &SessionOptions, queue: &QueueSpec) -> er
 
 /// See [`super::Publisher::open_verified`].
 pub(super) fn open_verified(options: &SessionOptions, queue: &QueueSpec) -> error::Result<Opened> {
-    verified(Session::open(options, Purpose::Publish)?, queue).map_err(Fault::into_error)
+    verified(Session::open(options, ConnectionPurpose::Publish)?, queue).map_err(Fault::into_error)
 }
 
 fn verified(mut session: Session, queue: &QueueSpec) -> Result<Opened, Fault> {
@@ -127,7 +127,7 @@ fn on(
         label: session.label().to_owned(),
         introduction: session.introduction(),
         frame_max: session.frame_max(),
-        patience: Patience::default(),
+        patience: AnswerPatience::default(),
         queue_verified,
         line: Box::new(Live { handover: Handover::new(channel), session }),
     }

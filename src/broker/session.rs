@@ -50,14 +50,14 @@ impl SessionOptions {
 /// What a connection is for. The two never share one: a memory alarm makes the broker stop reading from
 /// publishing connections, and the acknowledgements on them with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub enum ConnectionPurpose {
     /// Deliveries and acknowledgements.
     Consume,
     /// Confirmed publishes.
     Publish,
 }
 
-impl Purpose {
+impl ConnectionPurpose {
     /// Slots between a channel's thread and amiquip's: they are allocated up front for each channel, and they set
     /// how many publishes share one wake-up.
     pub(super) fn channel_bound(self) -> usize {

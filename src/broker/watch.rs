@@ -14,11 +14,11 @@ const LOOK_EVERY: Duration = Duration::from_mins(1);
 pub struct DelayWatch {
     /// The queues that were there once.
     known: HashSet<String>,
-    waiting: HashMap<String, Waiting>,
+    waiting: HashMap<String, WatchedQueue>,
 }
 
 /// A queue in which tasks may wait.
-struct Waiting {
+struct WatchedQueue {
     queue: QueueSpec,
     /// When the last of them leaves it.
     until: Instant,
@@ -46,7 +46,7 @@ impl DelayWatch {
         let until = now + after;
         let look = until.min(now + LOOK_EVERY);
         let waiting = self.waiting.entry(queue.name.clone());
-        let waiting = waiting.or_insert_with(|| Waiting { queue: queue.clone(), until, look });
+        let waiting = waiting.or_insert_with(|| WatchedQueue { queue: queue.clone(), until, look });
         waiting.until = until;
     }
 

@@ -19,7 +19,7 @@ const REFUSED: &str =
 /// queue that was between two leaders when this connection first published to it: RabbitMQ then refuses all that comes
 /// on this connection, for as long as the old leader's node is away, while another connection would do.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Refusal {
+enum LastRefusal {
     None,
     /// On this connection, at that time: nothing more is published on it.
     Here(Instant),
@@ -28,7 +28,7 @@ enum Refusal {
 }
 
 /// The connection and what is remembered of earlier ones.
-pub(super) struct Link {
+pub(super) struct SendingLink {
     pub(super) state: broker::Link<Publisher<u64>, Asked>,
     opener: Opener<u64>,
     /// The queue that a thread makes sure of on the connection, which is away meanwhile.
@@ -42,7 +42,7 @@ pub(super) struct Link {
     was_lost: bool,
     /// What the last attempt to connect again ended with, where the broker did not let us in.
     turned_away: Option<Error>,
-    refusal: Refusal,
+    refusal: LastRefusal,
     reminder: Reminder,
     /// Of connections that came back.
     returns: Reminder,
@@ -52,7 +52,7 @@ pub(super) struct Link {
 /// before, and was gone.
 pub(super) type Asked = (Publisher<u64>, std::result::Result<bool, Fault>);
 
-impl Link {
+impl SendingLink {
     pub(super) fn open(opener: Opener<u64>, times: &Times) -> Self {
         Self {
             state: open(&opener),
@@ -63,7 +63,7 @@ impl Link {
             connected_once: false,
             was_lost: false,
             turned_away: None,
-            refusal: Refusal::None,
+            refusal: LastRefusal::None,
             reminder: Reminder::default(),
             returns: Reminder::default(),
         }
@@ -75,7 +75,7 @@ impl Link {
 
     /// What is connected, where it also takes tasks.
     pub(super) fn publisher_in_favour(&mut self) -> Option<&mut Publisher<u64>> {
-        if matches!(self.refusal, Refusal::Here(_)) {
+        if matches!(self.refusal, LastRefusal::Here(_)) {
             return None;
         }
         // What waits here can be forgotten or saved; what waits in the broker's buffers turns up after the alarm.
@@ -84,20 +84,20 @@ impl Link {
 
     /// When a connection that is out of favour is given up, whatever is in flight on it.
     pub(super) fn spent_at(&self) -> Option<Instant> {
-        if let Refusal::Here(since) = self.refusal { Some(since + self.settling) } else { None }
+        if let LastRefusal::Here(since) = self.refusal { Some(since + self.settling) } else { None }
     }
 
     /// The broker has refused a task.
     pub(super) fn refused(&mut self) {
-        if !matches!(self.refusal, Refusal::Here(_)) {
-            self.refusal = Refusal::Here(Instant::now());
+        if !matches!(self.refusal, LastRefusal::Here(_)) {
+            self.refusal = LastRefusal::Here(Instant::now());
         }
     }
 
     /// The broker has confirmed a task.
     pub(super) fn confirmed(&mut self) {
-        if !matches!(self.refusal, Refusal::Here(_)) {
-            self.refusal = Refusal::None;
+        if !matches!(self.refusal, LastRefusal::Here(_)) {
+            self.refusal = LastRefusal::None;
             self.backoff.reset();
         }
     }
@@ -173,8 +173,8 @@ impl Link {
         }
         self.connected_once = true;
         self.turned_away = None;
-        if self.refusal != Refusal::None {
-            self.refusal = Refusal::Before;
+        if self.refusal != LastRefusal::None {
+            self.refusal = LastRefusal::Before;
         }
     }
 
@@ -222,7 +222,7 @@ impl Link {
             return error.clone().context(&before);
         }
         match &self.state {
-            _ if self.refusal != Refusal::None => Error::try_again(format!(
+            _ if self.refusal != LastRefusal::None => Error::try_again(format!(
                 "{REFUSED}, and took none within {waited}; safe to try again, or wait longer with --retry-for"
             )),
             broker::Link::Up(publisher) if publisher.is_blocked() => Error::try_again(format!(

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, at, never, select};
 
-use super::Fingerprint;
+use super::FileFingerprint;
 use crate::broker::Body;
 use crate::error::{Error, Result};
 use crate::lock::lock;
@@ -112,7 +112,7 @@ impl Input {
 
     /// All that was read, where that is all there was.
     #[must_use]
-    pub fn all_of_it(&self) -> Option<Fingerprint> {
+    pub fn all_of_it(&self) -> Option<FileFingerprint> {
         self.is_at_its_end().then(|| lock(&self.state).read)
     }
 }
@@ -127,7 +127,7 @@ struct ReaderState {
     /// The end of the input was read.
     ended: bool,
     /// What came before it.
-    read: Fingerprint,
+    read: FileFingerprint,
 }
 
 /// Reads while it may.

@@ -9,7 +9,7 @@ use crossbeam_channel::select;
 
 use super::context::Context;
 use super::dedup::UnprovenAcks;
-use super::intake::{Arrival, Aside, AskOnArrival, Consumption, Intake, Waiting};
+use super::intake::{Arrival, Aside, AskOnArrival, Consumption, Intake, WaitingDelivery};
 use super::process::{PendingCopy, Processed, copy_on_arrival};
 use super::shared::{Busy, Permit};
 use super::{BOUNDED_PATIENCE, EndRequest};
@@ -134,7 +134,7 @@ impl<'c> Consuming<'c> {
         }
     }
 
-    fn take(&mut self, waiting: Waiting<'c>, permit: Permit) -> Result<Step, Fault> {
+    fn take(&mut self, waiting: WaitingDelivery<'c>, permit: Permit) -> Result<Step, Fault> {
         let shared = &self.context.shared;
         if self.context.stop.is_draining() && !shared.finishing() {
             self.intake.put_first(waiting);
@@ -183,8 +183,8 @@ impl<'c> Consuming<'c> {
 
     /// Runs a task, or does what has to be done instead. What cannot be answered yet is set aside. Also whether the task
     /// was run.
-    fn process(&mut self, waiting: Waiting<'c>) -> (Option<Due<'c>>, bool) {
-        let Waiting { mut delivery, consumer, uncounted, .. } = waiting;
+    fn process(&mut self, waiting: WaitingDelivery<'c>) -> (Option<Due<'c>>, bool) {
+        let WaitingDelivery { mut delivery, consumer, uncounted, .. } = waiting;
         let (busy, since) = (self.context.shared.begin(), Instant::now());
         let Processed { disposition, pending_copy, ran } =
             self.context.process(&mut delivery, uncounted, self.unproven, self.handler);
@@ -199,8 +199,8 @@ impl<'c> Consuming<'c> {
     }
 
     /// Its copy is under way since it arrived.
-    fn set_aside(&mut self, waiting: Waiting<'c>) {
-        let Waiting { delivery, consumer, pending_copy, .. } = waiting;
+    fn set_aside(&mut self, waiting: WaitingDelivery<'c>) {
+        let WaitingDelivery { delivery, consumer, pending_copy, .. } = waiting;
         let (busy, since) = (Some(self.context.shared.begin()), Instant::now());
         self.unproven.set_aside();
         self.intake.aside.push_back(Aside { delivery, consumer, pending_copy, since, busy });
@@ -301,10 +301,10 @@ impl<'c> Consuming<'c> {
         Ok(())
     }
 
-    fn uncounted(&self, aside: Aside<'c>, why: &Uncounted) -> Waiting<'c> {
+    fn uncounted(&self, aside: Aside<'c>, why: &Uncounted) -> WaitingDelivery<'c> {
         let Aside { delivery, consumer, .. } = aside;
         self.context.note_uncounted(&delivery, why);
-        Waiting { delivery, consumer, uncounted: true, pending_copy: None }
+        WaitingDelivery { delivery, consumer, uncounted: true, pending_copy: None }
     }
 
     /// Acknowledges or gives back.

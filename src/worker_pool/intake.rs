@@ -53,7 +53,7 @@ impl Aside<'_> {
 #[allow(clippy::large_enum_variant)] // Moved once, and nearly always a task.
 pub(super) enum Arrival<'c> {
     /// A task.
-    Task(Waiting<'c>),
+    Task(WaitingDelivery<'c>),
     /// Something is known of a delivery that is set aside, or it is overdue.
     Woken,
     /// The drain has begun.
@@ -63,7 +63,7 @@ pub(super) enum Arrival<'c> {
 }
 
 /// A delivery that waits for its turn.
-pub(super) struct Waiting<'c> {
+pub(super) struct WaitingDelivery<'c> {
     pub(super) delivery: Delivery<'c>,
     /// The consumer that it came to.
     pub(super) consumer: u32,
@@ -100,7 +100,7 @@ pub(super) struct Intake<'c> {
     /// How many deliveries it has brought that are not settled.
     unsettled: u32,
     /// What has arrived and was not run yet.
-    backlog: VecDeque<Waiting<'c>>,
+    backlog: VecDeque<WaitingDelivery<'c>>,
     pub(super) aside: VecDeque<Aside<'c>>,
     early: Early,
 }
@@ -145,14 +145,14 @@ impl<'c> Intake<'c> {
     }
 
     /// What has arrived although nothing more is taken.
-    pub(super) fn leftover(&mut self) -> Option<Waiting<'c>> {
+    pub(super) fn leftover(&mut self) -> Option<WaitingDelivery<'c>> {
         self.backlog.pop_front().or_else(|| self.consumer.leftover().map(|delivery| self.arrived(delivery)))
     }
 
-    fn arrived(&mut self, delivery: Delivery<'c>) -> Waiting<'c> {
+    fn arrived(&mut self, delivery: Delivery<'c>) -> WaitingDelivery<'c> {
         self.unsettled += 1;
         let pending_copy = lock(&self.early).remove(&delivery.tag);
-        Waiting { delivery, consumer: self.number, uncounted: false, pending_copy }
+        WaitingDelivery { delivery, consumer: self.number, uncounted: false, pending_copy }
     }
 
     /// A delivery that came to this consumer is settled.
@@ -163,7 +163,7 @@ impl<'c> Intake<'c> {
     }
 
     /// Its turn is now, or again.
-    pub(super) fn put_first(&mut self, waiting: Waiting<'c>) {
+    pub(super) fn put_first(&mut self, waiting: WaitingDelivery<'c>) {
         self.backlog.push_front(waiting);
     }
 

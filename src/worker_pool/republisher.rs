@@ -33,7 +33,7 @@ use crate::settlement::{CopyResult, WaitsFor};
 use publishing_thread::{PublishingThread, Times};
 
 /// A copy that was asked for, with what its making takes.
-struct Job {
+struct CopyJob {
     /// In the order in which they came.
     number: u64,
     copy: PlannedCopy,
@@ -54,12 +54,12 @@ struct Requester {
     /// Something that may last stands in the way.
     met: Sender<()>,
     bell: Sender<()>,
-    state: Arc<State>,
+    state: Arc<PendingState>,
 }
 
 /// What both sides of a [`Pending`] see.
 #[derive(Default)]
-struct State {
+struct PendingState {
     /// Nobody waits any more.
     withdrawn: AtomicBool,
     /// See [`Pending::waits_for`].
@@ -96,7 +96,7 @@ impl Requester {
 pub(super) struct Pending {
     replies: Receiver<CopyResult>,
     met: Receiver<()>,
-    state: Arc<State>,
+    state: Arc<PendingState>,
 }
 
 impl Pending {
@@ -126,7 +126,7 @@ impl Drop for Pending {
 /// Hands copies to the publishing thread.
 #[derive(Clone)]
 pub(super) struct Republisher {
-    jobs: Sender<Job>,
+    jobs: Sender<CopyJob>,
     blocked: Arc<AtomicBool>,
 }
 
@@ -143,7 +143,7 @@ impl Republisher {
     }
 
     fn start_with(
-        opener: Opener<Job>,
+        opener: Opener<CopyJob>,
         times: Times,
         shared: &Arc<Shared>,
         end_requests: Sender<EndRequest>,
@@ -176,9 +176,9 @@ impl Republisher {
     ) -> Pending {
         let ((reply, replies), (met_in, met)) =
             (crossbeam_channel::bounded(1), crossbeam_channel::bounded(1));
-        let state = Arc::new(State::default());
+        let state = Arc::new(PendingState::default());
         let requester = Requester { reply, met: met_in, bell: bell.clone(), state: Arc::clone(&state) };
-        let job = Job {
+        let job = CopyJob {
             number: 0,
             copy,
             body: Body::new(body),

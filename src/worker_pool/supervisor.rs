@@ -10,7 +10,7 @@ use super::ack_timeout;
 use super::shared::Shared;
 use crate::backoff::{Backoff, Reminder};
 use crate::broker::{
-    AckTimeout, Count, DeliveryChannel, Fault, FaultKind, Link, Publisher, Purpose, Scope, Session,
+    AckTimeout, ConnectionPurpose, Count, DeliveryChannel, Fault, FaultKind, Link, Publisher, Scope, Session,
     count_messages, ensure_queue, find_again, kind_of,
 };
 use crate::duration;
@@ -58,7 +58,7 @@ pub(super) struct Supervisor {
     backoff: Backoff,
     /// Counts connections, so that the loss of one is noticed once however many threads report it.
     generation: u64,
-    refusals: Refusals,
+    refusals: RefusedSince,
     reminder: Reminder,
     /// How many times in a row nobody has answered for the queue.
     uncounted: u32,
@@ -68,11 +68,11 @@ pub(super) struct Supervisor {
 
 /// How long a broker that had let the worker in has been refusing it.
 #[derive(Default)]
-struct Refusals {
+struct RefusedSince {
     since: Option<Instant>,
 }
 
-impl Refusals {
+impl RefusedSince {
     /// Whether it is worth trying again after an attempt that ended with `error` at the time `now`. How long the broker
     /// was away before it refused anything does not count: it may be dying again in the middle of a login.
     fn may_pass(&mut self, error: &Error, now: Instant) -> bool {
@@ -104,7 +104,7 @@ impl Supervisor {
             link,
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             generation: 0,
-            refusals: Refusals::default(),
+            refusals: RefusedSince::default(),
             reminder: Reminder::default(),
             uncounted: 0,
             missing_at: None,
@@ -343,7 +343,7 @@ fn open(shared: &Arc<Shared>) -> Link<Session> {
 /// A connection on which all that the worker needs was seen.
 fn prepare(shared: &Shared) -> Result<Session> {
     let options = &shared.options;
-    let mut session = Session::open(&options.session, Purpose::Consume)?;
+    let mut session = Session::open(&options.session, ConnectionPurpose::Consume)?;
     let kind = ensure_queue(&mut session, &options.queue).map_err(Fault::into_error)?.kind;
     shared.set_queue_kind(kind);
     if options.prepare_retries {
@@ -369,7 +369,7 @@ mod tests {
         let (away, refused) = (Error::unavailable("away"), Error::turned_away("no"));
         let start = Instant::now();
         let minutes = |count: u64| start + Duration::from_mins(count);
-        let mut refusals = Refusals::default();
+        let mut refusals = RefusedSince::default();
         assert!(refusals.may_pass(&away, start) && refusals.may_pass(&refused, minutes(10)));
         assert!(!refusals.may_pass(&refused, minutes(12)));
         // Something else in between, or a success: counted from the start again.

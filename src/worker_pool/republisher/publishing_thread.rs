@@ -14,10 +14,10 @@ use crossbeam_channel::{Receiver, Sender, at, never, select};
 
 use super::super::shared::Shared;
 use super::super::{BOUNDED_PATIENCE, EndRequest};
-use super::Job;
+use super::CopyJob;
 use super::loss;
 use super::refusals::Reason;
-use super::waiting::Waiting;
+use super::waiting::WaitingCopies;
 use crate::backoff::Backoff;
 use crate::broker::{DelayWatch, Fault, FaultKind, Link, Opener, Publisher, Scope, Settlement, Wake};
 use crate::error::{Error, Exit, Result};
@@ -52,9 +52,9 @@ impl Default for Times {
 pub(super) struct PublishingThread {
     shared: Arc<Shared>,
     end_requests: Sender<EndRequest>,
-    jobs: Receiver<Job>,
-    opener: Opener<Job>,
-    link: Link<Publisher<Job>>,
+    jobs: Receiver<CopyJob>,
+    opener: Opener<CopyJob>,
+    link: Link<Publisher<CopyJob>>,
     /// The broker has refused a copy on this connection.
     refused_here: bool,
     /// The last attempt to connect failed.
@@ -62,7 +62,7 @@ pub(super) struct PublishingThread {
     backoff: Backoff,
     /// See [`Times::bounded`].
     patience: Duration,
-    waiting: Waiting,
+    waiting: WaitingCopies,
     /// The queues that copies went to.
     watch: DelayWatch,
     /// What [`super::Republisher::is_blocked`] tells.
@@ -78,9 +78,9 @@ impl PublishingThread {
     pub(super) fn new(
         shared: Arc<Shared>,
         end_requests: Sender<EndRequest>,
-        jobs: Receiver<Job>,
+        jobs: Receiver<CopyJob>,
         blocked: Arc<AtomicBool>,
-        opener: Opener<Job>,
+        opener: Opener<CopyJob>,
         times: Times,
     ) -> Self {
         let queue = &shared.options.queue;
@@ -99,7 +99,7 @@ impl PublishingThread {
             link: Link::resting(Instant::now()),
             refused_here: false,
             is_down: false,
-            waiting: Waiting::new(&times.refused),
+            waiting: WaitingCopies::new(&times.refused),
             backoff: times.connecting,
             patience: times.bounded,
             blocked,
@@ -178,7 +178,7 @@ impl PublishingThread {
         matches!(&self.link, Link::Up(publisher) if publisher.is_blocked())
     }
 
-    fn opened(&mut self, opened: Result<Publisher<Job>>) {
+    fn opened(&mut self, opened: Result<Publisher<CopyJob>>) {
         match opened {
             Ok(publisher) => {
                 log::debug!("opened a connection to {} for copies", publisher.label());
@@ -269,12 +269,12 @@ impl PublishingThread {
         true
     }
 
-    fn accept(&mut self, job: Job) -> bool {
+    fn accept(&mut self, job: CopyJob) -> bool {
         self.waiting.accept(job);
         true
     }
 
-    fn settle(&mut self, job: Job, settlement: &Settlement) {
+    fn settle(&mut self, job: CopyJob, settlement: &Settlement) {
         match settlement {
             Settlement::Confirmed => self.kept(&job),
             Settlement::Unroutable => {
@@ -290,7 +290,7 @@ impl PublishingThread {
         }
     }
 
-    fn kept(&mut self, job: &Job) {
+    fn kept(&mut self, job: &CopyJob) {
         self.watch.put(&job.copy.to, Instant::now());
         self.waiting.taken(job);
         self.backoff.reset();
@@ -307,7 +307,7 @@ impl PublishingThread {
 
     /// A queue is declared only where nothing is outstanding: what is may have met an alarm that we have not heard of
     /// yet, and then the declaration would not be answered either.
-    fn next_to_publish(&mut self) -> Option<Job> {
+    fn next_to_publish(&mut self) -> Option<CopyJob> {
         let publisher =
             self.link.get().filter(|publisher| !publisher.is_blocked() && !publisher.is_busy())?;
         self.waiting.take_next(Instant::now(), |job| {
@@ -318,7 +318,7 @@ impl PublishingThread {
     }
 
     /// Returns whether the connection is still there.
-    fn publish(&mut self, job: Job) -> bool {
+    fn publish(&mut self, job: CopyJob) -> bool {
         if let Some(refusal) = self.waiting.too_large(&job) {
             job.requester.answer(refusal);
             return true;
@@ -348,7 +348,7 @@ impl PublishingThread {
     }
 
     /// Its queue is not there, and cannot be declared. Returns whether the connection is still there.
-    fn cannot_prepare(&mut self, job: Job, fault: &Fault) -> bool {
+    fn cannot_prepare(&mut self, job: CopyJob, fault: &Fault) -> bool {
         if matches!(fault.kind, FaultKind::Refused | FaultKind::Configuration) {
             self.waiting.not_allowed(job, &fault.clone().into_error());
         } else if fault.scope == Scope::Channel {
@@ -362,7 +362,7 @@ impl PublishingThread {
 
     /// The channel or the connection is gone. What is outstanding and not confirmed by now is unknown, so nothing of it
     /// counts as kept: all of it is published again, with `last`, which met the end before it was published.
-    fn lost(&mut self, fault: &Fault, last: Option<Job>) {
+    fn lost(&mut self, fault: &Fault, last: Option<CopyJob>) {
         let mut jobs = Vec::new();
         for (job, settlement) in self.link.up().map(Publisher::take_settled).unwrap_or_default() {
             match settlement {
@@ -388,7 +388,7 @@ impl PublishingThread {
     }
 
     /// What is published and not settled.
-    fn published(&self) -> impl Iterator<Item = &Job> {
+    fn published(&self) -> impl Iterator<Item = &CopyJob> {
         self.link.get().into_iter().flat_map(Publisher::unsettled)
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use super::super::planned_copy::PlannedCopy;
-use super::{Job, Republisher};
+use super::{CopyJob, Republisher};
 use crate::broker::testing::LONG;
 use crate::settlement::{CopyResult, WaitsFor};
 
@@ -15,12 +15,12 @@ const SHORT: Duration = Duration::from_millis(50);
 
 /// What worker threads ask for.
 pub(in super::super) struct Copies {
-    jobs: Receiver<Job>,
+    jobs: Receiver<CopyJob>,
     blocked: Arc<AtomicBool>,
 }
 
 /// A copy that was asked for.
-pub(in super::super) struct Asked(Job);
+pub(in super::super) struct Asked(CopyJob);
 
 impl Republisher {
     pub(in super::super) fn scripted() -> (Self, Copies) {
