@@ -84,7 +84,7 @@ fn browse_on<'c>(
                 refresher.consider(delivery);
             }
             Walked::Extra(delivery) => refresher.consider(delivery),
-            Walked::Pause => refresher.refresh_worn(),
+            Walked::Pause => refresher.refresh(),
         }
         Ok(looking && !interrupt.has_come()?)
     });
@@ -174,7 +174,7 @@ fn move_on<'c>(
                     move_one(&mut mover, task)?;
                 }
                 mover.finish()?;
-                refresher.refresh_worn();
+                refresher.refresh();
             }
         }
         Ok(!interrupt.has_come()?)

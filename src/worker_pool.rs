@@ -172,7 +172,7 @@ impl Pool {
                 end_requests: end_requests_in.clone(),
                 republisher: republisher.clone(),
                 stop: stop.clone(),
-                bell: crossbeam_channel::bounded(1),
+                wake: crossbeam_channel::bounded(1),
             };
             let worker = WorkerThread { context, requests: requests_in.clone() };
             let panic_reporter =

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, TryRecvError};
 use super::fault::Fault;
 use super::watchdog::{Guard, KillSwitch};
 
-/// How long a goodbye, of a channel or a connection, may take before the socket is cut: nothing depends on it.
+/// How long closing a channel or a connection may take before the socket is cut: nothing depends on it.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A channel whose every call has a deadline. It is `Send` but not `Sync`: acknowledgements go back on the

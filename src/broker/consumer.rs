@@ -57,7 +57,7 @@ impl<'c> Deliveries<'c> for Consumer<'c> {
         arrived.iter().any(|message| matches!(message, ConsumerMessage::ServerCancelled))
     }
 
-    fn next(&self, stop: &Receiver<Never>, bell: &Receiver<()>, deadline: Option<Instant>) -> Next<'c> {
+    fn next(&self, stop: &Receiver<Never>, wake: &Receiver<()>, deadline: Option<Instant>) -> Next<'c> {
         if let Some(message) = self.arrived.borrow_mut().pop_front() {
             return into_next(self.channel, message);
         }
@@ -69,7 +69,7 @@ impl<'c> Deliveries<'c> for Consumer<'c> {
                 Err(_) => Next::Ended(Fault::lost("the connection is gone")),
             },
             recv(stop) -> _ => Next::Stopped,
-            recv(bell) -> _ => Next::Woken,
+            recv(wake) -> _ => Next::Woken,
             recv(timer) -> _ => Next::TimedOut,
         }
     }

@@ -78,9 +78,9 @@ pub trait DeliveryChannel: Send {
 
 /// What one consumer brings. Dropping it cancels it.
 pub trait Deliveries<'c> {
-    /// Waits for the next delivery, until `stop` closes, `bell` rings or the deadline passes. Without a deadline the
+    /// Waits for the next delivery, until `stop` closes, `wake` gets a message or the deadline passes. Without a deadline the
     /// wait is bounded by the connection's heartbeats.
-    fn next(&self, stop: &Receiver<Never>, bell: &Receiver<()>, deadline: Option<Instant>) -> Next<'c>;
+    fn next(&self, stop: &Receiver<Never>, wake: &Receiver<()>, deadline: Option<Instant>) -> Next<'c>;
 
     /// A delivery that has arrived but was not waited for.
     fn leftover(&self) -> Option<Delivery<'c>>;
@@ -100,7 +100,7 @@ pub enum Next<'c> {
     Delivery(Delivery<'c>),
     /// The stop channel closed.
     Stopped,
-    /// The bell rang.
+    /// The wake channel got a message.
     Woken,
     /// The deadline passed.
     TimedOut,

@@ -51,10 +51,10 @@ pub(super) trait Line: Send {
     /// Makes sure of the queue, and opens another channel on the same connection.
     fn recover(self: Box<Self>, queue: &QueueSpec) -> Result<Opened, Fault>;
 
-    /// Says goodbye.
+    /// Closes the connection in good order.
     fn close(self: Box<Self>);
 
-    /// Ends the connection without a goodbye.
+    /// Ends the connection at once.
     fn cut(self: Box<Self>, why: &str);
 }
 
@@ -99,7 +99,7 @@ pub(super) fn open_optimistic(options: &SessionOptions, queue: &QueueSpec) -> er
     }
     match declare_unseen(&mut session, queue).and_then(confirming) {
         Ok(confirming) => Ok(on(session, confirming, false)),
-        // The refusal was faster than we.
+        // The broker refused the queue before confirms were turned on.
         Err(fault) if fault.scope == Scope::Channel => verified(session, queue).map_err(Fault::into_error),
         Err(fault) => Err(fault.into_error()),
     }
@@ -196,7 +196,7 @@ impl Line for Live {
     }
 
     fn close(self: Box<Self>) {
-        // Nothing is outstanding that matters, so the connection's own goodbye is enough: the channel's would be one
+        // Nothing is outstanding that matters, so to close the connection is enough: to close the channel would be one
         // more round trip.
         drop(self.session);
         drop(self.handover);

@@ -24,7 +24,7 @@ use super::topology::ensure_queue;
 use super::topology::{QueueSpec, TRUSTED_FOR};
 use crate::error::Result;
 
-/// How many confirms one wait takes at most: a broker that never stops talking must not outtalk deadlines.
+/// How many confirms one wait takes at most: otherwise a broker that sends without end would keep a wait from seeing its deadline.
 const CONFIRMS_AT_ONCE: usize = 1024;
 /// So many bytes may be published and not confirmed before a further publish could have to wait for the broker to read:
 /// amiquip buffers 16 MiB.
@@ -66,7 +66,7 @@ pub enum Wake<I, S> {
 pub type Opener<T> = Arc<dyn Fn() -> Result<Publisher<T>> + Send + Sync>;
 
 /// A connection and a channel in confirm mode. `T` comes back with the settlement of what it was published for. Messages
-/// go through the default exchange to the queue that their routing key names. Dropping it cuts no corners: close it with
+/// go through the default exchange to the queue that their routing key names. Dropping it does not close the connection in good order: use
 /// [`Publisher::close`].
 pub struct Publisher<T> {
     on: Opened,
@@ -307,7 +307,7 @@ impl<T> Publisher<T> {
         self.unsettled.take_settled()
     }
 
-    /// Says goodbye. A blocked broker does not read goodbyes, so there it is cut instead (docs/amiquip.md, H3).
+    /// Closes the connection. A blocked broker does not read that, so there it is cut instead (docs/amiquip.md, H3).
     pub fn close(mut self) {
         // The confirm was faster than the thread's end.
         if self.is_busy() && self.unsettled.is_settled() {

@@ -157,16 +157,16 @@ impl Session {
         &self.blocked
     }
 
-    /// Says goodbye and returns why the connection ended, if it had ended before. Channels have to be closed
+    /// Closes the connection and returns why it ended, if it had ended before. Channels have to be closed
     /// first: what is queued on them is lost otherwise (docs/amiquip.md, H4).
     pub fn close(mut self) -> Option<Fault> {
         let connection = self.connection.take()?;
-        let _guard = self.kill.guard(CLOSE_TIMEOUT, "the goodbye");
+        let _guard = self.kill.guard(CLOSE_TIMEOUT, "connection.close");
         let error = connection.close().err()?;
         Some(explain(error.into(), &self.kill))
     }
 
-    /// Cuts the connection without a goodbye: for one that is known to be stuck or blocked, where a goodbye would
+    /// Cuts the connection: for one that is known to be stuck or blocked, where closing it would
     /// never be read.
     pub fn cut(self, why: &str) {
         self.kill.fire(why);
@@ -176,7 +176,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
-            let _guard = self.kill.guard(CLOSE_TIMEOUT, "the goodbye");
+            let _guard = self.kill.guard(CLOSE_TIMEOUT, "connection.close");
             drop(connection);
         }
     }

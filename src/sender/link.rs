@@ -33,7 +33,7 @@ pub(super) struct SendingLink {
     opener: Opener<u64>,
     /// The queue that a thread makes sure of on the connection, which is away meanwhile.
     preparing: Option<String>,
-    /// Starts over when a task is confirmed: a broker that lets us in and then takes nothing is not back.
+    /// Starts over when a task is confirmed: a broker that accepts the connection and then takes nothing is not back.
     backoff: Backoff,
     /// See [`Times::settling`].
     settling: Duration,
@@ -110,14 +110,14 @@ impl SendingLink {
         self.pause();
     }
 
-    /// No connection for a while. Without a goodbye, which may take its time: this is the thread that hears signals.
+    /// No connection for a while. It is cut, since closing it may take its time: this is the thread that hears signals.
     fn pause(&mut self) {
         if let Some(publisher) = self.state.take(Instant::now() + self.backoff.pause()) {
             publisher.cut();
         }
     }
 
-    /// Says goodbye to the broker, which may not answer, and waits for that no longer than until a signal comes.
+    /// Closes the connection to the broker, which may not answer, and waits for that no longer than until a signal comes.
     pub(super) fn close(&mut self, signals: &Receiver<i32>) {
         let Some(publisher) = self.take() else { return };
         let closed = on_a_thread(move || {

@@ -76,9 +76,9 @@ fn on_arrival(context: &Context) -> Option<AskOnArrival> {
     if shared.options.prefetch == 1 || shared.queue_kind() == Some(QueueType::Classic) {
         return None;
     }
-    let (shared, republisher, bell) =
-        (Arc::clone(shared), context.republisher.clone(), context.bell.0.clone());
-    Some(Arc::new(move |message| copy_on_arrival(&shared, &republisher, message, &bell)))
+    let (shared, republisher, wake) =
+        (Arc::clone(shared), context.republisher.clone(), context.wake.0.clone());
+    Some(Arc::new(move |message| copy_on_arrival(&shared, &republisher, message, &wake)))
 }
 
 /// What to do after a delivery.
@@ -111,11 +111,11 @@ struct Consuming<'c> {
 
 impl<'c> Consuming<'c> {
     fn run(&mut self, mut permit: Permit, pauses: &mut Pauses) -> Result<(), Fault> {
-        let Context { shared, stop, bell, .. } = self.context;
+        let Context { shared, stop, wake, .. } = self.context;
         loop {
             self.settle_answered()?;
             self.intake.make_room()?;
-            match self.intake.next(stop.draining(), &bell.1, shared.hold_limit()) {
+            match self.intake.next(stop.draining(), &wake.1, shared.hold_limit()) {
                 Arrival::Task(waiting) => match self.take(waiting, permit)? {
                     Step::Next(next) => permit = next,
                     Step::Pause(what) => {
@@ -229,7 +229,7 @@ impl<'c> Consuming<'c> {
                     }
                 },
                 recv(self.context.stop.draining()) -> _ => return Ok(false),
-                recv(self.context.bell.1) -> _ => self.settle_answered()?,
+                recv(self.context.wake.1) -> _ => self.settle_answered()?,
             }
         }
         self.intake.renew()?;

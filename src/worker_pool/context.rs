@@ -17,5 +17,5 @@ pub(super) struct Context {
     pub(super) republisher: Republisher,
     pub(super) stop: Stop,
     /// Gets a message when something is known of a copy that this thread asked for.
-    pub(super) bell: (Sender<()>, Receiver<()>),
+    pub(super) wake: (Sender<()>, Receiver<()>),
 }

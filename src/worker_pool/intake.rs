@@ -120,7 +120,7 @@ impl<'c> Intake<'c> {
     pub(super) fn next(
         &mut self,
         stop: &Receiver<Never>,
-        bell: &Receiver<()>,
+        wake: &Receiver<()>,
         limit: Duration,
     ) -> Arrival<'c> {
         let held_up = self.is_held_up();
@@ -129,7 +129,7 @@ impl<'c> Intake<'c> {
         }
         let held = self.aside.iter().filter(|aside| !aside.copy().is_some_and(|copy| copy.comes_first));
         let overdue = held.map(|aside| aside.since + limit).min();
-        match self.consumer.next(stop, bell, overdue) {
+        match self.consumer.next(stop, wake, overdue) {
             Next::Delivery(delivery) => {
                 let waiting = self.arrived(delivery);
                 if held_up {

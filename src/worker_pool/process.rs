@@ -167,7 +167,7 @@ impl Context {
 
     /// Asks for a copy, and waits a moment for what becomes of it.
     fn republish(&self, delivery: &Delivery<'_>, body: Vec<u8>, copy: PlannedCopy) -> Processed {
-        let pending = self.republisher.request(copy.clone(), body, &delivery.properties, &self.bell.0);
+        let pending = self.republisher.request(copy.clone(), body, &delivery.properties, &self.wake.0);
         let patience = if self.republisher.is_blocked() { Duration::ZERO } else { PATIENCE };
         let pending_copy = PendingCopy { pending, copy: Box::new(copy), fingerprint: None };
         match self.look_at(&pending_copy, patience) {
@@ -245,7 +245,7 @@ pub(super) fn copy_on_arrival(
     shared: &Shared,
     republisher: &Republisher,
     message: &Message<'_>,
-    bell: &Sender<()>,
+    wake: &Sender<()>,
 ) -> Option<PendingCopy> {
     let record = message.properties.record();
     let fingerprint = shared.dedup.fingerprint(message, &record);
@@ -253,7 +253,7 @@ pub(super) fn copy_on_arrival(
         return None;
     }
     let copy = copy_before_run(shared, republisher, message, &record)?;
-    let pending = republisher.request(copy.clone(), message.body.to_vec(), message.properties, bell);
+    let pending = republisher.request(copy.clone(), message.body.to_vec(), message.properties, wake);
     Some(PendingCopy { pending, copy: Box::new(copy), fingerprint })
 }
 

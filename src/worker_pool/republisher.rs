@@ -53,7 +53,7 @@ struct Requester {
     reply: Sender<CopyResult>,
     /// Something that may last stands in the way.
     met: Sender<()>,
-    bell: Sender<()>,
+    wake: Sender<()>,
     state: Arc<PendingState>,
 }
 
@@ -70,7 +70,7 @@ impl Requester {
     /// Whoever asked may have given up.
     fn answer(&self, answer: CopyResult) {
         let _ = self.reply.send(answer);
-        self.ring();
+        self.wake();
     }
 
     fn set_waits_for(&self, what: WaitsFor) {
@@ -78,7 +78,7 @@ impl Requester {
             if what != WaitsFor::Confirm {
                 let _ = self.met.try_send(());
             }
-            self.ring();
+            self.wake();
         }
     }
 
@@ -86,9 +86,9 @@ impl Requester {
         self.state.withdrawn.load(Ordering::SeqCst)
     }
 
-    fn ring(&self) {
-        // A full bell rings already.
-        let _ = self.bell.try_send(());
+    fn wake(&self) {
+        // One message is enough.
+        let _ = self.wake.try_send(());
     }
 }
 
@@ -111,7 +111,7 @@ impl Pending {
         }
     }
 
-    /// What it waits for; a change is told by the bell.
+    /// What it waits for; a change wakes whoever asked.
     pub(super) fn waits_for(&self) -> WaitsFor {
         *lock(&self.state.waits_for)
     }
@@ -166,18 +166,18 @@ impl Republisher {
         Ok(Self { jobs: sender, blocked })
     }
 
-    /// Asks for one copy. `bell` gets a message when something is known of it.
+    /// Asks for one copy. `wake` gets a message when something is known of it.
     pub(super) fn request(
         &self,
         copy: PlannedCopy,
         body: Vec<u8>,
         original: &Properties,
-        bell: &Sender<()>,
+        wake: &Sender<()>,
     ) -> Pending {
         let ((reply, replies), (met_in, met)) =
             (crossbeam_channel::bounded(1), crossbeam_channel::bounded(1));
         let state = Arc::new(PendingState::default());
-        let requester = Requester { reply, met: met_in, bell: bell.clone(), state: Arc::clone(&state) };
+        let requester = Requester { reply, met: met_in, wake: wake.clone(), state: Arc::clone(&state) };
         let job = CopyJob {
             number: 0,
             copy,

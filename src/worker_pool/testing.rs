@@ -221,7 +221,7 @@ impl<'c> Consumer<'c> {
 }
 
 impl<'c> Deliveries<'c> for Consumer<'c> {
-    fn next(&self, stop: &Receiver<Never>, bell: &Receiver<()>, deadline: Option<Instant>) -> Next<'c> {
+    fn next(&self, stop: &Receiver<Never>, wake: &Receiver<()>, deadline: Option<Instant>) -> Next<'c> {
         let timer = deadline.map_or_else(never, crossbeam_channel::at);
         loop {
             match self.broker.alive() {
@@ -237,7 +237,7 @@ impl<'c> Deliveries<'c> for Consumer<'c> {
             select! {
                 recv(self.broker.changed.1) -> _ => {}
                 recv(stop) -> _ => return Next::Stopped,
-                recv(bell) -> _ => return Next::Woken,
+                recv(wake) -> _ => return Next::Woken,
                 recv(timer) -> _ => return Next::TimedOut,
             }
         }
@@ -362,7 +362,7 @@ impl Bench {
             end_requests: end_requests_in,
             republisher,
             stop: stop.clone(),
-            bell: bounded(1),
+            wake: bounded(1),
         };
         let handler = Scripted { started: started_in, outcomes: outcomes_out, closed: Arc::clone(&closed) };
         let runs = Runs { started, outcomes };

@@ -10,7 +10,7 @@ use crate::events::Event;
 use crate::report::tell;
 use crate::settlement::Disposition;
 
-/// How often to look after the last copies although no bell rang.
+/// How often to look after the last copies although nothing woke the thread.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
 impl Consuming<'_> {
@@ -32,7 +32,7 @@ impl Consuming<'_> {
                 return Ok(());
             }
             select! {
-                recv(self.context.bell.1) -> _ => {}
+                recv(self.context.wake.1) -> _ => {}
                 recv(self.context.stop.aborting()) -> _ => {}
                 default(LAST_LOOK) => {}
             }

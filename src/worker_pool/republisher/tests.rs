@@ -18,7 +18,7 @@ struct Worker {
     broker: FakeBroker,
     republisher: Republisher,
     end_requests: Receiver<EndRequest>,
-    bell: (Sender<()>, Receiver<()>),
+    wake: (Sender<()>, Receiver<()>),
     ended: Receiver<Never>,
 }
 
@@ -39,7 +39,7 @@ fn start(max_tasks: Option<u64>, bounded: Duration, refused: Duration) -> Worker
     let (alive, ended) = crossbeam_channel::bounded(0);
     let shared = Arc::new(Shared::new(options));
     let republisher = Republisher::start_with(opener, times, &shared, end_requests_in, alive).unwrap();
-    Worker { broker, republisher, end_requests, bell: crossbeam_channel::bounded(1), ended }
+    Worker { broker, republisher, end_requests, wake: crossbeam_channel::bounded(1), ended }
 }
 
 fn retry() -> Purpose {
@@ -54,7 +54,7 @@ impl Worker {
     fn request_copy(&self, body: &str, comes_first: bool) -> Pending {
         let to = testing::queue().dead();
         let copy = PlannedCopy { to, record: Record::default(), purpose: retry(), comes_first };
-        self.republisher.request(copy, body.as_bytes().to_vec(), &testing::task(body), &self.bell.0)
+        self.republisher.request(copy, body.as_bytes().to_vec(), &testing::task(body), &self.wake.0)
     }
 
     /// Copies that are published in one go, once an alarm is over.
@@ -71,7 +71,7 @@ impl Worker {
     fn until_waits_for(&self, pending: &Pending, what: WaitsFor) {
         let deadline = Instant::now() + LONG;
         while pending.waits_for() != what {
-            assert!(self.bell.1.recv_deadline(deadline).is_ok(), "it waits for {:?}", pending.waits_for());
+            assert!(self.wake.1.recv_deadline(deadline).is_ok(), "it waits for {:?}", pending.waits_for());
         }
     }
 
