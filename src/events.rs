@@ -11,236 +11,84 @@ use crate::settlement::Uncounted;
 /// See the module. Texts are as the broker or the task brought them, not escaped.
 pub enum Event<'e> {
     /// A task arrived, and is about to run.
-    Received {
-        /// Any bytes.
-        body: &'e [u8],
-    },
+    Received { body: &'e [u8] },
     /// The task that ran on this thread is done.
     Done,
     /// An attempt failed, and another one follows.
-    Retried {
-        /// The one that failed, from 1.
-        attempt: u32,
-        /// How many there are.
-        attempts: u32,
-        /// How it ended.
-        exit: &'e str,
-        /// When the next one comes.
-        delay: Duration,
-    },
+    Retried { attempt: u32, attempts: u32, exit: &'e str, delay: Duration },
     /// A task is dead, and kept.
-    Dead {
-        /// The reason.
-        why: &'e str,
-        /// Where it is kept.
-        queue: &'e str,
-    },
+    Dead { why: &'e str, queue: &'e str },
     /// A task came back that failed here before its copy was kept.
-    FailedHereBefore {
-        /// The task's.
-        id: &'e str,
-    },
+    FailedHereBefore { id: &'e str },
     /// A task came back that was finished here before its connection was lost.
-    FinishedHereBefore {
-        /// The task's.
-        id: &'e str,
-    },
+    FinishedHereBefore { id: &'e str },
     /// A task came back that still runs here.
-    RunsHereAlready {
-        /// The task's.
-        id: &'e str,
-    },
+    RunsHereAlready { id: &'e str },
     /// A task is to run although its deliveries should be counted first.
-    RunsUncounted {
-        /// The task's.
-        id: &'e str,
-        /// What stands in the way.
-        why: &'e Uncounted,
-    },
+    RunsUncounted { id: &'e str, why: &'e Uncounted },
     /// A task that failed is too large to be copied.
-    TooLargeToCopy {
-        /// Where the copy was to go.
-        queue: &'e str,
-        /// Of its body, in bytes.
-        length: usize,
-        /// The broker's, in bytes.
-        limit: u64,
-        /// When the task comes again.
-        hold_limit: Duration,
-    },
+    TooLargeToCopy { queue: &'e str, length: usize, limit: u64, hold_limit: Duration },
     /// Tasks go back to the queue at the end because their copies are not kept.
-    WithoutCopies {
-        /// How many.
-        count: u64,
-    },
+    WithoutCopies { count: u64 },
     /// Tasks went back to a queue that may drop them for it.
-    LastReturns {
-        /// The queue.
-        queue: &'e str,
-        /// How many.
-        count: usize,
-    },
+    LastReturns { queue: &'e str, count: usize },
     /// A command was not found or not executable, and it is not known whether that is the task's fault.
-    CommandMissing {
-        /// What is wrong.
-        why: &'e str,
-    },
+    CommandMissing { why: &'e str },
     /// A task cannot run for want of something that this machine lacks now.
-    Shortage {
-        /// What is missing.
-        what: &'e str,
-    },
+    Shortage { what: &'e str },
     /// A task cannot run because the command cannot be started now.
-    CommandNotStarted {
-        /// What is wrong.
-        why: &'e str,
-    },
+    CommandNotStarted { why: &'e str },
     /// The worker consumes for the first time.
     Waiting,
     /// The worker is connected to this broker.
-    Connected {
-        /// The broker, and what it says it is.
-        broker: &'e str,
-    },
+    Connected { broker: &'e str },
     /// A connection was lost.
-    ConnectionLost {
-        /// The broker.
-        broker: &'e str,
-        /// Why.
-        cause: &'e dyn Display,
-    },
+    ConnectionLost { broker: &'e str, cause: &'e dyn Display },
     /// No connection, and it is tried again.
-    CannotConnect {
-        /// Why.
-        why: &'e str,
-    },
+    CannotConnect { why: &'e str },
     /// `send` has no connection, and tries again.
-    SenderDown {
-        /// Why.
-        why: &'e str,
-    },
+    SenderDown { why: &'e str },
     /// The broker does not let `send` in any more, and it tries again.
-    SenderRefused {
-        /// What happened.
-        why: &'e str,
-        /// For so long.
-        patience: Duration,
-    },
+    SenderRefused { why: &'e str, patience: Duration },
     /// A channel was lost.
-    ChannelLost {
-        /// Why.
-        cause: &'e dyn Display,
-    },
+    ChannelLost { cause: &'e dyn Display },
     /// A task was not acknowledged in time, and the broker took it back.
     AcknowledgementLate {
-        /// Who says how long the broker waits.
         broker: AckTimeout,
         /// How long the task was here, where that is known.
         held: Option<Duration>,
-        /// What the broker said.
         words: Option<&'e dyn Display>,
     },
     /// `--timeout` is not below what the broker waits for an acknowledgement.
-    TimeoutTooLong {
-        /// Who says how long the broker waits.
-        broker: AckTimeout,
-    },
+    TimeoutTooLong { broker: AckTimeout },
     /// A channel did not end in good order.
-    LastAcknowledgementUnknown {
-        /// Why.
-        cause: &'e dyn Display,
-    },
+    LastAcknowledgementUnknown { cause: &'e dyn Display },
     /// The queue that is worked on was deleted, or cannot be looked at.
-    QueueGone {
-        /// What the broker said.
-        cause: &'e dyn Display,
-    },
+    QueueGone { cause: &'e dyn Display },
     /// A queue in which tasks wait was there, and then was not.
-    QueueVanished {
-        /// Its name.
-        queue: &'e str,
-    },
+    QueueVanished { queue: &'e str },
     /// Nobody answers for a queue.
-    QueueSilent {
-        /// Its name.
-        queue: &'e str,
-    },
+    QueueSilent { queue: &'e str },
     /// The broker takes no publishes: an alarm.
-    PublishingBlocked {
-        /// The broker.
-        broker: &'e str,
-        /// What it says.
-        reason: &'e str,
-        /// Who waits for that to end.
-        waiting: WhoWaits,
-    },
+    PublishingBlocked { broker: &'e str, reason: &'e str, waiting: WhoWaits },
     /// It takes publishes again.
-    PublishingAccepted {
-        /// The broker.
-        broker: &'e str,
-    },
+    PublishingAccepted { broker: &'e str },
     /// A copy is tried again in a form that has less to refuse.
-    CopyReduced {
-        /// The task's.
-        id: &'e str,
-        /// What the broker said.
-        cause: &'e dyn Display,
-        /// What the copy keeps.
-        form: CopyForm,
-    },
+    CopyReduced { id: &'e str, cause: &'e dyn Display, form: CopyForm },
     /// A queue takes no copies.
-    CopiesRefused {
-        /// Its name.
-        queue: &'e str,
-        /// Why.
-        reason: &'e dyn Display,
-        /// Tasks that wait for it.
-        tasks: usize,
-    },
+    CopiesRefused { queue: &'e str, reason: &'e dyn Display, tasks: usize },
     /// The broker does not take the copy of one task.
-    CopyRefused {
-        /// The task's.
-        id: &'e str,
-        /// Where it was to go.
-        queue: &'e str,
-        /// Why.
-        reason: &'e dyn Display,
-    },
+    CopyRefused { id: &'e str, queue: &'e str, reason: &'e dyn Display },
     /// Dead tasks could not be replaced by copies.
-    NotRefreshed {
-        /// Where they are.
-        queue: &'e str,
-        /// Why.
-        error: &'e Error,
-    },
+    NotRefreshed { queue: &'e str, error: &'e Error },
     /// `dead` was told to stop while it holds tasks that need copies.
-    FinishingCopies {
-        /// The signal's name.
-        signal: &'e str,
-    },
+    FinishingCopies { signal: &'e str },
     /// The worker was told to stop.
-    Stopping {
-        /// The signal's name.
-        signal: &'e str,
-        /// Tasks that run.
-        running: usize,
-        /// How long they may take.
-        grace: Duration,
-    },
+    Stopping { signal: &'e str, running: usize, grace: Duration },
     /// The worker gives up what runs.
-    GivingUp {
-        /// What for.
-        why: &'e str,
-        /// Tasks that run.
-        running: usize,
-        /// Those of them that the broker may drop.
-        last_chances: usize,
-    },
+    GivingUp { why: &'e str, running: usize, last_chances: usize },
     /// The worker ends with an error although something else ends the process.
-    Failed {
-        /// The error.
-        error: &'e Error,
-    },
+    Failed { error: &'e Error },
 }
 
 /// Who waits for a broker that has blocked publishing.
