@@ -99,6 +99,21 @@ fn names_over_255_bytes_are_bad_data() {
     assert!(sandbox.broker().counts(&sandbox.queue).is_none(), "something was sent");
 }
 
+/// RabbitMQ leaves them out where it declares a queue and not where it routes. A `\r` comes from a file of variables with
+/// the line ends of Windows.
+#[test]
+fn a_line_break_in_the_name_of_a_queue_is_bad_data() {
+    let sandbox = Sandbox::new();
+    for end in ["\n", "\r", "\r\nx"] {
+        let name = format!("{}{end}", sandbox.queue);
+        for args in [&["send", "hello"][..], &["work", "--until-empty"], &["dead", "list"]] {
+            let failed = sandbox.taskq(args).env("TASKQ_QUEUE", &name).run().exits(65).in_one_line();
+            failed.says("line break");
+        }
+    }
+    assert!(sandbox.broker().counts(&sandbox.queue).is_none(), "something was declared");
+}
+
 #[test]
 fn names_of_255_bytes_can_be_sent_to() {
     let sandbox = Sandbox::new();
