@@ -128,7 +128,8 @@ pub fn requeue(options: &SessionOptions, queue: &QueueSpec, selection: &Selectio
         // What is not wanted must not keep the broker from sending what is.
         Selection::Ids(_) => WalkMode::Held,
     };
-    let interrupt = place.interrupt()?;
+    // Copies that are confirmed are there beside their originals until those are acknowledged.
+    let interrupt = Interrupt::heard()?;
     let refresher = Refresher::new(options, &place.dead, &interrupt);
     let mover = Mover::new(publisher, &interrupt);
     let channels = Channels::open(&mut place.session, place.ready, mode)?;

@@ -8,7 +8,8 @@ use crate::broker::{AckTimeout, CopyForm};
 use crate::error::Error;
 use crate::settlement::Uncounted;
 
-/// See the module. Texts are as the broker or the task brought them, not escaped.
+/// See the module. Ids, bodies and reasons of tasks are as they came, and escaped by the report; what the broker
+/// says is escaped already.
 pub enum Event<'e> {
     /// A task arrived, and is about to run.
     Received { body: &'e [u8] },
@@ -48,7 +49,7 @@ pub enum Event<'e> {
     CannotConnect { why: &'e str },
     /// `send` has no connection, and tries again.
     SenderDown { why: &'e str },
-    /// The broker does not let `send` in any more, and it tries again.
+    /// The broker refuses (nacks) what `send` publishes, and it tries another connection.
     SenderRefused { why: &'e str, patience: Duration },
     /// A channel was lost.
     ChannelLost { cause: &'e dyn Display },
@@ -99,5 +100,5 @@ pub enum WhoWaits {
     /// `send`, for so long at most.
     Sender(Duration),
     /// `dead`.
-    Mover,
+    Dead,
 }

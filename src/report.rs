@@ -14,7 +14,7 @@ use crate::settlement::Uncounted;
 
 /// Says what happened. Never waits for whoever reads it: the lines are written by a thread of their own.
 pub fn tell(event: &Event<'_>) {
-    log::log!(level(event), "{}", Text(event));
+    log::log!(target: "taskq", level(event), "{}", Text(event));
 }
 
 fn level(event: &Event<'_>) -> Level {
@@ -46,10 +46,11 @@ impl fmt::Display for Text<'_> {
             Event::Done => f.write_str("Done"),
             Event::Retried { attempt, attempts, exit, delay } => write!(
                 f,
-                "attempt {attempt} of {attempts} failed ({exit}); the next one is in {}",
+                "attempt {attempt} of {attempts} failed ({}); the next one is in {}",
+                escape(exit),
                 duration::show(*delay)
             ),
-            Event::Dead { why, queue } => write!(f, "dead ({why}); kept in {queue}"),
+            Event::Dead { why, queue } => write!(f, "dead ({}); kept in {queue}", escape(why)),
             Event::FailedHereBefore { id } => {
                 let id = escape(id);
                 write!(f, "task {id} failed here before: its copy is tried again, without running it")
@@ -205,7 +206,7 @@ fn blocked(f: &mut fmt::Formatter<'_>, broker: &str, reason: &str, waiting: WhoW
         WhoWaits::Sender(at_most) => {
             write!(f, "; waiting up to {} for it to go on", duration::show(at_most))
         }
-        WhoWaits::Mover => f.write_str("; waiting for it to go on"),
+        WhoWaits::Dead => f.write_str("; waiting for it to go on"),
     }
 }
 

@@ -221,7 +221,7 @@ impl Pool {
             };
             select! {
                 recv(self.ended) -> _ => {
-                    self.hear_last_events();
+                    self.hear_last_requests();
                     return End::Drained;
                 }
                 recv(signals) -> signal => {
@@ -232,7 +232,7 @@ impl Pool {
                     self.begin_drain(Why::Signal(signal));
                     grace_over = Some(Instant::now() + self.shared.options.grace);
                 }
-                recv(self.end_requests) -> event => match event {
+                recv(self.end_requests) -> request => match request {
                     Ok(EndRequest::Fatal(error)) => {
                         if self.fatal.is_none() {
                             self.fatal = Some(error);
@@ -242,7 +242,7 @@ impl Pool {
                     }
                     Ok(EndRequest::Empty) => {
                         if !self.stop.is_draining() {
-                            self.shared.finish();
+                            self.shared.begin_finishing();
                             self.begin_drain(Why::Empty);
                         }
                     }
@@ -259,9 +259,9 @@ impl Pool {
     }
 
     /// A thread that cannot go on begins the drain for all, which may have ended by now.
-    fn hear_last_events(&mut self) {
-        for event in self.end_requests.try_iter() {
-            if let EndRequest::Fatal(error) = event {
+    fn hear_last_requests(&mut self) {
+        for request in self.end_requests.try_iter() {
+            if let EndRequest::Fatal(error) = request {
                 self.fatal.get_or_insert(error);
             }
         }

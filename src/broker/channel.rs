@@ -44,7 +44,8 @@ impl Channel {
         self.unanswered.borrow_mut().insert(delivery.delivery_tag(), delivery);
     }
 
-    /// How many of these, in ascending order, nothing else that is unanswered is older than.
+    /// How many of `tags`, which ascend, one acknowledgement may cover: the first ones, as long as no other unanswered
+    /// delivery is older.
     pub(super) fn older_than_all_others(&self, tags: &[u64]) -> usize {
         older_than_all_others(tags, self.unanswered.borrow().keys())
     }

@@ -159,8 +159,9 @@ impl Delivery<'_> {
     }
 }
 
-/// Acknowledges many deliveries, with one acknowledgement for all that nothing older is unanswered before. A quorum queue
-/// under load keeps single ones back, and forgets them when their channel closes (seen with RabbitMQ 3.10).
+/// Acknowledges many deliveries. One acknowledgement covers the oldest of them, up to the first delivery that stays
+/// unanswered; the rest are acknowledged singly. A quorum queue under load keeps single ones back, and forgets them when
+/// their channel closes (seen with RabbitMQ 3.10).
 ///
 /// # Errors
 /// The channel or connection is gone, and the broker will deliver some of them again.

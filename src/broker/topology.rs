@@ -66,7 +66,7 @@ pub(super) const TRUSTED_FOR: Duration = Duration::from_mins(1);
 /// How often a message may be delivered that is only looked at. Each look counts, and RabbitMQ 4 drops a message after
 /// 20 unless told otherwise. "No limit" can only be said to 4: to 3 a limit of -1 means that the first delivery is the
 /// last.
-const PATIENCE: i64 = i32::MAX as i64;
+const MOST_DELIVERIES: i64 = i32::MAX as i64;
 
 /// One queue and how to come by it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,7 +122,7 @@ impl QueueSpec {
             set(QUEUE_TYPE, Value::text("quorum"));
         }
         if self.kind == QueueType::Quorum && self.role == Role::Dead {
-            set("x-delivery-limit", Value::Number(PATIENCE));
+            set("x-delivery-limit", Value::Number(MOST_DELIVERIES));
         }
         if let Role::Delay { after, back_to, of_a_day } = &self.role {
             set("x-message-ttl", millis(*after));

@@ -68,10 +68,12 @@ impl<'c> Mover<'c> {
 
     /// Waits for the last of them.
     pub(super) fn finish(&mut self) -> Result<()> {
-        while self.publisher.outstanding() > 0 {
-            self.settle()?;
+        let mut settled = Ok(());
+        while settled.is_ok() && self.publisher.outstanding() > 0 {
+            settled = self.settle();
         }
-        self.take_out_confirmed()
+        let taken_out = self.take_out_confirmed();
+        settled.and(taken_out)
     }
 
     /// What was done, and what was begun and not done.
@@ -92,7 +94,7 @@ impl<'c> Mover<'c> {
         match self.publisher.wait::<(), i32>(None, self.interrupt.signals(), Some(deadline)) {
             Wake::Settled => self.take_settled(),
             Wake::Blocked(reason) => {
-                let (broker, reason, waiting) = ("the broker", reason.as_str(), WhoWaits::Mover);
+                let (broker, reason, waiting) = ("the broker", reason.as_str(), WhoWaits::Dead);
                 tell(&Event::PublishingBlocked { broker, reason, waiting });
                 Ok(())
             }

@@ -51,8 +51,8 @@ impl WalkMode {
     }
 }
 
-/// The channels of one walk, one for each consumer that it needs: a quorum queue takes back what a channel leaves behind
-/// in its order, and what several consumers of one channel leave in any.
+/// The channels of one walk, one for each consumer that it needs: a quorum queue puts back what one channel leaves behind
+/// in its order, and what several consumers of one channel leave behind in any order.
 pub(super) struct Channels(Vec<Channel>);
 
 impl Channels {
@@ -116,7 +116,7 @@ pub(super) enum Walked<'c> {
     Task(Delivery<'c>),
     /// One that was handed out and is not asked for.
     Extra(Delivery<'c>),
-    /// Nothing is handed out just now. In between, each answer to a task would have the broker hand out one more.
+    /// The consumer is cancelled. Tasks can be answered now: before, each answer would have the broker hand out one more.
     Pause,
 }
 

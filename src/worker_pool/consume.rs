@@ -3,7 +3,7 @@
 mod ending;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::select;
 
@@ -148,7 +148,7 @@ impl<'c> Consuming<'c> {
             self.set_aside(waiting);
             return Ok(Step::Next(permit));
         }
-        let since = Instant::now();
+        let since = waiting.since;
         let (due, ran) = self.process(waiting);
         // Before anything that can fail: how the task ended must not be forgotten.
         let pause = match due.as_ref().map(|due| &due.disposition) {
@@ -184,10 +184,10 @@ impl<'c> Consuming<'c> {
     /// Runs a task, or does what has to be done instead. What cannot be answered yet is set aside. Also whether the task
     /// was run.
     fn process(&mut self, waiting: WaitingDelivery<'c>) -> (Option<Due<'c>>, bool) {
-        let WaitingDelivery { mut delivery, consumer, uncounted, .. } = waiting;
-        let (busy, since) = (self.context.shared.begin(), Instant::now());
+        let WaitingDelivery { mut delivery, consumer, since, uncounted, .. } = waiting;
+        let busy = self.context.shared.begin();
         let Processed { disposition, pending_copy, ran } =
-            self.context.process(&mut delivery, uncounted, self.unproven, self.handler);
+            self.context.process(&mut delivery, uncounted.as_ref(), self.unproven, self.handler);
         let busy = match disposition {
             Disposition::Wait => Some(busy),
             Disposition::Hold => None,
@@ -200,8 +200,8 @@ impl<'c> Consuming<'c> {
 
     /// Its copy is under way since it arrived.
     fn set_aside(&mut self, waiting: WaitingDelivery<'c>) {
-        let WaitingDelivery { delivery, consumer, pending_copy, .. } = waiting;
-        let (busy, since) = (Some(self.context.shared.begin()), Instant::now());
+        let WaitingDelivery { delivery, consumer, since, pending_copy, .. } = waiting;
+        let busy = Some(self.context.shared.begin());
         self.unproven.set_aside();
         self.intake.aside.push_back(Aside { delivery, consumer, pending_copy, since, busy });
     }
@@ -225,6 +225,7 @@ impl<'c> Consuming<'c> {
                         let what = shortage::reason(&error);
                         shared.tell_shortage(&what);
                         self.end_bounded_run(&what);
+                        self.settle_answered()?;
                         over = crossbeam_channel::after(pauses.next(shared.settled()));
                     }
                 },
@@ -279,12 +280,13 @@ impl<'c> Consuming<'c> {
         match disposition {
             Disposition::Wait => self.intake.aside.push_back(aside),
             Disposition::Hold => {
+                // Its outcome goes with its copy: when it comes again, it runs again.
+                if let Some(fingerprint) = aside.pending_copy.as_ref().and_then(PendingCopy::fingerprint) {
+                    self.context.shared.dedup.forget(fingerprint);
+                }
                 self.intake.aside.push_back(Aside { pending_copy: None, busy: None, ..aside });
             }
-            Disposition::RunUncounted(why) => {
-                let waiting = self.uncounted(aside, &why);
-                self.intake.put_first(waiting);
-            }
+            Disposition::RunUncounted(why) => self.intake.put_first(aside.uncounted(why)),
             disposition => {
                 let Aside { delivery, consumer, pending_copy, busy, .. } = aside;
                 // Before anything that can fail.
@@ -301,12 +303,6 @@ impl<'c> Consuming<'c> {
         Ok(())
     }
 
-    fn uncounted(&self, aside: Aside<'c>, why: &Uncounted) -> WaitingDelivery<'c> {
-        let Aside { delivery, consumer, .. } = aside;
-        self.context.note_uncounted(&delivery, why);
-        WaitingDelivery { delivery, consumer, uncounted: true, pending_copy: None }
-    }
-
     /// Acknowledges or gives back.
     fn answer(&mut self, due: Due<'_>) -> Result<(), Fault> {
         let Due { delivery, consumer, disposition, busy: _busy } = due;
@@ -315,7 +311,7 @@ impl<'c> Consuming<'c> {
         self.intake.settled(consumer);
         if disposition == Disposition::Acknowledge {
             delivery.ack()?;
-            shared.settle();
+            shared.count_acknowledged();
             return Ok(());
         }
         if self.context.must_not_go_back(&delivery) {

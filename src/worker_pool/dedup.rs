@@ -129,7 +129,7 @@ impl Dedup {
                 None => {}
             }
         } else {
-            // A new life, such as that of a dead task sent again: what is remembered was another one's.
+            // A first delivery is a new message, such as a dead task sent again: what is remembered is of an earlier one.
             state.forget(fingerprint);
         }
         let (sender, receiver) = crossbeam_channel::bounded(0);

@@ -17,7 +17,7 @@ use crate::broker::{
 };
 use crate::cancel::Never;
 use crate::lock::lock;
-use crate::settlement::HeldCopy;
+use crate::settlement::{HeldCopy, Uncounted};
 
 /// How many deliveries one thread sets aside before it waits (and what it has prefetched beside them): it holds their
 /// bodies in memory.
@@ -30,13 +30,19 @@ pub(super) struct Aside<'c> {
     pub(super) consumer: u32,
     /// The copy; `None` where there will be none.
     pub(super) pending_copy: Option<PendingCopy>,
-    /// When it arrived.
+    /// When it came.
     pub(super) since: Instant,
     /// The worker has something to do until the copy is kept or refused.
     pub(super) busy: Option<Busy>,
 }
 
-impl Aside<'_> {
+impl<'c> Aside<'c> {
+    /// Its task is to run all the same.
+    pub(super) fn uncounted(self, why: Uncounted) -> WaitingDelivery<'c> {
+        let Self { delivery, consumer, since, .. } = self;
+        WaitingDelivery { delivery, consumer, since, uncounted: Some(why), pending_copy: None }
+    }
+
     /// It has been held for longer than `limit`, and has to go back to the queue, or the broker closes the channel. One
     /// that must not go back is left to the broker.
     pub(super) fn is_overdue(&self, limit: Duration) -> bool {
@@ -67,8 +73,10 @@ pub(super) struct WaitingDelivery<'c> {
     pub(super) delivery: Delivery<'c>,
     /// The consumer that it came to.
     pub(super) consumer: u32,
-    /// It was found out that its deliveries cannot be counted.
-    pub(super) uncounted: bool,
+    /// When it came.
+    pub(super) since: Instant,
+    /// Why its deliveries cannot be counted, where that was found out.
+    pub(super) uncounted: Option<Uncounted>,
     /// The copy that was asked for when it arrived.
     pub(super) pending_copy: Option<PendingCopy>,
 }
@@ -152,7 +160,13 @@ impl<'c> Intake<'c> {
     fn arrived(&mut self, delivery: Delivery<'c>) -> WaitingDelivery<'c> {
         self.unsettled += 1;
         let pending_copy = lock(&self.early).remove(&delivery.tag);
-        WaitingDelivery { delivery, consumer: self.number, uncounted: false, pending_copy }
+        WaitingDelivery {
+            delivery,
+            consumer: self.number,
+            since: Instant::now(),
+            uncounted: None,
+            pending_copy,
+        }
     }
 
     /// A delivery that came to this consumer is settled.
@@ -183,9 +197,9 @@ impl<'c> Intake<'c> {
         self.aside.len() >= MAX_ASIDE
     }
 
-    /// Whether the broker has cancelled the consumer. To be asked before a delivery is answered: a consumer that RabbitMQ
-    /// 4.3 cancelled over a delivery begins again with the answer, unless it was cancelled from here as well, and what it
-    /// brings then is nobody's and costs the connection. The answer itself does no harm.
+    /// Whether the broker has cancelled the consumer. Ask before answering: RabbitMQ 4.3 cancels a consumer over a late
+    /// delivery and resumes it on the answer, unless it was cancelled from here too; what it then sends has no receiver
+    /// and costs the connection.
     pub(super) fn end_if_cancelled(&self) -> Result<bool, Fault> {
         let cancelled = self.consumer.is_cancelled();
         if cancelled {
@@ -204,9 +218,9 @@ impl<'c> Intake<'c> {
         }
     }
 
-    /// Goes on beside the deliveries that are set aside, where they use up the prefetch of their consumer, unless they are
-    /// too many: prefetch counts the unacknowledged ones of a consumer, and those of one that was cancelled are nobody's.
-    /// Nothing can be on its way to the consumer then; a quorum queue takes back what is on its way to one that is
+    /// Starts another consumer when the deliveries that are set aside use up the prefetch of this one, unless they are too
+    /// many: the broker counts the unanswered deliveries of each consumer, and no longer those of one that was cancelled.
+    /// Only when the prefetch is used up, because a quorum queue takes back what is on its way to a consumer that is
     /// cancelled, and counts that.
     pub(super) fn make_room(&mut self) -> Result<(), Fault> {
         let used_up = self.backlog.is_empty() && self.unsettled >= u32::from(self.consumption.prefetch);

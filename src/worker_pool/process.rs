@@ -65,12 +65,12 @@ impl From<Disposition> for Processed {
 
 impl Context {
     /// Runs the task, unless it ran here before or must not run any more, and keeps the copy that its outcome asks
-    /// for. On [`Disposition::Acknowledge`] the acknowledgement is noted as unproven. `uncounted`: it was found out before
-    /// that its deliveries cannot be counted.
+    /// for. On [`Disposition::Acknowledge`] the acknowledgement is noted as unproven. `uncounted`: why its deliveries
+    /// cannot be counted, where that was found out before.
     pub(super) fn process(
         &self,
         delivery: &mut Delivery<'_>,
-        uncounted: bool,
+        uncounted: Option<&Uncounted>,
         unproven: &mut UnprovenAcks,
         handler: &mut dyn Handler,
     ) -> Processed {
@@ -105,6 +105,10 @@ impl Context {
         }
         if let Some(pending_copy) = &mut processed.pending_copy {
             pending_copy.fingerprint = fingerprint;
+            // Its connection may be lost, and the task come to another thread before this one hears of it.
+            if let Some(fingerprint) = fingerprint.filter(|_| !pending_copy.copy.counts()) {
+                self.shared.dedup.remember_failed(fingerprint, pending_copy.copy.clone());
+            }
         }
         // Only now: whoever waits for it must find it remembered.
         drop(running);
@@ -115,19 +119,28 @@ impl Context {
         &self,
         delivery: &mut Delivery<'_>,
         record: &Record,
-        uncounted: bool,
+        uncounted: Option<&Uncounted>,
         handler: &mut dyn Handler,
     ) -> Processed {
-        if !uncounted
-            && let Some(copy) = copy_before_run(&self.shared, &self.republisher, &delivery.message(), record)
-        {
-            // It may have to run after all.
-            let body = delivery.body.clone();
-            let processed = self.republish(delivery, body, copy);
-            match processed.disposition {
-                Disposition::RunUncounted(why) => self.note_uncounted(delivery, &why),
-                _ => return processed,
+        let (before, comes_first) = match uncounted {
+            Some(why) => (Disposition::RunUncounted(why.clone()), false),
+            None => before_run(&self.shared, &self.republisher, &delivery.message(), record),
+        };
+        let before = match before {
+            Disposition::Republish(purpose) => {
+                let copy = self.shared.plan(purpose, record, &Failure::default());
+                // It may have to run after all.
+                let body = delivery.body.clone();
+                let processed = self.republish(delivery, body, PlannedCopy { comes_first, ..copy });
+                match processed.disposition {
+                    Disposition::RunUncounted(_) => processed.disposition,
+                    _ => return processed,
+                }
             }
+            before => before,
+        };
+        if let Disposition::RunUncounted(why) = &before {
+            self.note_uncounted(delivery, why);
         }
         let outcome = self.attempt(delivery, record, handler);
         let ran = !matches!(outcome, Outcome::GivenUp | Outcome::NoResources(_));
@@ -140,7 +153,7 @@ impl Context {
         match &processed.disposition {
             Disposition::Acknowledge if outcome == Outcome::Done => {
                 tell(&Event::Done);
-                self.shared.finished();
+                self.shared.count_done();
             }
             Disposition::GiveBackAndStop(error) => self.stop_worker(error.clone()),
             _ => {}
@@ -213,7 +226,7 @@ impl Context {
     }
 
     /// A task is to run although its deliveries should be counted first.
-    pub(super) fn note_uncounted(&self, delivery: &Delivery<'_>, why: &Uncounted) {
+    fn note_uncounted(&self, delivery: &Delivery<'_>, why: &Uncounted) {
         if let Uncounted::NotAllowed(_) = why {
             self.shared.stop_counting();
         }
@@ -252,31 +265,30 @@ pub(super) fn copy_on_arrival(
     if shared.dedup.knows(fingerprint) {
         return None;
     }
-    let copy = copy_before_run(shared, republisher, message, &record)?;
+    let (Disposition::Republish(purpose), comes_first) = before_run(shared, republisher, message, &record)
+    else {
+        return None;
+    };
+    let copy = PlannedCopy { comes_first, ..shared.plan(purpose, &record, &Failure::default()) };
     let pending = republisher.request(copy.clone(), message.body.to_vec(), message.properties, wake);
     Some(PendingCopy { pending, copy: Box::new(copy), fingerprint })
 }
 
-/// The copy that has to be kept before the task may run, or instead of that.
-fn copy_before_run(
+/// What to do before a task runs that this process does not know, and whether that comes before anything else: see
+/// [`PlannedCopy::comes_first`].
+fn before_run(
     shared: &Shared,
     republisher: &Republisher,
     message: &Message<'_>,
     record: &Record,
-) -> Option<PlannedCopy> {
+) -> (Disposition, bool) {
     let earlier = earlier(shared, message, record);
     let copies_possible = shared.counts() && !republisher.is_blocked();
-    match earlier.before_run(&shared.options.policy, copies_possible) {
-        Disposition::Republish(purpose) => {
-            let copy = shared.plan(purpose, record, &Failure::default());
-            Some(PlannedCopy { comes_first: earlier.next_return_may_be_the_last(), ..copy })
-        }
-        Disposition::RunUncounted(why) => {
-            tell(&Event::RunsUncounted { id: message.properties.id(), why: &why });
-            None
-        }
-        _ => None,
+    let disposition = earlier.before_run(&shared.options.policy, copies_possible);
+    if let Disposition::Republish(Purpose::Count(deliveries)) = &disposition {
+        log::debug!("delivery {} of a task without an answer: counting it", deliveries.saturating_add(1));
     }
+    (disposition, earlier.next_return_may_be_the_last())
 }
 
 fn earlier(shared: &Shared, message: &Message<'_>, record: &Record) -> Earlier {

@@ -51,7 +51,7 @@ struct CopyJob {
 /// Who waits for the answer.
 struct Requester {
     reply: Sender<CopyResult>,
-    /// Something that may last stands in the way.
+    /// Gets a message when something that may last stands in the way.
     met: Sender<()>,
     wake: Sender<()>,
     state: Arc<PendingState>,
@@ -105,7 +105,8 @@ impl Pending {
         let gone = || CopyResult::NotAllowed(Error::internal("the publishing thread is gone"));
         select! {
             recv(self.replies) -> answer => Some(answer.unwrap_or_else(|_| gone())),
-            recv(abort) -> _ => Some(CopyResult::Aborted),
+            // A copy that is kept counts, whatever came at the same time.
+            recv(abort) -> _ => Some(self.replies.try_recv().unwrap_or(CopyResult::Aborted)),
             recv(self.met) -> _ => self.replies.try_recv().ok(),
             default(patience) => None,
         }

@@ -128,7 +128,7 @@ impl Shared {
     }
 
     /// The queue is empty.
-    pub(super) fn finish(&self) {
+    pub(super) fn begin_finishing(&self) {
         self.finishing.store(true, Ordering::SeqCst);
     }
 
@@ -210,7 +210,7 @@ impl Shared {
         self.running.load(Ordering::SeqCst)
     }
 
-    pub(super) fn settle(&self) {
+    pub(super) fn count_acknowledged(&self) {
         self.settled.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -218,7 +218,7 @@ impl Shared {
         self.settled.load(Ordering::SeqCst)
     }
 
-    pub(super) fn finished(&self) {
+    pub(super) fn count_done(&self) {
         self.finished.fetch_add(1, Ordering::SeqCst);
     }
 

@@ -298,7 +298,7 @@ impl Supervisor {
         }
         match count_messages(session, &self.shared.options.queue.name) {
             // Not even this worker's own consumers are counted: nobody answers for the queue.
-            Ok(Count { ready: 0, consumers: 0 }) => self.note_uncounted(),
+            Ok(Count { ready: 0, consumers: 0 }) => self.note_queue_silent(),
             Ok(Count { ready: 0, .. }) if self.shared.busy() == 0 => {
                 let _ = self.end_requests.send(EndRequest::Empty);
             }
@@ -313,7 +313,7 @@ impl Supervisor {
     }
 
     /// It is told when it goes on: a consumer that has only just begun may not be counted yet.
-    fn note_uncounted(&mut self) {
+    fn note_queue_silent(&mut self) {
         self.uncounted += 1;
         if self.uncounted == UNCOUNTED_TOLD {
             tell(&Event::QueueSilent { queue: &self.shared.options.queue.name });

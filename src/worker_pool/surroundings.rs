@@ -17,7 +17,8 @@ use crate::report::tell;
 /// within milliseconds, and a busy machine takes its time to deliver that.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
 
-/// Tasks that are remembered as given back. It takes one that fails otherwise in between for each.
+/// How many given-back tasks are remembered. Two in a row whose commands are missing stop the worker, so that another task
+/// has failed between any two of them.
 const MAX_GIVEN_BACK: usize = 1000;
 
 /// What all threads have seen so far.

@@ -35,6 +35,13 @@ pub(super) struct Queued {
     redelivered: bool,
 }
 
+impl Queued {
+    /// It comes back to another thread.
+    pub(super) fn message(&self) -> Message<'_> {
+        Message { properties: &self.properties, body: b"", redelivered: true }
+    }
+}
+
 /// A task with this id that was never delivered.
 pub(super) fn new(id: &str) -> Queued {
     Queued { properties: Properties::new_task("").with_id(id), redelivered: false }

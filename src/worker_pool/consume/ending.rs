@@ -20,7 +20,8 @@ impl Consuming<'_> {
         self.intake.consumer.cancel()?;
         let shared = &self.context.shared;
         if shared.finishing() {
-            while let (Some(permit), Some(waiting)) = (shared.permits.take(), self.intake.leftover()) {
+            while let Some(permit) = shared.permits.take() {
+                let Some(waiting) = self.intake.leftover() else { break };
                 self.take(waiting, permit)?;
             }
         }
@@ -65,7 +66,7 @@ impl Consuming<'_> {
             let Some(aside) = self.intake.aside.pop_front() else { break };
             match self.held(&aside).at_the_end(stops, aborted) {
                 Disposition::RunUncounted(why) => {
-                    let waiting = self.uncounted(aside, &why);
+                    let waiting = aside.uncounted(why);
                     let _last = self.context.shared.run_last_chance();
                     if let (Some(due), _) = self.process(waiting) {
                         self.answer(due)?;

@@ -7,6 +7,7 @@ use super::*;
 use crate::handler::Outcome;
 use crate::settlement::{CopyResult, Purpose, WaitsFor};
 use crate::worker_pool::Options;
+use crate::worker_pool::dedup::Claim;
 use crate::worker_pool::testing::{Answered, Bench, Broker, Queued, failed, new, options, returned, until};
 use Answered::{Acked, Requeued};
 
@@ -157,6 +158,44 @@ fn a_connection_lost_before_the_copy_is_kept_costs_another_copy_and_no_run() {
         again.kept();
         until("it is acknowledged on the next channel", || broker.answered("a") == Some(Acked));
         bench.runs.nothing_begins();
+    });
+}
+
+#[test]
+fn another_thread_that_gets_a_task_whose_copy_is_under_way_does_not_run_it() {
+    let task = new("a");
+    consuming(options(), [task.clone(), new("b")], |bench, broker, _| {
+        bench.runs.begins_and_ends("a", failed("exit status 3"));
+        let copy = bench.copies.next();
+        copy.waits_for(WaitsFor::Change);
+        // This thread is busy, and does not see that its connection is lost.
+        bench.runs.begins("b");
+        broker.lose();
+        let dedup = &bench.shared.dedup;
+        let message = task.message();
+        let fingerprint = dedup.fingerprint(&message, &message.properties.record());
+        assert!(matches!(dedup.claim(fingerprint, true), Claim::Failed(..)));
+        bench.runs.ends(Outcome::Done);
+        until("it consumes on another channel", || broker.holds().len() == 2);
+    });
+}
+
+#[test]
+fn a_task_that_is_too_large_to_be_copied_runs_again_when_it_comes_again() {
+    let task = new("a");
+    consuming(options(), [task.clone()], |bench, broker, finishing| {
+        bench.runs.begins_and_ends("a", failed("exit status 3"));
+        let copy = bench.copies.next();
+        copy.waits_for(WaitsFor::Change);
+        copy.answer(CopyResult::TooLarge { length: 9, limit: 8 });
+        bench.runs.nothing_begins();
+        assert_eq!(broker.answers(), []);
+        let message = task.message();
+        let fingerprint = bench.shared.dedup.fingerprint(&message, &message.properties.record());
+        assert!(!bench.shared.dedup.knows(fingerprint));
+        bench.stop.drain();
+        finishing.waits();
+        assert_eq!(broker.answers(), [("a".to_owned(), Requeued)]);
     });
 }
 
@@ -359,12 +398,29 @@ fn an_empty_queue_ends_a_run_only_with_what_had_arrived() {
     let prefetch = with(|options| (options.prefetch, options.until_empty) = (3, true));
     consuming(prefetch, [new("a"), new("b")], |bench, broker, finishing| {
         bench.runs.begins("a");
-        bench.shared.finish();
+        bench.shared.begin_finishing();
         bench.stop.drain();
         bench.runs.ends(Outcome::Done);
         bench.runs.begins_and_ends("b", Outcome::Done);
         finishing.waits();
         assert_eq!(broker.answers(), ["a", "b"].map(|id| (id.to_owned(), Acked)));
+    });
+}
+
+#[test]
+fn what_a_bounded_run_may_not_take_any_more_goes_back() {
+    let bounds = with(|options| {
+        (options.prefetch, options.until_empty, options.max_tasks) = (3, true, Some(2));
+    });
+    consuming(bounds, ["a", "b", "c"].map(new), |bench, broker, finishing| {
+        bench.runs.begins("a");
+        bench.shared.begin_finishing();
+        bench.stop.drain();
+        bench.runs.ends(Outcome::Done);
+        bench.runs.begins_and_ends("b", Outcome::Done);
+        finishing.waits();
+        let expected = [("a", Acked), ("b", Acked), ("c", Requeued)];
+        assert_eq!(broker.answers(), expected.map(|(id, how)| (id.to_owned(), how)));
     });
 }
 

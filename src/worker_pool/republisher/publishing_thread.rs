@@ -233,7 +233,8 @@ impl PublishingThread {
             self.lost(&Fault::unconfirmed(), None);
             return true;
         }
-        // As for declarations: what is outstanding may have met an alarm that we have not heard of yet.
+        // Only when nothing is unconfirmed: otherwise an alarm may have begun that nobody has told of yet, and the broker would
+        // not answer.
         let looks_at = self.watch.next_look().filter(|_| !blocked && self.is_settled());
         if looks_at.is_some_and(|look| look <= now) {
             self.look_after_waiting(now);

@@ -11,7 +11,7 @@ use crate::backoff::Backoff;
 /// How often a refusal that lasts is told.
 const TELL_EVERY: Duration = Duration::from_mins(1);
 
-/// What lasts since a copy was refused. `K` names who refused it, or which one.
+/// Refusals that last. `K` is the queue that refuses, or the number of the copy that is refused.
 pub(super) struct Refusals<K> {
     refusals: HashMap<K, Refusal>,
     /// The pauses before a copy is tried again.

@@ -118,6 +118,21 @@ fn entries<const N: usize>(entries: [(usize, &str); N]) -> Vec<(usize, String)> 
 }
 
 #[test]
+fn a_copy_that_is_kept_counts_although_the_worker_gives_up_at_the_same_time() {
+    let worker = worker();
+    let (abort, aborting) = crossbeam_channel::bounded(0);
+    drop::<Sender<Never>>(abort);
+    for number in 0..20 {
+        let pending = worker.request(&number.to_string());
+        let deadline = Instant::now() + LONG;
+        while is_open(&pending) {
+            assert!(worker.wake.1.recv_deadline(deadline).is_ok(), "no answer");
+        }
+        assert!(matches!(pending.wait(LONG, &aborting), Some(CopyResult::Kept)));
+    }
+}
+
+#[test]
 fn a_copy_is_kept_when_it_is_confirmed_and_not_before() {
     let worker = worker();
     worker.broker.answer(|_| Reply::Nothing);
