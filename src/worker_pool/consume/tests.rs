@@ -170,13 +170,14 @@ fn another_thread_that_gets_a_task_whose_copy_is_under_way_does_not_run_it() {
         copy.waits_for(WaitsFor::Change);
         // This thread is busy, and does not see that its connection is lost.
         bench.runs.begins("b");
+        let consumers = broker.holds().len();
         broker.lose();
         let dedup = &bench.shared.dedup;
         let message = task.message();
         let fingerprint = dedup.fingerprint(&message, &message.properties.record());
         assert!(matches!(dedup.claim(fingerprint, true), Claim::Failed(..)));
         bench.runs.ends(Outcome::Done);
-        until("it consumes on another channel", || broker.holds().len() == 2);
+        until("it consumes on another channel", || broker.holds().len() > consumers);
     });
 }
 
