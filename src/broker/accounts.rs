@@ -24,6 +24,8 @@ const UNASKED_MAX: u32 = 100;
 #[derive(Debug, Default)]
 pub(super) struct Accounts {
     channels: HashMap<u16, Account>,
+    /// Channels that the broker has closed, until the answer to that has gone out.
+    closed_by_broker: Vec<u16>,
     notices: Notices,
 }
 
@@ -49,9 +51,13 @@ impl Accounts {
     /// A method that was written, with as much of its arguments as is needed here.
     pub(super) fn note_sent(&mut self, channel: u16, payload: &[u8]) {
         let Some((method, arguments)) = payload.split_first_chunk::<4>() else { return };
-        if *method == CHANNEL_OPEN {
-            self.channels.insert(channel, Account::default());
-            return;
+        match *method {
+            CHANNEL_OPEN => {
+                self.channels.insert(channel, Account::default());
+                return;
+            }
+            CHANNEL_CLOSE_OK => self.closed_by_broker.retain(|closed| *closed != channel),
+            _ => {}
         }
         let Some(account) = self.channels.get_mut(&channel) else { return };
         match *method {
@@ -81,7 +87,11 @@ impl Accounts {
         match *method {
             BLOCKED | UNBLOCKED => return self.notices.note(Instant::now()),
             CHANNEL_CLOSE | CHANNEL_CLOSE_OK => {
-                self.channels.remove(&channel);
+                // amiquip ends the connection over the close of a channel that it did not open.
+                let was_open = self.channels.remove(&channel).is_some();
+                if was_open && *method == CHANNEL_CLOSE {
+                    self.closed_by_broker.push(channel);
+                }
                 return Ok(());
             }
             _ => {}
@@ -89,6 +99,11 @@ impl Accounts {
         // amiquip refuses all else on a channel that it did not open.
         let Some(account) = self.channels.get_mut(&channel) else { return Ok(()) };
         account.note_received(*method, arguments)
+    }
+
+    /// Whether the broker has closed a channel and the answer to that has not gone out.
+    pub(super) fn owes_close_ok(&self) -> bool {
+        !self.closed_by_broker.is_empty()
     }
 
     /// The content header that follows a delivery, a return or a get: the bytes of its frame and of the body to come.

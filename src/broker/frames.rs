@@ -19,15 +19,16 @@ const ROOM_KEPT: usize = 1024 * 1024;
 
 pub(super) const METHOD: u8 = 1;
 pub(super) const HEADER: u8 = 2;
-const BODY: u8 = 3;
+pub(super) const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 /// Type, channel, payload size.
 pub(super) const PREFIX: usize = 7;
+pub(super) const FRAME_END: u8 = 0xce;
 /// Of a content header: class, weight, body size.
 pub(super) const HEADER_PREFIX: usize = 12;
 
 /// A whole one.
-const HEARTBEAT_FRAME: [u8; FRAME_OVERHEAD] = [HEARTBEAT, 0, 0, 0, 0, 0, 0, 0xce];
+const HEARTBEAT_FRAME: [u8; FRAME_OVERHEAD] = [HEARTBEAT, 0, 0, 0, 0, 0, 0, FRAME_END];
 
 /// Type, channel and payload size of the frame that begins so.
 pub(super) fn prefix(frame: &[u8]) -> Option<(u8, u16, usize)> {

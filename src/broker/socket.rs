@@ -1,5 +1,5 @@
 //! The socket under a connection: TCP with a deadline and `TCP_NODELAY`, TLS on top where the URL asks for it,
-//! and a look at every incoming byte before amiquip sees it, and at every frame that goes out.
+//! and a look at every incoming byte before amiquip sees it, and at every frame before it goes out.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream as StdStream};
@@ -76,6 +76,16 @@ enum Stream {
 }
 
 impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.get_ref(),
+        }
+    }
+}
+
+impl Read for Stream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(tcp) => tcp.read(buf),
@@ -83,12 +93,22 @@ impl Stream {
             Self::Tls(tls) => tls.read(buf),
         }
     }
+}
 
-    fn tcp(&self) -> &TcpStream {
+impl Write for Stream {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Plain(tcp) => tcp,
+            Self::Plain(tcp) => tcp.write(buf),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.get_ref(),
+            Self::Tls(tls) => tls.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(tcp) => tcp.flush(),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.flush(),
         }
     }
 }
@@ -224,28 +244,18 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let result = match &mut self.stream {
-            Stream::Plain(tcp) => tcp.write(buf),
-            #[cfg(feature = "tls")]
-            Stream::Tls(tls) => tls.write(buf),
-        };
-        match &result {
-            Ok(count) => self.outgoing.note(&buf[..*count], &mut self.accounts),
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                self.note_error(error);
-                self.hear_last_words();
-            }
-            Err(_) => {}
+        let result = self.outgoing.write(&mut self.stream, buf, &mut self.accounts);
+        if let Err(error) = &result
+            && error.kind() != io::ErrorKind::WouldBlock
+        {
+            self.note_error(error);
+            self.hear_last_words();
         }
         result
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match &mut self.stream {
-            Stream::Plain(tcp) => tcp.flush(),
-            #[cfg(feature = "tls")]
-            Stream::Tls(tls) => tls.flush(),
-        }
+        self.stream.flush()
     }
 }
 

@@ -23,6 +23,7 @@ mod pace;
 mod properties;
 mod redeclare;
 mod redeclare_bulk;
+mod redeclare_midway;
 mod send;
 mod send_access_revoked;
 mod send_refused;

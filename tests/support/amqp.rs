@@ -12,6 +12,7 @@ pub(crate) const CLOSE: Method = (10, 50);
 pub(crate) const CLOSE_OK: Method = (10, 51);
 pub(crate) const CHANNEL_OPEN: Method = (20, 10);
 pub(crate) const CHANNEL_CLOSE: Method = (20, 40);
+pub(crate) const CHANNEL_CLOSE_OK: Method = (20, 41);
 pub(crate) const DECLARE: Method = (50, 10);
 pub(crate) const QOS: Method = (60, 10);
 pub(crate) const CONSUME: Method = (60, 20);
@@ -24,8 +25,8 @@ pub(crate) const CONFIRM: Method = (85, 10);
 pub(crate) const PROTOCOL_HEADER: [u8; 8] = *b"AMQP\0\0\x09\x01";
 
 const FRAME_METHOD: u8 = 1;
-const FRAME_HEADER: u8 = 2;
-const FRAME_BODY: u8 = 3;
+pub(crate) const FRAME_HEADER: u8 = 2;
+pub(crate) const FRAME_BODY: u8 = 3;
 const FRAME_HEARTBEAT: u8 = 8;
 const FRAME_END: u8 = 0xce;
 
