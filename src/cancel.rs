@@ -25,12 +25,6 @@ pub struct Latch {
 }
 
 impl Latch {
-    #[must_use]
-    pub fn new() -> Self {
-        let (sender, closed) = crossbeam_channel::bounded(0);
-        Self { open: Arc::new(Mutex::new(Some(sender))), closed }
-    }
-
     /// Does nothing when it is closed already.
     pub fn close(&self) {
         drop(lock(&self.open).take());
@@ -45,6 +39,7 @@ impl Latch {
 
 impl Default for Latch {
     fn default() -> Self {
-        Self::new()
+        let (sender, closed) = crossbeam_channel::bounded(0);
+        Self { open: Arc::new(Mutex::new(Some(sender))), closed }
     }
 }

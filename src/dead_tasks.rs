@@ -5,10 +5,11 @@ use std::collections::{HashSet, VecDeque};
 use self::interrupt::Interrupt;
 use self::mover::{Mover, Moving, WINDOW};
 use self::refresher::Refresher;
-use self::walk::{Channels, Event, Walk, WalkMode};
+use self::walk::{Channels, Walk, WalkMode, Walked};
 use crate::broker::{
-    Consumer, Count, DeadLettering, Delivery, Fault, FaultKind, Properties, Publisher, Publishing, Purpose,
-    QueueSpec, QueueType, Record, Session, SessionOptions, count_messages, kind_of, purge,
+    ConnectionPurpose, ConsumeOptions, Consumer, Count, DeadLettering, Deliveries, Fault, FaultKind,
+    Properties, Publisher, Publishing, QueueSpec, QueueType, Record, Session, SessionOptions, ack_all,
+    count_messages, kind_of, purge,
 };
 use crate::error::{Error, Result};
 
@@ -48,9 +49,6 @@ pub struct Requeued {
 }
 
 /// Shows every dead task to `look`, oldest first, until it returns false. They stay where they are.
-///
-/// # Errors
-/// The broker's, as far as it went.
 pub fn browse(
     options: &SessionOptions,
     queue: &QueueSpec,
@@ -79,14 +77,14 @@ fn browse_on<'c>(
     let walked = walk.each(|event| {
         let mut looking = true;
         match event {
-            Event::Task(delivery) => {
-                let properties = delivery.properties();
-                let task = DeadTask { properties, record: record_of(properties), body: delivery.body() };
+            Walked::Task(delivery) => {
+                let properties = &delivery.properties;
+                let task = DeadTask { properties, record: record_of(properties), body: &delivery.body };
                 looking = look(&task);
                 refresher.consider(delivery);
             }
-            Event::Extra(delivery) => refresher.consider(delivery),
-            Event::Pause => refresher.refresh_worn(),
+            Walked::Extra(delivery) => refresher.consider(delivery),
+            Walked::Pause => refresher.refresh(),
         }
         Ok(looking && !interrupt.has_come()?)
     });
@@ -117,9 +115,6 @@ fn record_of(properties: &Properties) -> Record {
 
 /// Sends the selected tasks to their queue again, as if they were new. Each is taken out only after the broker has
 /// confirmed its copy: whatever dies meanwhile leaves a task twice, never not at all.
-///
-/// # Errors
-/// The broker's; what was not moved is still there.
 pub fn requeue(options: &SessionOptions, queue: &QueueSpec, selection: &Selection) -> Result<Requeued> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(Requeued::default()) };
     // Nothing would ever be taken out of a stream.
@@ -161,25 +156,25 @@ fn move_on<'c>(
     let mut walk = Walk::new(channels, session, &dead.name, *ready, mode);
     let move_one = |mover: &mut Mover<'c>, task: Moving<'c>| {
         // As if new, but for what is missing of it.
-        let dropped = task.original.properties().record().dropped;
+        let dropped = task.original.properties.record().dropped;
         mover.replace(task, &queue.name, &Record { dropped, ..Record::default() })
     };
     let walked = walk.each(|event| {
         match event {
-            Event::Task(delivery) => match selection {
+            Walked::Task(delivery) => match selection {
                 Selection::All => move_one(&mut mover, delivery.into())?,
-                Selection::Ids(ids) if ids.contains(delivery.properties().id()) => {
+                Selection::Ids(ids) if ids.contains(delivery.properties.id()) => {
                     wanted.push_back(Moving::from(delivery));
                 }
                 Selection::Ids(_) => refresher.consider(delivery),
             },
-            Event::Extra(delivery) => refresher.consider(delivery),
-            Event::Pause => {
+            Walked::Extra(delivery) => refresher.consider(delivery),
+            Walked::Pause => {
                 while let Some(task) = wanted.pop_front() {
                     move_one(&mut mover, task)?;
                 }
                 mover.finish()?;
-                refresher.refresh_worn();
+                refresher.refresh();
             }
         }
         Ok(!interrupt.has_come()?)
@@ -194,9 +189,6 @@ fn move_on<'c>(
 
 /// Deletes the oldest dead tasks, at most so many of them, one by one, and returns how many there were. Any that died
 /// after `until` (unix time) stay: others may have taken some of those that were meant.
-///
-/// # Errors
-/// The broker's; what was not deleted is still there.
 pub fn purge_oldest(options: &SessionOptions, queue: &QueueSpec, count: u32, until: u64) -> Result<u32> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(0) };
     let mut deleted = 0;
@@ -219,9 +211,6 @@ pub fn purge_oldest(options: &SessionOptions, queue: &QueueSpec, count: u32, unt
 }
 
 /// Deletes all dead tasks and returns how many.
-///
-/// # Errors
-/// The broker's.
 pub fn purge_all(options: &SessionOptions, queue: &QueueSpec) -> Result<u32> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(0) };
     let count = purge(&mut place.session, &place.dead.name).map_err(Fault::into_error)?;
@@ -230,9 +219,6 @@ pub fn purge_all(options: &SessionOptions, queue: &QueueSpec) -> Result<u32> {
 }
 
 /// How many dead tasks there are.
-///
-/// # Errors
-/// The broker's.
 pub fn count(options: &SessionOptions, queue: &QueueSpec) -> Result<u32> {
     let Some(place) = Place::open(options, queue)? else { return Ok(0) };
     place.session.close();
@@ -255,7 +241,8 @@ fn is_empty(session: &mut Session, options: &SessionOptions, dead: &QueueSpec) -
     let channels = Channels::open(session, 1, WalkMode::Held)?;
     let mut refresher = Refresher::new(options, dead, &Interrupt::ignored());
     let empty = {
-        let consumer = Consumer::start(channels.first()?, &dead.name, 1, None).map_err(Fault::into_error)?;
+        let consumer = Consumer::start(channels.first()?, &dead.name, ConsumeOptions::prefetching(1))
+            .map_err(Fault::into_error)?;
         let Count { ready, consumers } = count_messages(session, &dead.name).map_err(Fault::into_error)?;
         consumer.cancel().map_err(Fault::into_error)?;
         // One has come after all.
@@ -293,7 +280,8 @@ fn why_not<T>(publisher: &mut Publisher<T>) -> Option<String> {
 impl Place {
     /// `None` where no task ever died.
     fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Option<Self>> {
-        let mut session = Session::open(options, Purpose::Consume).map_err(Error::on_first_connect)?;
+        let mut session =
+            Session::open(options, ConnectionPurpose::Consume).map_err(Error::on_first_connect)?;
         let dead = QueueSpec { declare: false, ..queue.dead() };
         let kind = match kind_of(&mut session, &dead.name) {
             Err(fault) if fault.kind == FaultKind::NotFound => return Ok(None),
@@ -344,20 +332,20 @@ impl Place {
         let mut taken = Vec::new();
         walk.each(|event| {
             match event {
-                Event::Task(mut delivery)
-                    if record_of(delivery.properties()).failed_at.is_none_or(|at| at <= until) =>
+                Walked::Task(mut delivery)
+                    if record_of(&delivery.properties).failed_at.is_none_or(|at| at <= until) =>
                 {
                     drop(delivery.take_body());
                     taken.push(delivery);
                 }
-                Event::Task(delivery) | Event::Extra(delivery) => refresher.consider(delivery),
-                Event::Pause => {}
+                Walked::Task(delivery) | Walked::Extra(delivery) => refresher.consider(delivery),
+                Walked::Pause => {}
             }
             Ok(true)
         })?;
         refresher.close();
         let deleted = u32::try_from(taken.len()).unwrap_or(u32::MAX);
-        taken.into_iter().try_for_each(Delivery::ack).map_err(Fault::into_error)?;
+        ack_all(taken).map_err(Fault::into_error)?;
         channels.close(&mut self.session, &self.dead.name)?;
         Ok(deleted)
     }

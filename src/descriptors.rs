@@ -18,7 +18,7 @@ const FOR_BACKGROUND: u64 = 512;
 
 /// What to do about a limit.
 #[derive(Debug, PartialEq, Eq)]
-enum Step {
+enum LimitStep {
     Leave,
     Raise(u64),
     Refuse { needed: u64 },
@@ -34,9 +34,9 @@ pub fn ensure(threads: u16) -> Result<()> {
     let open = fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64);
     let refuse = |needed: u64| Error::configuration(refusal(threads, needed, hard, open));
     match step(threads, open, soft, hard) {
-        Step::Leave => Ok(()),
-        Step::Refuse { needed } => Err(refuse(needed)),
-        Step::Raise(to) => {
+        LimitStep::Leave => Ok(()),
+        LimitStep::Refuse { needed } => Err(refuse(needed)),
+        LimitStep::Raise(to) => {
             log::debug!("raising the limit of open files from {soft} to {to}");
             setrlimit(Resource::RLIMIT_NOFILE, to, hard).or_else(|errno| {
                 log::debug!("it stays: {errno}");
@@ -66,15 +66,15 @@ fn refusal(threads: u16, needed: u64, hard: u64, open: u64) -> String {
     format!("{who} up to {needed} open files, and {allowed} allowed (ulimit -Hn, LimitNOFILE=): {remedy}")
 }
 
-fn step(threads: u16, open: u64, soft: u64, hard: u64) -> Step {
+fn step(threads: u16, open: u64, soft: u64, hard: u64) -> LimitStep {
     let needed = needed(threads, open);
     let wanted = (needed + FOR_BACKGROUND).min(hard);
     if hard < needed {
-        Step::Refuse { needed }
+        LimitStep::Refuse { needed }
     } else if soft < wanted {
-        Step::Raise(wanted)
+        LimitStep::Raise(wanted)
     } else {
-        Step::Leave
+        LimitStep::Leave
     }
 }
 
@@ -84,13 +84,13 @@ mod tests {
 
     #[test]
     fn the_limit_is_raised_as_far_as_the_threads_need_and_no_further() {
-        assert_eq!(step(1, 4, 1024, 4096), Step::Leave);
-        assert_eq!(step(31, 4, 1024, 4096), Step::Leave);
-        assert_eq!(step(200, 4, 1024, 1 << 20), Step::Raise(64 + 4 + 2800 + 512));
+        assert_eq!(step(1, 4, 1024, 4096), LimitStep::Leave);
+        assert_eq!(step(31, 4, 1024, 4096), LimitStep::Leave);
+        assert_eq!(step(200, 4, 1024, 1 << 20), LimitStep::Raise(64 + 4 + 2800 + 512));
         // Without what background processes may need.
-        assert_eq!(step(200, 4, 1024, 3000), Step::Raise(3000));
-        assert_eq!(step(200, 4, 2868, 2868), Step::Leave);
-        assert_eq!(step(200, 4, 1024, 2867), Step::Refuse { needed: 2868 });
+        assert_eq!(step(200, 4, 1024, 3000), LimitStep::Raise(3000));
+        assert_eq!(step(200, 4, 2868, 2868), LimitStep::Leave);
+        assert_eq!(step(200, 4, 1024, 2867), LimitStep::Refuse { needed: 2868 });
         assert_eq!(threads_with(2867, 4), 199);
         assert_eq!(threads_with(10, 4), 0);
     }

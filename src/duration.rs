@@ -6,9 +6,6 @@ use std::time::Duration;
 const MAX: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Parses one duration: a whole number and a unit (`ms`, `s`, `m`, `h`, `d`).
-///
-/// # Errors
-/// A sentence for the person who wrote it.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let expected = "expected a whole number and a unit: 500ms, 30s, 5m, 2h, 1d";
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -34,9 +31,6 @@ pub fn parse(text: &str) -> Result<Duration, String> {
 }
 
 /// Parses a duration that must not be zero.
-///
-/// # Errors
-/// As [`parse`].
 pub fn parse_positive(text: &str) -> Result<Duration, String> {
     match parse(text)? {
         Duration::ZERO => Err("must be longer than zero".to_owned()),
@@ -57,7 +51,7 @@ pub fn show(duration: Duration) -> String {
 }
 
 #[cfg(test)]
-mod properties;
+mod proptests;
 
 #[cfg(test)]
 mod tests {

@@ -105,18 +105,12 @@ fn is_invisible(c: char) -> bool {
 
 /// Writes data to stdout and flushes it. `false` where its reader has seen enough and closed the pipe: that is the
 /// reader's business, and no error.
-///
-/// # Errors
-/// Whatever else the write returned: something of the data is missing.
 pub fn print(data: &[u8]) -> io::Result<bool> {
     let mut stdout = io::stdout().lock();
     unless_closed(stdout.write_all(data).and_then(|()| stdout.flush()))
 }
 
 /// What [`print()`] makes of what a write to stdout returned.
-///
-/// # Errors
-/// As there.
 pub fn unless_closed(written: io::Result<()>) -> io::Result<bool> {
     match written {
         Ok(()) => Ok(true),
@@ -126,7 +120,7 @@ pub fn unless_closed(written: io::Result<()>) -> io::Result<bool> {
 }
 
 #[cfg(test)]
-mod properties;
+mod proptests;
 
 #[cfg(test)]
 mod tests {

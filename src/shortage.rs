@@ -35,9 +35,6 @@ pub fn reason(error: &io::Error) -> String {
 }
 
 /// Whether so many descriptors can be opened and threads be started now.
-///
-/// # Errors
-/// Why not.
 pub fn probe(descriptors: usize, threads: usize) -> io::Result<()> {
     let _pipes: Vec<_> = (0..descriptors.div_ceil(2)).map(|_| io::pipe()).collect::<io::Result<_>>()?;
     let (release, held) = bounded::<()>(0);

@@ -25,9 +25,6 @@ static TOLD: AtomicBool = AtomicBool::new(false);
 /// A SIGHUP that was ignored when taskq was started (`nohup`) stays ignored. `ctrlc` is asked for SIGINT only: with
 /// its `termination` feature it catches all three, but neither tells which it was, which the exit code needs, nor
 /// leaves an ignored one alone.
-///
-/// # Errors
-/// Internal, when the system refuses.
 pub fn listen() -> Result<Receiver<i32>> {
     let failed = |error: &dyn std::fmt::Display| Error::internal(format!("cannot catch signals: {error}"));
     let wanted = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
@@ -54,9 +51,6 @@ pub fn listen() -> Result<Receiver<i32>> {
 
 /// Makes a write beyond the limit on the size of files (`ulimit -f`) fail, which is told. The signal that comes with it
 /// would end the process without a word. Commands that are run have it as it is by default.
-///
-/// # Errors
-/// Internal, when the system refuses.
 pub fn survive_file_limits() -> Result<()> {
     signal_hook::flag::register(SIGXFSZ, Arc::default())
         .map(drop)
@@ -65,9 +59,6 @@ pub fn survive_file_limits() -> Result<()> {
 
 /// Makes sure that the exit statuses of children can be learned: where whoever started taskq ignores SIGCHLD, the kernel
 /// throws them away. Children do not inherit this.
-///
-/// # Errors
-/// Internal, when the system refuses.
 pub fn keep_exit_statuses() -> Result<()> {
     if is_ignored(SIGCHLD) {
         // To catch it is not to ignore it; nobody looks at the flag.

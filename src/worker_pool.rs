@@ -5,18 +5,20 @@
 //! keep it from ending the process. The supervisor owns the connection, the worker threads run the tasks.
 
 mod ack_timeout;
+mod attempt;
 mod consume;
 mod context;
 mod dedup;
-mod drain;
 mod intake;
 mod planned_copy;
 mod process;
 mod republisher;
-mod settlement;
 mod shared;
+mod stop;
 mod supervisor;
 mod surroundings;
+#[cfg(test)]
+mod testing;
 mod worker_thread;
 
 use std::sync::Arc;
@@ -27,17 +29,18 @@ use crossbeam_channel::{Receiver, Sender, never, select};
 
 use crate::broker::{QueueSpec, SessionOptions};
 use crate::cancel::Never;
-use crate::duration;
 use crate::error::{Error, Exit, Result};
+use crate::events::Event;
 use crate::handler::Handler;
 use crate::output;
-use crate::retry::Policy;
+use crate::report::tell;
+use crate::settlement::Policy;
 use crate::shortage;
 use crate::shutdown;
 use context::Context;
-use drain::Drain;
 use republisher::Republisher;
 use shared::Shared;
+use stop::Stop;
 use supervisor::{Closing, Supervisor};
 use worker_thread::WorkerThread;
 
@@ -84,8 +87,8 @@ impl Options {
 /// Makes a handler for each worker thread.
 pub type HandlerFactory = dyn Fn() -> std::io::Result<Box<dyn Handler>> + Send + Sync;
 
-/// What the other threads tell this one.
-enum Event {
+/// A thread asks for the end of the pool.
+enum EndRequest {
     /// The worker cannot go on.
     Fatal(Error),
     /// With `--until-empty`: the queue is.
@@ -93,9 +96,6 @@ enum Event {
 }
 
 /// Works until told to stop. `signals` carries signal numbers.
-///
-/// # Errors
-/// Whatever makes it impossible to go on.
 pub fn run(options: Options, handlers: &Arc<HandlerFactory>, signals: &Receiver<i32>) -> Result<Exit> {
     let shared = Arc::new(Shared::new(options));
     loop {
@@ -143,12 +143,10 @@ struct Pool {
     shared: Arc<Shared>,
     supervisor: Option<JoinHandle<Closing>>,
     workers: Vec<JoinHandle<()>>,
-    events: Receiver<Event>,
+    end_requests: Receiver<EndRequest>,
     /// Closes when all threads have ended.
     ended: Receiver<Never>,
-    drain: Drain,
-    /// Dropped to give up what runs.
-    abort: Option<Sender<Never>>,
+    stop: Stop,
     why: Option<Why>,
     /// There was a signal: the next one forces the end, whatever has happened in between.
     signalled: bool,
@@ -157,29 +155,28 @@ struct Pool {
 
 impl Pool {
     fn start(shared: &Arc<Shared>, handlers: &Arc<HandlerFactory>) -> Result<Self> {
-        let drain = Drain::new();
-        let (abort, aborting) = crossbeam_channel::bounded(0);
+        let stop = Stop::default();
         let (alive, ended) = crossbeam_channel::bounded(0);
-        let (events_in, events) = crossbeam_channel::unbounded();
+        let (end_requests_in, end_requests) = crossbeam_channel::unbounded();
         let (requests_in, requests) = crossbeam_channel::unbounded();
         let cannot = |error: std::io::Error| {
             Error::internal(format!("cannot start the threads: {}", shortage::reason(&error)))
         };
 
         let republisher =
-            Republisher::start(shared, events_in.clone(), Sender::clone(&alive)).map_err(cannot)?;
+            Republisher::start(shared, end_requests_in.clone(), Sender::clone(&alive)).map_err(cannot)?;
         let mut workers = Vec::new();
         for number in 1..=shared.options.threads {
             let context = Context {
                 shared: Arc::clone(shared),
-                events: events_in.clone(),
+                end_requests: end_requests_in.clone(),
                 republisher: republisher.clone(),
-                drain: drain.clone(),
-                abort: aborting.clone(),
-                bell: crossbeam_channel::bounded(1),
+                stop: stop.clone(),
+                wake: crossbeam_channel::bounded(1),
             };
             let worker = WorkerThread { context, requests: requests_in.clone() };
-            let panic_reporter = PanicReporter { events: events_in.clone(), _alive: Sender::clone(&alive) };
+            let panic_reporter =
+                PanicReporter { end_requests: end_requests_in.clone(), _alive: Sender::clone(&alive) };
             let handlers = Arc::clone(handlers);
             let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                 let _last_words = panic_reporter;
@@ -191,8 +188,8 @@ impl Pool {
             workers.push(thread.map_err(cannot)?);
         }
         drop((requests_in, republisher));
-        let supervisor = Supervisor::new(Arc::clone(shared), requests, events_in.clone());
-        let panic_reporter = PanicReporter { events: events_in, _alive: alive };
+        let supervisor = Supervisor::new(Arc::clone(shared), requests, end_requests_in.clone());
+        let panic_reporter = PanicReporter { end_requests: end_requests_in, _alive: alive };
         let supervisor = thread::Builder::new()
             .name("supervisor".into())
             .spawn(move || {
@@ -204,10 +201,9 @@ impl Pool {
             shared: Arc::clone(shared),
             supervisor: Some(supervisor),
             workers,
-            events,
+            end_requests,
             ended,
-            drain,
-            abort: Some(abort),
+            stop,
             why: None,
             signalled: false,
             fatal: None,
@@ -236,16 +232,16 @@ impl Pool {
                     self.begin_drain(Why::Signal(signal));
                     grace_over = Some(Instant::now() + self.shared.options.grace);
                 }
-                recv(self.events) -> event => match event {
-                    Ok(Event::Fatal(error)) => {
+                recv(self.end_requests) -> event => match event {
+                    Ok(EndRequest::Fatal(error)) => {
                         if self.fatal.is_none() {
                             self.fatal = Some(error);
                             self.begin_drain(Why::Fatal);
                             grace_over.get_or_insert_with(|| Instant::now() + self.shared.options.grace);
                         }
                     }
-                    Ok(Event::Empty) => {
-                        if !self.drain.has_begun() {
+                    Ok(EndRequest::Empty) => {
+                        if !self.stop.is_draining() {
                             self.shared.finish();
                             self.begin_drain(Why::Empty);
                         }
@@ -264,8 +260,8 @@ impl Pool {
 
     /// A thread that cannot go on begins the drain for all, which may have ended by now.
     fn hear_last_events(&mut self) {
-        for event in self.events.try_iter() {
-            if let Event::Fatal(error) = event {
+        for event in self.end_requests.try_iter() {
+            if let EndRequest::Fatal(error) = event {
                 self.fatal.get_or_insert(error);
             }
         }
@@ -273,38 +269,24 @@ impl Pool {
 
     fn begin_drain(&mut self, why: Why) {
         if let Why::Signal(signal) = why {
-            let busy = self.shared.running();
-            let name = shutdown::name(signal);
-            if busy > 0 {
-                log::info!(
-                    "{name}: finishing {busy} running (up to {}); once more to give up",
-                    duration::show(self.shared.options.grace)
-                );
-            } else {
-                log::debug!("{name}: stopping");
-            }
+            let (running, grace) = (self.shared.running(), self.shared.options.grace);
+            tell(&Event::Stopping { signal: shutdown::name(signal), running, grace });
         }
         self.why = Some(why);
         match why {
-            Why::Signal(_) => self.drain.begin_by_signal(),
-            Why::Empty | Why::Idle | Why::Fatal => self.drain.begin(),
+            Why::Signal(_) => self.stop.drain_by_signal(),
+            Why::Empty | Why::Idle | Why::Fatal => self.stop.drain(),
         }
     }
 
     /// Gives up what runs and ends, whatever the threads do: the broker will deliver it again.
     fn force(&mut self, signal: i32, why: &str) -> End {
-        let busy = self.shared.running();
-        if busy > 0 {
-            let but = match self.shared.last_chances() {
-                0 => String::new(),
-                count => format!(", unless its delivery limit is reached, as may be for {count} of them"),
-            };
-            log::warn!(
-                "{why}: giving up {busy} running; the broker will deliver again what was not finished{but}"
-            );
+        let (running, last_chances) = (self.shared.running(), self.shared.last_chances());
+        if running > 0 {
+            tell(&Event::GivingUp { why, running, last_chances });
         }
         if let Some(error) = self.fatal.take() {
-            log::error!("{error}");
+            tell(&Event::Failed { error: &error });
         }
         self.abandon();
         End::Forced(Exit::Signal(signal))
@@ -314,7 +296,7 @@ impl Pool {
         self.abandon();
         match self.fatal.take() {
             Some(error) => {
-                log::error!("{error}");
+                tell(&Event::Failed { error: &error });
                 End::Forced(error.exit)
             }
             None => End::Forced(Exit::Internal),
@@ -322,8 +304,7 @@ impl Pool {
     }
 
     fn abandon(&mut self) {
-        self.drain.begin();
-        self.abort = None;
+        self.stop.abort();
         // Closes when they have ended; a thread that is stuck in a call to the broker is left behind.
         let _ = self.ended.recv_timeout(ABORT_WAIT);
     }
@@ -331,7 +312,7 @@ impl Pool {
     /// When the pool will have been idle for long enough, as far as is known now.
     fn idle_at(&self) -> Option<Instant> {
         let idle_timeout = self.shared.options.idle_timeout?;
-        if self.drain.has_begun() {
+        if self.stop.is_draining() {
             return None;
         }
         let now = Instant::now();
@@ -359,14 +340,14 @@ impl Pool {
 /// Held by each thread of the pool: tells when it breaks down, so that the worker never goes quiet, and keeps
 /// `ended` open until it ends.
 struct PanicReporter {
-    events: Sender<Event>,
+    end_requests: Sender<EndRequest>,
     _alive: Sender<Never>,
 }
 
 impl Drop for PanicReporter {
     fn drop(&mut self) {
         if thread::panicking() {
-            let _ = self.events.send(Event::Fatal(Error::internal("a worker thread broke down")));
+            let _ = self.end_requests.send(EndRequest::Fatal(Error::internal("a worker thread broke down")));
         }
     }
 }

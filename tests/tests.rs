@@ -6,8 +6,8 @@
 #![allow(clippy::similar_names)]
 
 mod behaviour;
-// What judges a chaos run, which is a program of its own.
+// The checker of a chaos run, which is a program of its own.
 #[allow(dead_code)]
-#[path = "chaos/books/mod.rs"]
-mod books;
+#[path = "chaos/checker/mod.rs"]
+mod checker;
 mod support;

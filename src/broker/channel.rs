@@ -1,6 +1,7 @@
 //! One AMQP channel, owned by the thread that uses it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use amiquip::ConsumerMessage;
@@ -9,7 +10,7 @@ use crossbeam_channel::{Receiver, TryRecvError};
 use super::fault::Fault;
 use super::watchdog::{Guard, KillSwitch};
 
-/// How long a goodbye, of a channel or a connection, may take before the socket is cut: nothing depends on it.
+/// How long closing a channel or a connection may take before the socket is cut: nothing depends on it.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A channel whose every call has a deadline. It is `Send` but not `Sync`: acknowledgements go back on the
@@ -21,44 +22,35 @@ pub struct Channel {
     /// when it finds a consumer's receiver gone, which a cancel or close can make it look for at any time
     /// (docs/amiquip.md, H1). Declared after the channel, so dropped after it.
     keepalive: RefCell<Vec<Receiver<ConsumerMessage>>>,
-    /// Deliveries that came and are not settled.
-    unanswered: Cell<u32>,
+    /// Deliveries that were taken and are not settled, without their contents, by their tags.
+    unanswered: RefCell<BTreeMap<u64, amiquip::Delivery>>,
     kill: KillSwitch,
     rpc_timeout: Duration,
-    /// See [`Channel::holding_for`].
-    hold: Option<Duration>,
 }
 
 impl Channel {
     pub(super) fn new(amqp: amiquip::Channel, kill: KillSwitch, rpc_timeout: Duration) -> Self {
-        let keepalive = RefCell::new(Vec::new());
-        Self { amqp: Some(amqp), keepalive, kill, rpc_timeout, hold: None, unanswered: Cell::new(0) }
-    }
-
-    /// The broker is to wait for so long for the acknowledgement of what is delivered on this channel. Only where
-    /// consumers have a say in it ([`super::AckTimeout::PerConsumer`]); elsewhere it is nothing but an unknown argument.
-    #[must_use]
-    pub fn holding_for(mut self, hold: Option<Duration>) -> Self {
-        self.hold = hold;
-        self
-    }
-
-    pub(super) fn hold(&self) -> Option<Duration> {
-        self.hold
+        let (keepalive, unanswered) = (RefCell::default(), RefCell::default());
+        Self { amqp: Some(amqp), keepalive, unanswered, kill, rpc_timeout }
     }
 
     /// How many deliveries of its consumers were taken and are not settled.
     #[must_use]
     pub fn unanswered(&self) -> u32 {
-        self.unanswered.get()
+        u32::try_from(self.unanswered.borrow().len()).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn note_delivery(&self) {
-        self.unanswered.set(self.unanswered.get().saturating_add(1));
+    pub(super) fn keep_unanswered(&self, delivery: amiquip::Delivery) {
+        self.unanswered.borrow_mut().insert(delivery.delivery_tag(), delivery);
     }
 
-    pub(super) fn note_answer(&self) {
-        self.unanswered.set(self.unanswered.get().saturating_sub(1));
+    /// How many of these, in ascending order, nothing else that is unanswered is older than.
+    pub(super) fn older_than_all_others(&self, tags: &[u64]) -> usize {
+        older_than_all_others(tags, self.unanswered.borrow().keys())
+    }
+
+    pub(super) fn take_unanswered(&self, tag: u64) -> Result<amiquip::Delivery, Fault> {
+        self.unanswered.borrow_mut().remove(&tag).ok_or_else(|| Fault::lost("a delivery was answered twice"))
     }
 
     /// Calls amiquip under the channel's deadline, which begins anew as long as other things arrive; `what` names the
@@ -100,9 +92,6 @@ impl Channel {
 
     /// Gives back all that was delivered and is not settled. A nack, because RabbitMQ 4.3 does not count it as a delivery
     /// that failed; earlier versions count every way back.
-    ///
-    /// # Errors
-    /// The channel or connection is gone.
     pub fn give_all_back(&self) -> Result<(), Fault> {
         self.call("basic.nack", |amqp| amqp.nack_all(true))
     }
@@ -125,5 +114,25 @@ impl Drop for Channel {
             let _guard = self.kill.patient_guard(CLOSE_TIMEOUT, "a channel close");
             drop(amqp);
         }
+    }
+}
+
+fn older_than_all_others<'t>(tags: &[u64], unanswered: impl Iterator<Item = &'t u64>) -> usize {
+    tags.iter().zip(unanswered).take_while(|(tag, unanswered)| tag == unanswered).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_acknowledgement_covers_those_that_nothing_older_is_unanswered_before() {
+        let older = |tags: &[u64], unanswered: &[u64]| older_than_all_others(tags, unanswered.iter());
+        assert_eq!(older(&[1, 2, 3], &[1, 2, 3, 4]), 3);
+        // What was answered before leaves no gap.
+        assert_eq!(older(&[2, 5, 9], &[2, 5, 9]), 3);
+        assert_eq!(older(&[1, 3], &[1, 2, 3]), 1);
+        assert_eq!(older(&[2, 3], &[1, 2, 3]), 0);
+        assert_eq!(older(&[], &[1]), 0);
     }
 }

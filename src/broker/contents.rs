@@ -12,12 +12,12 @@ const PART: u64 = 8;
 /// By channel: a channel has one content at a time.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
-    held: HashMap<u16, Held>,
+    held: HashMap<u16, HeldContent>,
 }
 
 /// A content header, and what has come of the body.
 #[derive(Debug)]
-struct Held {
+struct HeldContent {
     frames: Vec<u8>,
     /// How much of the body is still to come before it passes.
     missing: u64,
@@ -28,7 +28,7 @@ impl Contents {
     pub(super) fn hold(&mut self, channel: u16, header: &[u8], announced: u64) -> bool {
         let is_large = announced > BELIEVED;
         if is_large {
-            self.held.insert(channel, Held { frames: header.to_vec(), missing: announced / PART });
+            self.held.insert(channel, HeldContent { frames: header.to_vec(), missing: announced / PART });
         }
         is_large
     }

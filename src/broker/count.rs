@@ -14,17 +14,11 @@ pub struct Count {
 }
 
 /// Counts what is in the queue.
-///
-/// # Errors
-/// The queue is missing, access is refused, or the connection is lost.
 pub fn count_messages(session: &mut Session, name: &str) -> Result<Count, Fault> {
     look(session, name).map(|(_, count)| count)
 }
 
 /// Deletes what is ready in the queue and returns how much that was.
-///
-/// # Errors
-/// The queue is missing, access is refused, or the connection is lost.
 pub fn purge(session: &mut Session, name: &str) -> Result<u32, Fault> {
     let channel = session.open_channel()?;
     channel.call("queue.purge", |amqp| amqp.queue_purge(name))

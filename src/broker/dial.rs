@@ -10,7 +10,7 @@ use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning};
 use super::fault::{Fault, FaultKind};
 use super::frames::FRAME_MAX;
 use super::server::Server;
-use super::session::{Purpose, Session, SessionOptions, explain, host_name};
+use super::session::{ConnectionPurpose, Session, SessionOptions, explain, host_name};
 use super::socket::{Socket, SocketReport};
 use super::url::{BrokerUrl, Credentials};
 use super::watchdog::{self, KillSwitch};
@@ -42,13 +42,13 @@ impl Session {
     /// # Errors
     /// Unavailable, refused or configuration, with what happened at each address. Returns within the connect
     /// timeout.
-    pub fn open(options: &SessionOptions, purpose: Purpose) -> Result<Self> {
+    pub fn open(options: &SessionOptions, purpose: ConnectionPurpose) -> Result<Self> {
         watchdog::start()?;
         dial(options, purpose)
     }
 }
 
-fn dial(options: &SessionOptions, purpose: Purpose) -> Result<Session> {
+fn dial(options: &SessionOptions, purpose: ConnectionPurpose) -> Result<Session> {
     // In time, because amiquip panics where it cannot start a thread, and a name that cannot be looked up for want of
     // descriptors looks like one that does not exist.
     if let Err(error) = shortage::probe(DESCRIPTORS, THREADS) {
@@ -88,7 +88,7 @@ fn dial(options: &SessionOptions, purpose: Purpose) -> Result<Session> {
 struct Dial<'a> {
     url: &'a BrokerUrl,
     options: &'a SessionOptions,
-    purpose: Purpose,
+    purpose: ConnectionPurpose,
     deadline: Instant,
     #[cfg(feature = "tls")]
     tls: Option<&'a super::tls::Connector>,
@@ -164,11 +164,11 @@ impl Dial<'_> {
             }
         };
         let blocked = match self.purpose {
-            Purpose::Publish => {
+            ConnectionPurpose::Publish => {
                 connection.listen_for_connection_blocked().map_err(|error| explain(error.into(), &kill))?
             }
             // Nobody would listen, and amiquip would keep them.
-            Purpose::Consume => crossbeam_channel::never(),
+            ConnectionPurpose::Consume => crossbeam_channel::never(),
         };
         let server = Server::told_by(connection.server_properties());
         Ok(Session::new(connection, (kill, report), blocked, self.url.to_string(), server))
@@ -204,7 +204,7 @@ impl Dial<'_> {
 }
 
 /// What an operator sees among the broker's connections.
-fn identity(purpose: Purpose) -> String {
+fn identity(purpose: ConnectionPurpose) -> String {
     format!(
         "taskq {} {} on {}, process {}",
         env!("CARGO_PKG_VERSION"),
@@ -358,7 +358,7 @@ mod tests {
         let dial = Dial {
             url: &options.urls[0],
             options: &options,
-            purpose: Purpose::Publish,
+            purpose: ConnectionPurpose::Publish,
             deadline: Instant::now() + Duration::from_millis(600),
             #[cfg(feature = "tls")]
             tls: None,

@@ -252,7 +252,7 @@ fn check_first(seen: &[u8]) -> Result<(), Violation> {
 }
 
 #[cfg(test)]
-mod properties;
+mod proptests;
 
 #[cfg(test)]
 mod tests;

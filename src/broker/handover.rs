@@ -22,9 +22,6 @@ impl Handover {
     }
 
     /// The channel.
-    ///
-    /// # Errors
-    /// It is away.
     pub(super) fn channel(&self) -> Result<&Channel, Fault> {
         self.channel.as_ref().ok_or_else(in_use)
     }

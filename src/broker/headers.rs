@@ -316,7 +316,7 @@ pub(super) fn text(value: &AmqpValue) -> Option<String> {
 }
 
 #[cfg(test)]
-mod properties;
+mod proptests;
 
 #[cfg(test)]
 mod tests {

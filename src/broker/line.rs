@@ -10,7 +10,7 @@ use super::channel::Channel;
 use super::fault::{Fault, Scope};
 use super::handover::Handover;
 use super::message::{Body, Properties};
-use super::session::{Purpose, Session, SessionOptions};
+use super::session::{ConnectionPurpose, Session, SessionOptions};
 use super::topology::{QueueSpec, declare_unseen, ensure_queue, find_again};
 use crate::error;
 
@@ -43,27 +43,18 @@ pub(super) trait Line: Send {
     fn take_back(&mut self);
 
     /// Why the channel or the connection is gone: any call tells, though confirms end without a word.
-    ///
-    /// # Errors
-    /// The reason.
     fn ask(&self) -> Result<(), Fault>;
 
     /// Makes sure of a queue; whether one that was `known` to be there was gone.
-    ///
-    /// # Errors
-    /// As [`ensure_queue`].
     fn prepare(&mut self, queue: &QueueSpec, known: bool) -> Result<bool, Fault>;
 
     /// Makes sure of the queue, and opens another channel on the same connection.
-    ///
-    /// # Errors
-    /// As [`ensure_queue`].
     fn recover(self: Box<Self>, queue: &QueueSpec) -> Result<Opened, Fault>;
 
-    /// Says goodbye.
+    /// Closes the connection in good order.
     fn close(self: Box<Self>);
 
-    /// Ends the connection without a goodbye.
+    /// Ends the connection at once.
     fn cut(self: Box<Self>, why: &str);
 }
 
@@ -80,21 +71,21 @@ pub(super) struct Opened {
     pub(super) introduction: String,
     /// See [`Session::frame_max`].
     pub(super) frame_max: usize,
-    pub(super) patience: Patience,
+    pub(super) patience: AnswerPatience,
     /// See [`super::Publisher::queue_verified`].
     pub(super) queue_verified: bool,
 }
 
 /// How long answers may take.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct AnswerPatience {
     /// A confirm, from a broker that has not blocked publishing, beside what the bytes take on the line.
     pub(super) confirm: Duration,
     /// The answer to [`super::Publisher::probe`].
     pub(super) probe: Duration,
 }
 
-impl Default for Patience {
+impl Default for AnswerPatience {
     fn default() -> Self {
         Self { confirm: Duration::from_secs(15), probe: Duration::from_secs(3) }
     }
@@ -102,13 +93,13 @@ impl Default for Patience {
 
 /// See [`super::Publisher::open_optimistic`].
 pub(super) fn open_optimistic(options: &SessionOptions, queue: &QueueSpec) -> error::Result<Opened> {
-    let mut session = Session::open(options, Purpose::Publish)?;
+    let mut session = Session::open(options, ConnectionPurpose::Publish)?;
     if !queue.declare {
         return verified(session, queue).map_err(Fault::into_error);
     }
     match declare_unseen(&mut session, queue).and_then(confirming) {
         Ok(confirming) => Ok(on(session, confirming, false)),
-        // The refusal was faster than we.
+        // The broker refused the queue before confirms were turned on.
         Err(fault) if fault.scope == Scope::Channel => verified(session, queue).map_err(Fault::into_error),
         Err(fault) => Err(fault.into_error()),
     }
@@ -116,7 +107,7 @@ pub(super) fn open_optimistic(options: &SessionOptions, queue: &QueueSpec) -> er
 
 /// See [`super::Publisher::open_verified`].
 pub(super) fn open_verified(options: &SessionOptions, queue: &QueueSpec) -> error::Result<Opened> {
-    verified(Session::open(options, Purpose::Publish)?, queue).map_err(Fault::into_error)
+    verified(Session::open(options, ConnectionPurpose::Publish)?, queue).map_err(Fault::into_error)
 }
 
 fn verified(mut session: Session, queue: &QueueSpec) -> Result<Opened, Fault> {
@@ -136,7 +127,7 @@ fn on(
         label: session.label().to_owned(),
         introduction: session.introduction(),
         frame_max: session.frame_max(),
-        patience: Patience::default(),
+        patience: AnswerPatience::default(),
         queue_verified,
         line: Box::new(Live { handover: Handover::new(channel), session }),
     }
@@ -205,7 +196,7 @@ impl Line for Live {
     }
 
     fn close(self: Box<Self>) {
-        // Nothing is outstanding that matters, so the connection's own goodbye is enough: the channel's would be one
+        // Nothing is outstanding that matters, so to close the connection is enough: to close the channel would be one
         // more round trip.
         drop(self.session);
         drop(self.handover);

@@ -109,6 +109,16 @@ impl Properties {
         Self(self.0.with_headers(table))
     }
 
+    /// As a quorum queue delivers it that has delivered it so often before, with this record.
+    #[cfg(test)]
+    #[must_use]
+    pub fn redelivered(self, count: u32, record: &Record) -> Self {
+        let mut table = self.0.headers().clone().unwrap_or_default();
+        record.write(&mut table, MAX_HEADER_BYTES, Dropped::default());
+        table.insert("x-delivery-count".to_owned(), AmqpValue::LongInt(i32::try_from(count).unwrap()));
+        Self(self.0.with_headers(table))
+    }
+
     /// The message id; empty where the producer gave none.
     #[must_use]
     pub fn id(&self) -> &str {

@@ -24,7 +24,7 @@ use super::topology::ensure_queue;
 use super::topology::{QueueSpec, TRUSTED_FOR};
 use crate::error::Result;
 
-/// How many confirms one wait takes at most: a broker that never stops talking must not outtalk deadlines.
+/// How many confirms one wait takes at most: otherwise a broker that sends without end would keep a wait from seeing its deadline.
 const CONFIRMS_AT_ONCE: usize = 1024;
 /// So many bytes may be published and not confirmed before a further publish could have to wait for the broker to read:
 /// amiquip buffers 16 MiB.
@@ -66,7 +66,7 @@ pub enum Wake<I, S> {
 pub type Opener<T> = Arc<dyn Fn() -> Result<Publisher<T>> + Send + Sync>;
 
 /// A connection and a channel in confirm mode. `T` comes back with the settlement of what it was published for. Messages
-/// go through the default exchange to the queue that their routing key names. Dropping it cuts no corners: close it with
+/// go through the default exchange to the queue that their routing key names. Dropping it does not close the connection in good order: use
 /// [`Publisher::close`].
 pub struct Publisher<T> {
     on: Opened,
@@ -81,26 +81,17 @@ impl<T> Publisher<T> {
     /// Connects, declares the queue, and turns on confirms. The answer to the declaration is not waited for: if the
     /// broker refuses it, it closes the channel before it takes any publish, [`Publisher::wait`] tells, and
     /// [`Publisher::recover`] looks closely. That saves two round trips of a `taskq send`.
-    ///
-    /// # Errors
-    /// As [`Session::open`]; where nothing is to be declared also as [`ensure_queue`].
     pub fn open_optimistic(options: &SessionOptions, queue: &QueueSpec) -> Result<Self> {
         line::open_optimistic(options, queue).map(Self::on)
     }
 
     /// As [`Publisher::open_optimistic`], but looks at the queue before anything is published.
-    ///
-    /// # Errors
-    /// As [`Session::open`] and [`ensure_queue`].
     pub fn open_verified(options: &SessionOptions, queue: &QueueSpec) -> Result<Self> {
         line::open_verified(options, queue).map(Self::on)
     }
 
     /// After its channel was closed: makes sure that the queue is there and fit, and opens another channel on the
     /// same connection. What was outstanding is unknown.
-    ///
-    /// # Errors
-    /// As [`ensure_queue`].
     pub fn recover(self, queue: &QueueSpec) -> Result<Self> {
         self.on.line.recover(queue).map(Self::on).map_err(Fault::into_error)
     }
@@ -148,9 +139,6 @@ impl<T> Publisher<T> {
 
     /// Makes sure of a queue beside the main one; whether one that was `known` to be there was gone. Does nothing if that
     /// was done a moment ago.
-    ///
-    /// # Errors
-    /// As [`ensure_queue`].
     pub fn prepare(&mut self, queue: &QueueSpec, known: bool) -> std::result::Result<bool, Fault> {
         if self.is_prepared(queue) {
             return Ok(false);
@@ -159,9 +147,6 @@ impl<T> Publisher<T> {
     }
 
     /// Makes sure of a queue that was there before, however long ago that was; whether it was gone, with what was in it.
-    ///
-    /// # Errors
-    /// As [`ensure_queue`].
     pub fn look_at(&mut self, queue: &QueueSpec) -> std::result::Result<bool, Fault> {
         self.make_sure_of(queue, true)
     }
@@ -322,7 +307,7 @@ impl<T> Publisher<T> {
         self.unsettled.take_settled()
     }
 
-    /// Says goodbye. A blocked broker does not read goodbyes, so there it is cut instead (docs/amiquip.md, H3).
+    /// Closes the connection. A blocked broker does not read that, so there it is cut instead (docs/amiquip.md, H3).
     pub fn close(mut self) {
         // The confirm was faster than the thread's end.
         if self.is_busy() && self.unsettled.is_settled() {
@@ -392,9 +377,6 @@ impl<T> Publisher<T> {
 impl Publisher<()> {
     /// Finds out whether publishing is allowed at all. A broker that does not answer in time (it may be blocked by an
     /// alarm) counts as willing.
-    ///
-    /// # Errors
-    /// As [`Session::open`], and refused where the broker says so.
     pub fn check_permission(options: &SessionOptions, queue: &QueueSpec) -> Result<()> {
         let mut publisher = Self::open_verified(options, queue)?;
         match publisher.probe() {

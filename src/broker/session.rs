@@ -50,14 +50,14 @@ impl SessionOptions {
 /// What a connection is for. The two never share one: a memory alarm makes the broker stop reading from
 /// publishing connections, and the acknowledgements on them with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub enum ConnectionPurpose {
     /// Deliveries and acknowledgements.
     Consume,
     /// Confirmed publishes.
     Publish,
 }
 
-impl Purpose {
+impl ConnectionPurpose {
     /// Slots between a channel's thread and amiquip's: they are allocated up front for each channel, and they set
     /// how many publishes share one wake-up.
     pub(super) fn channel_bound(self) -> usize {
@@ -99,9 +99,6 @@ impl Session {
     }
 
     /// Opens a channel.
-    ///
-    /// # Errors
-    /// A fault of the connection's, which is then no longer usable.
     pub fn open_channel(&mut self) -> std::result::Result<Channel, Fault> {
         let Some(connection) = self.connection.as_mut() else {
             return Err(Fault::lost("the connection is closed"));
@@ -160,16 +157,16 @@ impl Session {
         &self.blocked
     }
 
-    /// Says goodbye and returns why the connection ended, if it had ended before. Channels have to be closed
+    /// Closes the connection and returns why it ended, if it had ended before. Channels have to be closed
     /// first: what is queued on them is lost otherwise (docs/amiquip.md, H4).
     pub fn close(mut self) -> Option<Fault> {
         let connection = self.connection.take()?;
-        let _guard = self.kill.guard(CLOSE_TIMEOUT, "the goodbye");
+        let _guard = self.kill.guard(CLOSE_TIMEOUT, "connection.close");
         let error = connection.close().err()?;
         Some(explain(error.into(), &self.kill))
     }
 
-    /// Cuts the connection without a goodbye: for one that is known to be stuck or blocked, where a goodbye would
+    /// Cuts the connection: for one that is known to be stuck or blocked, where closing it would
     /// never be read.
     pub fn cut(self, why: &str) {
         self.kill.fire(why);
@@ -179,7 +176,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
-            let _guard = self.kill.guard(CLOSE_TIMEOUT, "the goodbye");
+            let _guard = self.kill.guard(CLOSE_TIMEOUT, "connection.close");
             drop(connection);
         }
     }

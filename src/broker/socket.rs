@@ -196,7 +196,7 @@ impl Read for Socket {
             if count > 0 || buf.is_empty() {
                 return Ok(count);
             }
-            // Into the caller's room, but not for the caller yet.
+            // The caller's buffer is used for reading; the caller gets of it what has been checked.
             let count = self.stream.read(buf).inspect_err(|error| self.note_error(error))?;
             if count == 0 {
                 self.report.with(|seen| seen.closed_by_peer = true);

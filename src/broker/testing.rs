@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use amiquip::{AmqpProperties, Confirm, ConfirmPayload, ConnectionBlockedNotification, Return};
 use crossbeam_channel::{Receiver, Sender, never, unbounded};
 
-use super::line::{Line, Opened, Patience};
+use super::line::{AnswerPatience, Line, Opened};
 use super::{
     Body, Fault, FaultKind, Properties, Publisher, QueueSpec, QueueType, Role, Scope, SessionOptions,
     TlsFiles,
@@ -17,7 +17,7 @@ use crate::lock::lock;
 /// Far more than anything here takes, far less than a person would wait.
 pub const LONG: Duration = Duration::from_secs(30);
 
-const PATIENT: Patience = Patience { confirm: LONG, probe: LONG };
+const PATIENT: AnswerPatience = AnswerPatience { confirm: LONG, probe: LONG };
 
 /// What becomes of a publish.
 #[derive(Clone)]
@@ -74,7 +74,7 @@ struct State {
     answer: Answer,
     probe: Reply,
     prepare: Arc<Mutex<Declared>>,
-    patience: Patience,
+    patience: AnswerPatience,
 }
 
 /// A channel for publishing, and its connection.
@@ -138,7 +138,7 @@ impl FakeBroker {
 
     /// How long a confirm and the answer to a probe are waited for, on the next connection.
     pub fn patience(&self, confirm: Duration, probe: Duration) {
-        self.state().patience = Patience { confirm, probe };
+        self.state().patience = AnswerPatience { confirm, probe };
     }
 
     /// Opens a connection, as [`Publisher::open_verified`] does.

@@ -1,7 +1,7 @@
 //! Broker URLs: parsed by taskq itself, because a URL library's errors would print the password.
 
 #[cfg(test)]
-mod properties;
+mod proptests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
@@ -107,9 +107,6 @@ impl BrokerUrl {
 
     /// Parses a comma-separated list. A comma only separates where another URL follows it, so that one in a
     /// password does no harm.
-    ///
-    /// # Errors
-    /// As [`BrokerUrl::parse`], for the first URL that is wrong.
     pub fn parse_list(text: &str) -> Result<Vec<Self>> {
         let mut urls = Vec::new();
         let mut rest = text.trim();

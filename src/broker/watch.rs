@@ -9,25 +9,16 @@ use super::topology::{QueueSpec, Role};
 /// How often a queue is looked at while tasks may wait in it.
 const LOOK_EVERY: Duration = Duration::from_mins(1);
 
-/// What to say of a queue that was there, and then was not.
-#[must_use]
-pub fn vanished(queue: &str) -> String {
-    format!(
-        "the queue {queue} was gone, with any tasks that waited in it: somebody deleted it, or a policy lets it expire \
-         (README, \"What no queue can promise\")"
-    )
-}
-
 /// See the module.
 #[derive(Default)]
 pub struct DelayWatch {
     /// The queues that were there once.
     known: HashSet<String>,
-    waiting: HashMap<String, Waiting>,
+    waiting: HashMap<String, WatchedQueue>,
 }
 
 /// A queue in which tasks may wait.
-struct Waiting {
+struct WatchedQueue {
     queue: QueueSpec,
     /// When the last of them leaves it.
     until: Instant,
@@ -55,7 +46,7 @@ impl DelayWatch {
         let until = now + after;
         let look = until.min(now + LOOK_EVERY);
         let waiting = self.waiting.entry(queue.name.clone());
-        let waiting = waiting.or_insert_with(|| Waiting { queue: queue.clone(), until, look });
+        let waiting = waiting.or_insert_with(|| WatchedQueue { queue: queue.clone(), until, look });
         waiting.until = until;
     }
 

@@ -67,11 +67,11 @@ impl KillSwitch {
     /// begins anew.
     pub(super) fn patient_guard(&self, timeout: Duration, what: &'static str) -> Guard {
         let arrived = self.arrived();
-        let patience = Patience { began: Instant::now(), arrived_before: arrived, arrived };
+        let patience = GuardPatience { began: Instant::now(), arrived_before: arrived, arrived };
         self.arm(timeout, what, Some(patience))
     }
 
-    fn arm(&self, timeout: Duration, what: &'static str, patience: Option<Patience>) -> Guard {
+    fn arm(&self, timeout: Duration, what: &'static str, patience: Option<GuardPatience>) -> Guard {
         let watchdog = watchdog();
         let due = Instant::now() + timeout;
         let mut watches = lock(&watchdog.watches);
@@ -104,7 +104,7 @@ struct Armed {
     kill: KillSwitch,
     timeout: Duration,
     what: &'static str,
-    patience: Option<Patience>,
+    patience: Option<GuardPatience>,
 }
 
 impl Armed {
@@ -130,7 +130,7 @@ fn more_time(timeout: Duration, waited: Duration, bytes: u64) -> Duration {
     allowed.saturating_sub(waited).min(timeout)
 }
 
-struct Patience {
+struct GuardPatience {
     began: Instant,
     /// What had arrived when it began, and when it was last due.
     arrived_before: u64,
@@ -158,9 +158,6 @@ fn watchdog() -> &'static Watchdog {
 }
 
 /// Starts the watchdog's thread, once in the life of the process. Nothing may be guarded before.
-///
-/// # Errors
-/// Unavailable, when the thread cannot be started.
 pub(super) fn start() -> Result<()> {
     static STARTED: Mutex<bool> = Mutex::new(false);
     let mut started = lock(&STARTED);

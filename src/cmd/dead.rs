@@ -30,7 +30,7 @@ pub(super) struct Args {
 }
 
 #[derive(clap::Args)]
-struct Place {
+struct Target {
     #[command(flatten)]
     queue: QueueNameArgs,
     #[command(flatten)]
@@ -45,7 +45,7 @@ enum Action {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
-        place: Place,
+        place: Target,
     },
     /// Show one dead task with its error and its body
     Show {
@@ -56,7 +56,7 @@ enum Action {
         #[arg(long)]
         body: bool,
         #[command(flatten)]
-        place: Place,
+        place: Target,
     },
     /// Send dead tasks to their queue again, as if they were new
     Requeue {
@@ -67,7 +67,7 @@ enum Action {
         #[arg(long)]
         all: bool,
         #[command(flatten)]
-        place: Place,
+        place: Target,
     },
     /// Delete all dead tasks that are there when it asks
     Purge {
@@ -75,7 +75,7 @@ enum Action {
         #[arg(long)]
         yes: bool,
         #[command(flatten)]
-        place: Place,
+        place: Target,
     },
 }
 
@@ -88,13 +88,13 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     }
 }
 
-impl Place {
+impl Target {
     fn open(self) -> Result<(SessionOptions, QueueSpec)> {
         Ok((self.connection.into_options()?, self.queue.into_existing()?))
     }
 }
 
-fn list(as_json: bool, place: Place) -> Result<Exit> {
+fn list(as_json: bool, place: Target) -> Result<Exit> {
     let (options, queue) = place.open()?;
     // Collected first, because the tasks are out of the queue while they are looked at, and whoever reads the output
     // may take any time.
@@ -126,7 +126,7 @@ fn list(as_json: bool, place: Place) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn show(id: &str, body_only: bool, place: Place) -> Result<Exit> {
+fn show(id: &str, body_only: bool, place: Target) -> Result<Exit> {
     let (options, queue) = place.open()?;
     let mut found = None;
     dead_tasks::browse(&options, &queue, &mut |task| {
@@ -140,7 +140,7 @@ fn show(id: &str, body_only: bool, place: Place) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn requeue(ids: Vec<String>, all: bool, place: Place) -> Result<Exit> {
+fn requeue(ids: Vec<String>, all: bool, place: Target) -> Result<Exit> {
     let (options, queue) = place.open()?;
     let wanted: HashSet<String> = ids.into_iter().collect();
     let selection = if all { Selection::All } else { Selection::Ids(wanted.clone()) };
@@ -153,7 +153,7 @@ fn requeue(ids: Vec<String>, all: bool, place: Place) -> Result<Exit> {
     if missing.is_empty() { Ok(Exit::Success) } else { Err(not_found(&missing, &queue)) }
 }
 
-fn purge(yes: bool, place: Place) -> Result<Exit> {
+fn purge(yes: bool, place: Target) -> Result<Exit> {
     let (options, queue) = place.open()?;
     let deleted = if yes {
         dead_tasks::purge_all(&options, &queue)?

@@ -30,6 +30,12 @@ impl QueueNameArgs {
             return Err(Error::usage("the queue's name is empty"));
         }
         check_name("the queue's name", &name)?;
+        // RabbitMQ leaves them out where it declares a queue, and not where it routes: what is sent would find no queue.
+        if name.contains(['\r', '\n']) {
+            return Err(Error::bad_data(
+                "the queue's name holds a line break, which RabbitMQ leaves out of the names of queues",
+            ));
+        }
         Ok(name)
     }
 

@@ -246,9 +246,9 @@ fn parse_headers(headers: &[String]) -> Result<Vec<(String, String)>> {
         .collect()
 }
 
-/// The tutorial's rule: words joined by spaces, `hello` when there are none or the first is empty.
+/// Words joined by spaces; the tutorial's `hello` when there are none, or one that is empty.
 fn join_words(words: Vec<OsString>) -> Vec<u8> {
-    if words.first().is_none_or(|first| first.is_empty()) {
+    if words.iter().all(|word| word.is_empty()) && words.len() < 2 {
         return b"hello".to_vec();
     }
     words.into_iter().map(OsStringExt::into_vec).collect::<Vec<_>>().join(&b' ')
@@ -296,7 +296,8 @@ mod tests {
         let words = |words: &[&str]| join_words(words.iter().map(OsString::from).collect());
         assert_eq!(words(&[]), b"hello");
         assert_eq!(words(&[""]), b"hello");
-        assert_eq!(words(&["", "x"]), b"hello");
+        assert_eq!(words(&["", "x"]), b" x");
+        assert_eq!(words(&["", ""]), b" ");
         assert_eq!(words(&["a", "", "b..."]), b"a  b...");
     }
 

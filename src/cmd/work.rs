@@ -12,7 +12,7 @@ use crate::descriptors;
 use crate::duration;
 use crate::error::{Error, Exit, Result};
 use crate::handler::{self, Dots, ExitRule, Output, Spec, reap_orphans};
-use crate::retry::Policy;
+use crate::settlement::Policy;
 use crate::shortage;
 use crate::shutdown;
 use crate::worker_pool::{self, HandlerFactory, Options};

@@ -6,6 +6,8 @@ use std::rc::Rc;
 use crossbeam_channel::{Receiver, never};
 
 use crate::error::{Error, Exit, Result};
+use crate::events::Event;
+use crate::report::tell;
 use crate::shutdown;
 
 /// Shared by all who wait meanwhile.
@@ -22,9 +24,6 @@ impl Interrupt {
     }
 
     /// From now on signals are heard.
-    ///
-    /// # Errors
-    /// Internal, when the system refuses.
     pub(super) fn heard() -> Result<Self> {
         Ok(Self { signals: shutdown::listen()?, first: Rc::default() })
     }
@@ -43,26 +42,17 @@ impl Interrupt {
             return Err(Error::new(Exit::Signal(signal), "a second signal"));
         }
         self.first.set(Some(signal));
-        log::info!(
-            "{}: tasks that are held get their copies first; once more to stop at once",
-            shutdown::name(signal)
-        );
+        tell(&Event::FinishingCopies { signal: shutdown::name(signal) });
         Ok(())
     }
 
     /// Whether nothing more is to be looked at.
-    ///
-    /// # Errors
-    /// As [`Interrupt::note`].
     pub(super) fn has_come(&self) -> Result<bool> {
         self.signals.try_iter().try_for_each(|signal| self.note(signal))?;
         Ok(self.first.get().is_some())
     }
 
     /// At the end.
-    ///
-    /// # Errors
-    /// There was a signal.
     pub(super) fn result(&self) -> Result<()> {
         match self.first.get() {
             None => Ok(()),

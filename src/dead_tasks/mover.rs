@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::Requeued;
 use super::interrupt::Interrupt;
-use crate::broker::{Body, CopyForm, Delivery, Fault, Publisher, Record, Settlement, Wake};
+use crate::broker::{Body, CopyForm, Delivery, Fault, Publisher, Record, Settlement, Wake, ack_all};
 use crate::error::{Error, Result};
+use crate::events::{Event, WhoWaits};
+use crate::report::tell;
 
 /// Copies under way at a time.
 pub(super) const WINDOW: u16 = 100;
@@ -18,6 +20,8 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Mover<'c> {
     publisher: Publisher<Moving<'c>>,
     done: Requeued,
+    /// Originals whose copies are confirmed. They are acknowledged together: see [`ack_all`].
+    confirmed: Vec<Delivery<'c>>,
     /// Those that the broker did not take.
     left: Vec<Moving<'c>>,
     /// When the last of them was settled, or the first one published.
@@ -34,24 +38,30 @@ pub(super) struct Moving<'c> {
 impl<'c> Mover<'c> {
     pub(super) fn new(publisher: Publisher<Moving<'c>>, interrupt: &Interrupt) -> Self {
         let (done, since, interrupt) = (Requeued::default(), Instant::now(), interrupt.clone());
-        Self { publisher, done, left: Vec::new(), since, interrupt }
+        Self { publisher, done, confirmed: Vec::new(), left: Vec::new(), since, interrupt }
     }
 
     /// Publishes a copy with this record. Waits where many are under way.
     pub(super) fn replace(&mut self, moving: Moving<'c>, to: &str, record: &Record) -> Result<()> {
-        let properties = moving.original.properties();
+        let properties = &moving.original.properties;
         let copy = properties.copy(record, CopyForm::Full, self.publisher.frame_max());
         if self.publisher.outstanding() == 0 {
             self.since = Instant::now();
         }
         let body = Arc::clone(&moving.body);
         if let Err(fault) = self.publisher.publish(to, &body, &copy, moving) {
-            self.take_out_settled()?;
+            self.take_settled()?;
             return Err(fault.into_error());
         }
-        // The broker sends nothing more while so many are unanswered.
-        while self.publisher.is_busy() || self.publisher.outstanding() >= usize::from(WINDOW) {
+        while self.publisher.is_busy() {
             self.settle()?;
+        }
+        // The broker sends nothing more while so many are unanswered.
+        if self.publisher.outstanding() + self.confirmed.len() >= usize::from(WINDOW) {
+            while self.publisher.outstanding() > usize::from(WINDOW) / 2 {
+                self.settle()?;
+            }
+            self.take_out_confirmed()?;
         }
         Ok(())
     }
@@ -61,43 +71,49 @@ impl<'c> Mover<'c> {
         while self.publisher.outstanding() > 0 {
             self.settle()?;
         }
-        Ok(())
+        self.take_out_confirmed()
     }
 
     /// What was done, and what was begun and not done.
     pub(super) fn close(mut self) -> (Requeued, Vec<Moving<'c>>) {
+        // Where the channel is gone as well they come again, beside their copies.
+        let _ = self.take_out_confirmed();
         self.left.extend(self.publisher.take_unsettled());
         self.publisher.close();
         (self.done, self.left)
     }
 
-    /// Waits for confirms, and takes out what they confirm.
+    /// Waits for confirms.
     fn settle(&mut self) -> Result<()> {
         let deadline = self.since + CONFIRM_TIMEOUT;
         if Instant::now() >= deadline {
             return Err(Error::try_again("the broker did not confirm in time"));
         }
         match self.publisher.wait::<(), i32>(None, self.interrupt.signals(), Some(deadline)) {
-            Wake::Settled => self.take_out_settled(),
+            Wake::Settled => self.take_settled(),
             Wake::Blocked(reason) => {
-                log::warn!("the broker has blocked publishing ({reason}); waiting for it to go on");
+                let (broker, reason, waiting) = ("the broker", reason.as_str(), WhoWaits::Mover);
+                tell(&Event::PublishingBlocked { broker, reason, waiting });
                 Ok(())
             }
             Wake::Interrupted(signal) => self.interrupt.note(signal),
             Wake::Unblocked | Wake::Input(_) | Wake::TimedOut => Ok(()),
             Wake::Lost(fault) => {
-                self.take_out_settled()?;
+                self.take_settled()?;
                 Err(fault.into_error())
             }
         }
     }
 
-    fn take_out_settled(&mut self) -> Result<()> {
+    fn take_settled(&mut self) -> Result<()> {
         let mut result = Ok(());
         for (moving, settlement) in self.publisher.take_settled() {
             let refusal = match settlement {
                 Settlement::Confirmed => {
-                    result = result.and(self.take_out(moving));
+                    self.since = Instant::now();
+                    self.done.count += 1;
+                    self.done.ids.insert(moving.original.properties.id().to_owned());
+                    self.confirmed.push(moving.original);
                     continue;
                 }
                 Settlement::Unroutable => Error::configuration("the queue to send them to is gone"),
@@ -109,11 +125,8 @@ impl<'c> Mover<'c> {
         result
     }
 
-    fn take_out(&mut self, Moving { original, .. }: Moving<'c>) -> Result<()> {
-        self.since = Instant::now();
-        self.done.count += 1;
-        self.done.ids.insert(original.properties().id().to_owned());
-        original.ack().map_err(Fault::into_error)
+    fn take_out_confirmed(&mut self) -> Result<()> {
+        ack_all(std::mem::take(&mut self.confirmed)).map_err(Fault::into_error)
     }
 }
 

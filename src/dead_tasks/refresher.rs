@@ -9,16 +9,19 @@ use super::mover::{Mover, Moving};
 use super::record_of;
 use crate::broker::{Properties, Publisher, QueueSpec, SessionOptions};
 use crate::error::Result;
+use crate::events::Event;
+use crate::report::tell;
 
 /// A task that has gone back so often is replaced by a copy, which has not, at the price of its place in the row. With a
 /// limit of 2 it may go back once more, should this look end before the copy is kept.
-const WORN: u64 = 1;
+const REPLACE_AT: u64 = 1;
 
-/// Refreshes worn tasks of those that go back: connects when there are any, and failing is told and no error.
+/// Replaces by copies those tasks that go back and are near a delivery limit. Connects when there are any; a failure is told
+/// and is no error.
 pub(super) struct Refresher<'c> {
     options: SessionOptions,
     dead: QueueSpec,
-    worn: Vec<Moving<'c>>,
+    near_limit: Vec<Moving<'c>>,
     mover: Option<Mover<'c>>,
     failed: bool,
     interrupt: Interrupt,
@@ -27,7 +30,7 @@ pub(super) struct Refresher<'c> {
 impl<'c> Refresher<'c> {
     pub(super) fn new(options: &SessionOptions, dead: &QueueSpec, interrupt: &Interrupt) -> Self {
         let (options, dead, interrupt) = (options.clone(), dead.clone(), interrupt.clone());
-        Self { options, dead, worn: Vec::new(), mover: None, failed: false, interrupt }
+        Self { options, dead, near_limit: Vec::new(), mover: None, failed: false, interrupt }
     }
 
     /// With a connection that is there already.
@@ -44,18 +47,18 @@ impl<'c> Refresher<'c> {
     /// This task goes back when its channel is closed, unless it is replaced before.
     pub(super) fn consider(&mut self, task: impl Into<Moving<'c>>) {
         let task = task.into();
-        if !self.failed && near_delivery_limit(task.original.properties()) {
-            self.worn.push(task);
+        if !self.failed && near_delivery_limit(&task.original.properties) {
+            self.near_limit.push(task);
         }
     }
 
     /// Replaces them. Meanwhile nothing is to be handed out: the copies would be.
-    pub(super) fn refresh_worn(&mut self) {
-        for task in std::mem::take(&mut self.worn) {
+    pub(super) fn refresh(&mut self) {
+        for task in std::mem::take(&mut self.near_limit) {
             if self.failed {
                 break;
             }
-            let refreshed = self.refresh(task);
+            let refreshed = self.replace(task);
             self.note(refreshed);
         }
         if let Some(mover) = self.mover.as_mut().filter(|_| !self.failed) {
@@ -64,7 +67,7 @@ impl<'c> Refresher<'c> {
         }
     }
 
-    fn refresh(&mut self, task: Moving<'c>) -> Result<()> {
+    fn replace(&mut self, task: Moving<'c>) -> Result<()> {
         let mover = match &mut self.mover {
             Some(mover) => mover,
             none => {
@@ -73,24 +76,20 @@ impl<'c> Refresher<'c> {
             }
         };
         // The same in everything but how often it was delivered, and its place.
-        let record = record_of(task.original.properties());
+        let record = record_of(&task.original.properties);
         mover.replace(task, &self.dead.name, &record)
     }
 
     fn note(&mut self, refreshed: Result<()>) {
         if let Err(error) = refreshed {
             self.failed = true;
-            log::warn!(
-                "tasks in {} went back there before, and could not be replaced by copies ({error}); a \
-                 quorum queue drops what goes back more often than its limit says",
-                self.dead.name
-            );
+            tell(&Event::NotRefreshed { queue: &self.dead.name, error: &error });
         }
     }
 
     /// Ends with the last of them.
     pub(super) fn close(mut self) {
-        self.refresh_worn();
+        self.refresh();
         if let Some(mover) = self.mover.take() {
             mover.close();
         }
@@ -98,5 +97,5 @@ impl<'c> Refresher<'c> {
 }
 
 fn near_delivery_limit(properties: &Properties) -> bool {
-    properties.delivery_count().is_some_and(|count| count >= WORN)
+    properties.delivery_count().is_some_and(|count| count >= REPLACE_AT)
 }

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::never;
 
-use crate::broker::{Channel, Consumer, Count, Delivery, Fault, Next, Session, count_messages};
+use crate::broker::{
+    Channel, ConsumeOptions, Consumer, Count, Deliveries, Delivery, Fault, Next, Session, count_messages,
+};
 use crate::error::{Error, Result};
 
 /// Tasks that one consumer brings where nearly all go back. What is to be done about some of them is done when it has
@@ -109,7 +111,7 @@ impl BackInPlace {
 }
 
 /// What a walk meets.
-pub(super) enum Event<'c> {
+pub(super) enum Walked<'c> {
     /// The next task.
     Task(Delivery<'c>),
     /// One that was handed out and is not asked for.
@@ -148,20 +150,21 @@ impl<'c, 'p> Walk<'c, 'p> {
     ///
     /// # Errors
     /// Try again: there are more, and the broker does not hand them out. Or the broker's, or that of `take`.
-    pub(super) fn each(&mut self, mut take: impl FnMut(Event<'c>) -> Result<bool>) -> Result<()> {
+    pub(super) fn each(&mut self, mut take: impl FnMut(Walked<'c>) -> Result<bool>) -> Result<()> {
         let mut going_on = true;
         while going_on && self.left > 0 {
             let Some(channel) = self.channels.next() else { break };
             let room = self.room.min(self.left);
-            let consumer = Consumer::start(channel, self.queue, self.mode.prefetch(room), None)
-                .map_err(Fault::into_error)?;
+            let consumer =
+                Consumer::start(channel, self.queue, ConsumeOptions::prefetching(self.mode.prefetch(room)))
+                    .map_err(Fault::into_error)?;
             let walked = self.through(&consumer, room, &mut take);
             let cancelled = consumer.cancel().map_err(Fault::into_error);
             while let Some(delivery) = consumer.leftover() {
-                take(Event::Extra(delivery))?;
+                take(Walked::Extra(delivery))?;
             }
             going_on = walked.and_then(|going_on| cancelled.map(|()| going_on))?;
-            take(Event::Pause)?;
+            take(Walked::Pause)?;
         }
         Ok(())
     }
@@ -171,7 +174,7 @@ impl<'c, 'p> Walk<'c, 'p> {
         &mut self,
         consumer: &Consumer<'c>,
         mut room: u32,
-        take: &mut impl FnMut(Event<'c>) -> Result<bool>,
+        take: &mut impl FnMut(Walked<'c>) -> Result<bool>,
     ) -> Result<bool> {
         let mut silences = 0;
         while room > 0 {
@@ -180,7 +183,7 @@ impl<'c, 'p> Walk<'c, 'p> {
                     silences = 0;
                     room -= 1;
                     self.left -= 1;
-                    if !take(Event::Task(delivery))? {
+                    if !take(Walked::Task(delivery))? {
                         return Ok(false);
                     }
                 }
@@ -190,7 +193,7 @@ impl<'c, 'p> Walk<'c, 'p> {
                         // What was on its way has arrived when this returns.
                         consumer.cancel().map_err(Fault::into_error)?;
                         while let Some(delivery) = consumer.leftover() {
-                            take(Event::Task(delivery))?;
+                            take(Walked::Task(delivery))?;
                         }
                         return Ok(false);
                     }

@@ -21,9 +21,6 @@ pub(super) struct AbortPipe(Mutex<Option<(Receiver<Never>, Arc<PipeReader>)>>);
 
 impl AbortPipe {
     /// A descriptor that `poll` reports as hung up once `abort` has closed.
-    ///
-    /// # Errors
-    /// When the system has no descriptor or thread left.
     pub(super) fn of(&self, abort: &Receiver<Never>) -> io::Result<Arc<PipeReader>> {
         let mut known = lock(&self.0);
         if let Some((of, fd)) = &*known

@@ -101,9 +101,6 @@ impl Reader {
 }
 
 /// Runs until `arriving` is closed.
-///
-/// # Errors
-/// Those of `poll`.
 fn read_on(wake_fd: &WakeFd, arriving: &Receiver<BackgroundPipe>, max_pipes: usize) -> io::Result<()> {
     let mut held = VecDeque::new();
     let mut buffer = vec![0; READ_MAX];

@@ -56,9 +56,6 @@ pub(super) fn cannot_watch(name: &str, error: &io::Error) -> Outcome {
 }
 
 /// Checks that there are descriptors and processes left for a command.
-///
-/// # Errors
-/// What is missing.
 pub(super) fn ready() -> io::Result<()> {
     shortage::probe(usize::try_from(FOR_A_COMMAND).unwrap_or(usize::MAX), THREADS)
 }

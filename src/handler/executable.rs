@@ -31,9 +31,6 @@ pub(super) fn check(program: &OsStr) -> Result<(), String> {
 }
 
 /// The file that `execvp` would execute now.
-///
-/// # Errors
-/// As those of [`check`].
 pub(super) fn find(program: &OsStr) -> Result<PathBuf, String> {
     let path = env::var_os("PATH");
     let name = program.display();

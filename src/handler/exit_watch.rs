@@ -44,9 +44,6 @@ impl WatchMethod {
     }
 
     /// Watches `child`. Nobody may reap it before it has exited.
-    ///
-    /// # Errors
-    /// When the system has no descriptor or thread left.
     pub(super) fn watch(self, child: Pid, waker: Waker, sessions: Arc<Sessions>) -> io::Result<ExitWatch> {
         if self == Self::Pidfd {
             return pidfd(child).map(ExitWatch::Pidfd);

@@ -74,9 +74,6 @@ impl PersistentProcess {
 
 impl IdleWatcher {
     /// Starts the thread, and gives `kept` to it.
-    ///
-    /// # Errors
-    /// When the thread cannot be started.
     pub(super) fn start(kept: PersistentProcess) -> io::Result<Self> {
         let (to_thread, incoming) = bounded::<PersistentProcess>(CAPACITY);
         let (outgoing, from_thread) = bounded(CAPACITY);

@@ -21,9 +21,6 @@ use super::session::Sessions;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts to reap orphans, if this process can get any. Does nothing otherwise.
-///
-/// # Errors
-/// When a thread or the signal handler cannot be started.
 pub(super) fn reap_orphans(sessions: Arc<Sessions>) -> io::Result<()> {
     if !gets_orphans() {
         return Ok(());

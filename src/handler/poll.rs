@@ -9,9 +9,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Waits until any of the descriptors is ready or the deadline has come. The result is empty for those that are
 /// missing.
-///
-/// # Errors
-/// Those of `poll`, except an interruption.
 pub(super) fn poll_some<const N: usize>(
     sources: [Option<(BorrowedFd<'_>, PollFlags)>; N],
     deadline: Option<Instant>,
@@ -23,9 +20,6 @@ pub(super) fn poll_some<const N: usize>(
 }
 
 /// Waits until any of the descriptors is ready or the deadline has come. May return earlier, without a result.
-///
-/// # Errors
-/// Those of `poll`, except an interruption.
 pub(super) fn poll_all(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
     match poll(fds, timeout(deadline)) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
@@ -34,9 +28,6 @@ pub(super) fn poll_all(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io:
 }
 
 /// Whether a read would return at once, with bytes or with the end. False if there is no descriptor.
-///
-/// # Errors
-/// Those of `poll`, except an interruption.
 pub(super) fn readable(fd: Option<&impl AsFd>) -> io::Result<bool> {
     let [seen] = poll_some([fd.map(|fd| (fd.as_fd(), PollFlags::POLLIN))], Some(Instant::now()))?;
     Ok(!seen.is_empty())

@@ -102,9 +102,6 @@ pub(super) struct Process<O: OutputSink> {
 
 impl<O: OutputSink> Process<O> {
     /// Starts a process.
-    ///
-    /// # Errors
-    /// Those of [`spawn`], and when the system has no descriptor or thread left.
     pub(super) fn start(
         io: &ProcessIo,
         launch: &Launch<'_>,
@@ -186,9 +183,6 @@ impl<O: OutputSink> Process<O> {
 
     /// Waits until something happens or a limit is reached, and moves the bytes that can be moved: `input` to stdin,
     /// stdout and stderr to their sinks.
-    ///
-    /// # Errors
-    /// Those of `poll`.
     pub(super) fn wait(
         &mut self,
         io: &mut ProcessIo,

@@ -17,9 +17,6 @@ const ENVELOPE: usize = 1024;
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 /// The line for a task, with its end. The body comes last, so that a shell script can cut it out.
-///
-/// # Errors
-/// None in practice: those of writing JSON to memory.
 pub(super) fn request(task: &Task<'_>) -> io::Result<Vec<u8>> {
     let mut line = Vec::with_capacity(ENVELOPE + task.body.len());
     let numbers = format!(r#","attempt":{},"redelivered":{},"queue":"#, task.attempt, task.redelivered);
@@ -128,7 +125,7 @@ impl OutputSink for Replies {
 }
 
 #[cfg(test)]
-mod properties;
+mod proptests;
 
 #[cfg(test)]
 mod tests {

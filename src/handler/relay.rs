@@ -56,17 +56,11 @@ struct Chunk {
 
 impl Output {
     /// To the worker's own stdout and stderr.
-    ///
-    /// # Errors
-    /// When a thread cannot be started.
     pub fn of_this_process() -> io::Result<Self> {
         Ok(Self::to(output::stdout()?, output::stderr()?))
     }
 
     /// To anything else.
-    ///
-    /// # Errors
-    /// When a thread cannot be started.
     #[cfg(test)]
     pub fn new(stdout: impl Write + Send + 'static, stderr: impl Write + Send + 'static) -> io::Result<Self> {
         Ok(Self::to(Stream::start("stdout", stdout)?, Stream::start("stderr", stderr)?))

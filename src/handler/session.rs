@@ -55,9 +55,6 @@ struct Leaders {
 
 impl Sessions {
     /// Starts a leader by `spawn`.
-    ///
-    /// # Errors
-    /// Those of `spawn`.
     pub(super) fn start(&self, spawn: impl FnOnce() -> io::Result<Pid>) -> io::Result<Pid> {
         let _changing = self.change();
         let leader = spawn()?;
@@ -78,9 +75,6 @@ impl Sessions {
     }
 
     /// Reaps `leader`; waits for its exit first if need be.
-    ///
-    /// # Errors
-    /// `ECHILD` if something else has reaped it.
     pub(super) fn reap(&self, leader: Pid) -> io::Result<ExitStatus> {
         let _changing = self.change();
         let mut leaders = self.leaders();

@@ -33,9 +33,6 @@ pub(super) struct ChildStdio<'a> {
 }
 
 /// Starts the process. Only [`reap`] may reap it.
-///
-/// # Errors
-/// Those of `fork`, `setsid` and `exec`.
 pub(super) fn spawn(launch: &Launch<'_>, stdio: &ChildStdio<'_>) -> io::Result<Pid> {
     let mut files = PosixSpawnFileActions::init()?;
     // None of these descriptors is 0, 1 or 2 itself: those are open from the start of any Rust program.
@@ -64,9 +61,6 @@ fn own_session() -> PosixSpawnFlags {
 }
 
 /// Reaps a child; waits for its exit first if need be.
-///
-/// # Errors
-/// `ECHILD` if something else has reaped it.
 pub(super) fn reap(child: Pid) -> io::Result<ExitStatus> {
     // `nix` cannot express an end by a real-time signal, so this uses `rustix`.
     let pid = rustix::process::Pid::from_raw(child.as_raw());

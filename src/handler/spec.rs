@@ -19,9 +19,9 @@ use super::session::Sessions;
 /// The command, the rules it runs under, and what all worker threads share. Clones are cheap: each handler has one, and
 /// they share one state.
 #[derive(Clone)]
-pub struct Spec(Arc<Shared>);
+pub struct Spec(Arc<SpecInner>);
 
-struct Shared {
+struct SpecInner {
     options: Options,
     output: Output,
     environment: Environment,
@@ -49,7 +49,7 @@ impl Spec {
     /// Nothing is started or checked yet.
     #[must_use]
     pub fn new(options: Options, output: Output) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(SpecInner {
             options,
             output,
             environment: Environment::of_this_process(),
@@ -101,9 +101,6 @@ impl Spec {
     }
 
     /// For a new worker thread.
-    ///
-    /// # Errors
-    /// When the system has no descriptor left for it.
     pub(super) fn process_io(&self) -> io::Result<ProcessIo> {
         ProcessIo::new(Arc::clone(&self.0.sessions), Arc::clone(&self.0.background))
     }

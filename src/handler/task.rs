@@ -56,6 +56,20 @@ pub enum Outcome {
     CannotRun(Obstacle),
 }
 
+impl Outcome {
+    /// Why the attempt failed, if it did.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Failed(failure)
+            | Self::Dead(failure)
+            | Self::Terminated(failure)
+            | Self::CommandMissing { failure, .. } => Some(failure),
+            Self::Done | Self::GivenUp | Self::NoResources(_) | Self::CannotRun(_) => None,
+        }
+    }
+}
+
 /// Why no task can run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Obstacle {
@@ -89,13 +103,10 @@ pub trait Handler {
     fn run(&mut self, task: &Task<'_>, abort: &Receiver<Never>) -> Outcome;
 
     /// Whether the machine has what it takes to run a task, as far as that can be known without running one.
-    ///
-    /// # Errors
-    /// What is missing.
     fn ready(&self) -> io::Result<()> {
         Ok(())
     }
 
-    /// EarlyClose whatever the handler keeps between tasks, within its own grace period or until `abort` closes.
+    /// Closes whatever the handler keeps between tasks, within its own grace period or until `abort` closes.
     fn close(&mut self, abort: &Receiver<Never>);
 }

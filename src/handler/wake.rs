@@ -12,8 +12,6 @@ pub(super) struct Waker(Arc<UnixStream>);
 /// Polled by the thread to be woken: readable from a wake-up on until it is cleared.
 pub(super) struct WakeFd(UnixStream);
 
-/// # Errors
-/// When the system has no descriptor left.
 pub(super) fn wake_pair() -> io::Result<(Waker, WakeFd)> {
     let (waker, wake_fd) = UnixStream::pair()?;
     waker.set_nonblocking(true)?;

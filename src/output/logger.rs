@@ -36,9 +36,6 @@ pub enum Verbosity {
 }
 
 /// Installs the logger: plain lines on stderr. The calling thread will not wait for who reads them.
-///
-/// # Errors
-/// When the thread that writes them cannot be started.
 pub fn install_logger(verbosity: Verbosity) -> io::Result<()> {
     let level = match verbosity {
         Verbosity::Quiet => LevelFilter::Warn,

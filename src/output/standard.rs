@@ -12,7 +12,7 @@ use crate::lock::lock;
 
 /// At the end: how long a reader may take nothing before what waits for it is given up.
 const STUCK_PATIENCE: Duration = Duration::from_secs(5);
-/// What the last words have in any case, where the reader was stuck before.
+/// How long the last messages have in any case, where the reader was stuck before.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long all of it may take after a signal.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
@@ -34,17 +34,11 @@ pub enum Patience {
 }
 
 /// This process's stdout: data, and what commands print.
-///
-/// # Errors
-/// When its thread cannot be started.
 pub fn stdout() -> io::Result<Stream> {
     of(&STDOUT, "stdout", io::stdout)
 }
 
 /// This process's stderr: messages for people, and what commands write to theirs.
-///
-/// # Errors
-/// When its thread cannot be started.
 pub fn stderr() -> io::Result<Stream> {
     of(&STDERR, "stderr", io::stderr)
 }

@@ -92,9 +92,6 @@ pub(super) fn never_wait_here() {
 
 impl Stream {
     /// Starts the thread. `name` is what messages call the stream.
-    ///
-    /// # Errors
-    /// When the thread cannot be started.
     pub fn start(name: &'static str, to: impl Write + Send + 'static) -> io::Result<Self> {
         let inner = Arc::new(Inner {
             name,

@@ -3,18 +3,18 @@
 /// How many bytes there were, and a digest of them (FNV-1a): enough to tell a file that was written anew from one that
 /// was only added to. It is no defence: who may write to the file needs none of this to spoil it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fingerprint {
+pub struct FileFingerprint {
     bytes: u64,
     digest: u64,
 }
 
-impl Default for Fingerprint {
+impl Default for FileFingerprint {
     fn default() -> Self {
         Self { bytes: 0, digest: 0xcbf2_9ce4_8422_2325 }
     }
 }
 
-impl Fingerprint {
+impl FileFingerprint {
     /// These bytes come after the ones before.
     pub fn add(&mut self, bytes: &[u8]) {
         const PRIME: u64 = 0x0100_0000_01b3;
@@ -37,7 +37,7 @@ mod tests {
     #[test]
     fn it_depends_on_the_bytes_and_not_on_the_pieces() {
         let of = |pieces: &[&str]| {
-            let mut fingerprint = Fingerprint::default();
+            let mut fingerprint = FileFingerprint::default();
             for piece in pieces {
                 fingerprint.add(piece.as_bytes());
             }

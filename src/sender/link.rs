@@ -8,8 +8,9 @@ use crossbeam_channel::{Receiver, select};
 use super::Times;
 use crate::backoff::{Backoff, Reminder};
 use crate::broker::{self, Fault, Opener, Publisher, QueueSpec, on_a_thread};
-use crate::duration;
 use crate::error::{Error, Exit, Result};
+use crate::events::Event;
+use crate::report::tell;
 
 const REFUSED: &str =
     "the broker refuses tasks: the queue is full, or its node is away, or the broker has an error of its own";
@@ -18,7 +19,7 @@ const REFUSED: &str =
 /// queue that was between two leaders when this connection first published to it: RabbitMQ then refuses all that comes
 /// on this connection, for as long as the old leader's node is away, while another connection would do.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Refusal {
+enum LastRefusal {
     None,
     /// On this connection, at that time: nothing more is published on it.
     Here(Instant),
@@ -27,12 +28,12 @@ enum Refusal {
 }
 
 /// The connection and what is remembered of earlier ones.
-pub(super) struct Link {
+pub(super) struct SendingLink {
     pub(super) state: broker::Link<Publisher<u64>, Asked>,
     opener: Opener<u64>,
     /// The queue that a thread makes sure of on the connection, which is away meanwhile.
     preparing: Option<String>,
-    /// Starts over when a task is confirmed: a broker that lets us in and then takes nothing is not back.
+    /// Starts over when a task is confirmed: a broker that accepts the connection and then takes nothing is not back.
     backoff: Backoff,
     /// See [`Times::settling`].
     settling: Duration,
@@ -41,7 +42,7 @@ pub(super) struct Link {
     was_lost: bool,
     /// What the last attempt to connect again ended with, where the broker did not let us in.
     turned_away: Option<Error>,
-    refusal: Refusal,
+    refusal: LastRefusal,
     reminder: Reminder,
     /// Of connections that came back.
     returns: Reminder,
@@ -51,7 +52,7 @@ pub(super) struct Link {
 /// before, and was gone.
 pub(super) type Asked = (Publisher<u64>, std::result::Result<bool, Fault>);
 
-impl Link {
+impl SendingLink {
     pub(super) fn open(opener: Opener<u64>, times: &Times) -> Self {
         Self {
             state: open(&opener),
@@ -62,7 +63,7 @@ impl Link {
             connected_once: false,
             was_lost: false,
             turned_away: None,
-            refusal: Refusal::None,
+            refusal: LastRefusal::None,
             reminder: Reminder::default(),
             returns: Reminder::default(),
         }
@@ -74,7 +75,7 @@ impl Link {
 
     /// What is connected, where it also takes tasks.
     pub(super) fn publisher_in_favour(&mut self) -> Option<&mut Publisher<u64>> {
-        if matches!(self.refusal, Refusal::Here(_)) {
+        if matches!(self.refusal, LastRefusal::Here(_)) {
             return None;
         }
         // What waits here can be forgotten or saved; what waits in the broker's buffers turns up after the alarm.
@@ -83,20 +84,20 @@ impl Link {
 
     /// When a connection that is out of favour is given up, whatever is in flight on it.
     pub(super) fn spent_at(&self) -> Option<Instant> {
-        if let Refusal::Here(since) = self.refusal { Some(since + self.settling) } else { None }
+        if let LastRefusal::Here(since) = self.refusal { Some(since + self.settling) } else { None }
     }
 
     /// The broker has refused a task.
     pub(super) fn refused(&mut self) {
-        if !matches!(self.refusal, Refusal::Here(_)) {
-            self.refusal = Refusal::Here(Instant::now());
+        if !matches!(self.refusal, LastRefusal::Here(_)) {
+            self.refusal = LastRefusal::Here(Instant::now());
         }
     }
 
     /// The broker has confirmed a task.
     pub(super) fn confirmed(&mut self) {
-        if !matches!(self.refusal, Refusal::Here(_)) {
-            self.refusal = Refusal::None;
+        if !matches!(self.refusal, LastRefusal::Here(_)) {
+            self.refusal = LastRefusal::None;
             self.backoff.reset();
         }
     }
@@ -104,19 +105,19 @@ impl Link {
     /// Another connection, after a pause.
     pub(super) fn try_another(&mut self, patience: Duration) {
         if self.reminder.is_due(REFUSED) {
-            log::warn!("{REFUSED}; trying again for up to {}", duration::show(patience));
+            tell(&Event::SenderRefused { why: REFUSED, patience });
         }
         self.pause();
     }
 
-    /// No connection for a while. Without a goodbye, which may take its time: this is the thread that hears signals.
+    /// No connection for a while. It is cut, since closing it may take its time: this is the thread that hears signals.
     fn pause(&mut self) {
         if let Some(publisher) = self.state.take(Instant::now() + self.backoff.pause()) {
             publisher.cut();
         }
     }
 
-    /// Says goodbye to the broker, which may not answer, and waits for that no longer than until a signal comes.
+    /// Closes the connection to the broker, which may not answer, and waits for that no longer than until a signal comes.
     pub(super) fn close(&mut self, signals: &Receiver<i32>) {
         let Some(publisher) = self.take() else { return };
         let closed = on_a_thread(move || {
@@ -165,11 +166,15 @@ impl Link {
         // Who sends one task wants to read one line; who was told of a loss wants to know that it is over.
         let text = format!("connected to {}", publisher.introduction());
         let told = std::mem::take(&mut self.was_lost) && self.returns.is_due(&text);
-        log::log!(if told { log::Level::Info } else { log::Level::Debug }, "{text}");
+        if told {
+            tell(&Event::Connected { broker: publisher.introduction() });
+        } else {
+            log::debug!("{text}");
+        }
         self.connected_once = true;
         self.turned_away = None;
-        if self.refusal != Refusal::None {
-            self.refusal = Refusal::Before;
+        if self.refusal != LastRefusal::None {
+            self.refusal = LastRefusal::Before;
         }
     }
 
@@ -204,7 +209,7 @@ impl Link {
     pub(super) fn rest(&mut self, why: &str) {
         self.was_lost = true;
         if self.reminder.is_due(why) {
-            log::warn!("the connection for sending is down: {why}; trying again");
+            tell(&Event::SenderDown { why });
         }
         self.pause();
     }
@@ -217,7 +222,7 @@ impl Link {
             return error.clone().context(&before);
         }
         match &self.state {
-            _ if self.refusal != Refusal::None => Error::try_again(format!(
+            _ if self.refusal != LastRefusal::None => Error::try_again(format!(
                 "{REFUSED}, and took none within {waited}; safe to try again, or wait longer with --retry-for"
             )),
             broker::Link::Up(publisher) if publisher.is_blocked() => Error::try_again(format!(

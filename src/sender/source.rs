@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, at, never, select};
 
-use super::Fingerprint;
+use super::FileFingerprint;
 use crate::broker::Body;
 use crate::error::{Error, Result};
 use crate::lock::lock;
@@ -51,9 +51,6 @@ pub enum Source {
 
 impl Source {
     /// Starts to read. `wait_for_room` is called before each read of a stream, and returns when more can be sent.
-    ///
-    /// # Errors
-    /// Internal, when the thread cannot be started.
     pub fn start(self, wait_for_room: impl Fn() + Send + 'static) -> Result<Input> {
         let (sender, batches) = crossbeam_channel::bounded(BATCHES_AHEAD);
         let (tell, came_to_wait) = crossbeam_channel::bounded(1);
@@ -115,7 +112,7 @@ impl Input {
 
     /// All that was read, where that is all there was.
     #[must_use]
-    pub fn all_of_it(&self) -> Option<Fingerprint> {
+    pub fn all_of_it(&self) -> Option<FileFingerprint> {
         self.is_at_its_end().then(|| lock(&self.state).read)
     }
 }
@@ -130,7 +127,7 @@ struct ReaderState {
     /// The end of the input was read.
     ended: bool,
     /// What came before it.
-    read: Fingerprint,
+    read: FileFingerprint,
 }
 
 /// Reads while it may.

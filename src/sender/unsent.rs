@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use crossbeam_channel::Receiver;
 use nix::unistd::geteuid;
 
-use self::directory::{Locked, Refusal};
+use self::directory::{LockRefusal, Locked};
 use self::merge::Kept;
 use self::place::{directory_of, open_there, resolve};
-use super::Fingerprint;
+use super::FileFingerprint;
 use crate::output::counted;
 
 /// Tasks that are written at once.
@@ -184,9 +184,6 @@ impl UnsentFile {
     }
 
     /// Adds one task, which has this number in the input.
-    ///
-    /// # Errors
-    /// Whatever the system says; the task is not saved then, and perhaps some before it. None may be added after that.
     pub fn add(&mut self, number: u64, body: &[u8]) -> io::Result<()> {
         self.added = true;
         self.buffer.extend_from_slice(body);
@@ -197,9 +194,6 @@ impl UnsentFile {
 
     /// Writes what was added, so that a lack of room is known before more is read that would need some. A part of a
     /// task must not pass for a task: where not all can be written, the file ends with a whole one.
-    ///
-    /// # Errors
-    /// As those of [`UnsentFile::add`].
     pub fn flush(&mut self) -> io::Result<()> {
         let mut written = 0;
         while written < self.buffer.len() {
@@ -243,7 +237,11 @@ impl UnsentFile {
     ///
     /// # Errors
     /// What went wrong, and where the tasks are.
-    pub fn finish(mut self, read: Option<Fingerprint>, signals: &Receiver<i32>) -> Result<Saved, Unsaved> {
+    pub fn finish(
+        mut self,
+        read: Option<FileFingerprint>,
+        signals: &Receiver<i32>,
+    ) -> Result<Saved, Unsaved> {
         let replaces = self.input.is_some() && read.is_some();
         if !self.added && !replaces {
             return Ok(if self.input.is_some() { Saved::InputLeft } else { Saved::InPlace });
@@ -261,8 +259,8 @@ impl UnsentFile {
                 self.length = 0;
                 Ok(saved)
             }
-            Err(Refusal::Error(error)) => Err(self.beside(None, error.to_string())),
-            Err(Refusal::Signal(signal)) => {
+            Err(LockRefusal::Error(error)) => Err(self.beside(None, error.to_string())),
+            Err(LockRefusal::Signal(signal)) => {
                 let why = format!("{} came before that was done", crate::shutdown::name(signal));
                 Err(self.beside(Some(signal), why))
             }
@@ -300,7 +298,11 @@ impl UnsentFile {
         self.input.is_some_and(|input| there().is_some_and(|there| input.is(&there)))
     }
 
-    fn put_in_place(&self, read: Option<Fingerprint>, signals: &Receiver<i32>) -> Result<Saved, Refusal> {
+    fn put_in_place(
+        &self,
+        read: Option<FileFingerprint>,
+        signals: &Receiver<i32>,
+    ) -> Result<Saved, LockRefusal> {
         let directory = Locked::take(directory_of(&self.path), signals)?;
         if let Some(there) = open_there(&self.path, geteuid())? {
             let kept = match (&self.input, &read) {
@@ -321,7 +323,7 @@ impl UnsentFile {
         Ok(Saved::InPlace)
     }
 
-    fn replace_by_merged(&self, there: (&File, Kept), signals: &Receiver<i32>) -> Result<(), Refusal> {
+    fn replace_by_merged(&self, there: (&File, Kept), signals: &Receiver<i32>) -> Result<(), LockRefusal> {
         if self.separator.is_none() && self.added {
             return Err(holds_something().into());
         }

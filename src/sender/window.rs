@@ -15,11 +15,11 @@ const MAX_BYTES: usize = 8 * 1024 * 1024;
 pub(super) struct Entry {
     pub(super) item: Item,
     pub(super) id: String,
-    state: State,
+    state: EntryState,
     unroutable: u32,
 }
 
-enum State {
+enum EntryState {
     Queued,
     /// Published, and not settled.
     InFlight,
@@ -51,7 +51,7 @@ impl Window {
     }
 
     pub(super) fn is_settled(&self) -> bool {
-        self.entries.iter().all(|entry| matches!(entry.state, State::Settled(_)))
+        self.entries.iter().all(|entry| matches!(entry.state, EntryState::Settled(_)))
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -69,7 +69,7 @@ impl Window {
     }
 
     pub(super) fn push(&mut self, item: Item, id: String) {
-        let entry = Entry { item, id, state: State::Queued, unroutable: 0 };
+        let entry = Entry { item, id, state: EntryState::Queued, unroutable: 0 };
         self.bytes += entry.size();
         self.entries.push_back(entry);
         self.waiting_since.get_or_insert_with(Instant::now);
@@ -79,7 +79,8 @@ impl Window {
     pub(super) fn next_queued(&mut self) -> Option<(u64, &Entry)> {
         let start = self.scan_from.max(self.first);
         let offset = usize::try_from(start - self.first).ok()?;
-        let found = self.entries.iter().skip(offset).position(|entry| matches!(entry.state, State::Queued));
+        let found =
+            self.entries.iter().skip(offset).position(|entry| matches!(entry.state, EntryState::Queued));
         let at = offset + found.unwrap_or(self.entries.len().saturating_sub(offset));
         self.scan_from = self.first + at as u64;
         self.entries.get(at).map(|entry| (self.scan_from, entry))
@@ -87,27 +88,27 @@ impl Window {
 
     pub(super) fn in_flight(&mut self, sequence: u64) {
         if let Some(entry) = self.entry(sequence) {
-            entry.state = State::InFlight;
+            entry.state = EntryState::InFlight;
         }
     }
 
     pub(super) fn confirm(&mut self, sequence: u64) {
         if let Some(entry) = self.entry_in_flight(sequence) {
-            entry.state = State::Settled(Ok(()));
+            entry.state = EntryState::Settled(Ok(()));
             self.waiting_since = Some(Instant::now());
         }
     }
 
     /// Whether anything is published and not settled.
     pub(super) fn is_in_flight(&self) -> bool {
-        self.entries.iter().any(|entry| matches!(entry.state, State::InFlight))
+        self.entries.iter().any(|entry| matches!(entry.state, EntryState::InFlight))
     }
 
     /// Puts one entry back in line.
     pub(super) fn put_back(&mut self, sequence: u64) -> Option<&mut Entry> {
         self.scan_from = self.scan_from.min(sequence);
         let entry = self.entry_in_flight(sequence)?;
-        entry.state = State::Queued;
+        entry.state = EntryState::Queued;
         Some(entry)
     }
 
@@ -123,8 +124,8 @@ impl Window {
     pub(super) fn requeue_in_flight(&mut self) {
         self.scan_from = self.first;
         for entry in &mut self.entries {
-            if matches!(entry.state, State::InFlight) {
-                entry.state = State::Queued;
+            if matches!(entry.state, EntryState::InFlight) {
+                entry.state = EntryState::Queued;
             }
         }
     }
@@ -132,10 +133,10 @@ impl Window {
     /// Fails every entry that is not published yet and for which `judge` has an error.
     pub(super) fn fail_where(&mut self, judge: impl Fn(&Entry) -> Option<Error>) {
         for entry in &mut self.entries {
-            if matches!(entry.state, State::Queued)
+            if matches!(entry.state, EntryState::Queued)
                 && let Some(error) = judge(entry)
             {
-                entry.state = State::Settled(Err(error));
+                entry.state = EntryState::Settled(Err(error));
             }
         }
     }
@@ -153,7 +154,7 @@ impl Window {
 
     /// The first entry, if it is settled. The ones behind it wait for it.
     pub(super) fn pop_settled(&mut self) -> Option<(Entry, Result<(), Error>)> {
-        if !matches!(self.entries.front()?.state, State::Settled(_)) {
+        if !matches!(self.entries.front()?.state, EntryState::Settled(_)) {
             return None;
         }
         let mut entry = self.entries.pop_front()?;
@@ -162,14 +163,14 @@ impl Window {
         if self.entries.is_empty() {
             self.waiting_since = None;
         }
-        match std::mem::replace(&mut entry.state, State::Queued) {
-            State::Settled(outcome) => Some((entry, outcome)),
-            State::Queued | State::InFlight => None,
+        match std::mem::replace(&mut entry.state, EntryState::Queued) {
+            EntryState::Settled(outcome) => Some((entry, outcome)),
+            EntryState::Queued | EntryState::InFlight => None,
         }
     }
 
     fn entry_in_flight(&mut self, sequence: u64) -> Option<&mut Entry> {
-        self.entry(sequence).filter(|entry| matches!(entry.state, State::InFlight))
+        self.entry(sequence).filter(|entry| matches!(entry.state, EntryState::InFlight))
     }
 
     fn entry(&mut self, sequence: u64) -> Option<&mut Entry> {

@@ -1,4 +1,6 @@
-//! What a worker thread does with one channel: takes deliveries, processes each, settles it or sets it aside.
+//! What a worker thread does with one channel: takes deliveries, processes each, answers it or sets it aside.
+
+mod ending;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,21 +9,17 @@ use crossbeam_channel::select;
 
 use super::context::Context;
 use super::dedup::UnprovenAcks;
-use super::intake::{Arrival, Aside, AskOnArrival, Intake, Waiting};
-use super::process::{Disposition, PendingCopy, Processed, copy_on_arrival};
-use super::settlement::{Held, Next};
-use super::shared::{Permit, last_returns};
-use super::{BOUNDED_PATIENCE, Event};
+use super::intake::{Arrival, Aside, AskOnArrival, Consumption, Intake, WaitingDelivery};
+use super::process::{PendingCopy, Processed, copy_on_arrival};
+use super::shared::{Busy, Permit};
+use super::{BOUNDED_PATIENCE, EndRequest};
 use crate::backoff::Backoff;
-use crate::broker::{Channel, Delivery, Fault, QueueType};
-use crate::cancel::is_closed;
+use crate::broker::{Delivery, DeliveryChannel, Fault, QueueType};
 use crate::error::Error;
 use crate::handler::Handler;
-use crate::output::{self, counted};
+use crate::settlement::{Disposition, Held, Uncounted};
 use crate::shortage;
 
-/// At the end: how often to look after the last copies although no bell rang.
-const LAST_LOOK: Duration = Duration::from_secs(1);
 /// The first pause after a task went back because it could not run here.
 const FIRST_GIVE_BACK_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_GIVE_BACK_PAUSE: Duration = Duration::from_secs(10);
@@ -47,18 +45,21 @@ impl Pauses {
 }
 
 /// Consumes until the drain begins or the permits are used up. On `Ok` the consumer is cancelled; what was not settled
-/// goes back to the queue with the channel.
+/// goes back to the queue with the channel. `hold`: how long the broker is to wait for an answer, where it can be told.
 pub(super) fn consume(
     context: &Context,
-    channel: &Channel,
-    unproven: &mut UnprovenAcks<'_>,
+    channel: &dyn DeliveryChannel,
+    hold: Option<Duration>,
+    unproven: &mut UnprovenAcks,
     pauses: &mut Pauses,
     handler: &mut dyn Handler,
 ) -> Result<(), Fault> {
     // Held while waiting, so that with --max-tasks no task is taken only to be given back.
     let Some(permit) = context.shared.permits.take() else { return Ok(()) };
     let options = &context.shared.options;
-    let intake = Intake::start(channel, &options.queue.name, options.prefetch, on_arrival(context))?;
+    let (queue, prefetch) = (options.queue.name.as_str(), options.prefetch);
+    let consumption = Consumption { queue, prefetch, hold, on_arrival: on_arrival(context) };
+    let intake = Intake::start(channel, consumption)?;
     context.shared.greet();
     let mut consuming = Consuming { context, intake, unproven, handler };
     let ended = consuming.run(permit, pauses).and_then(|()| consuming.finish());
@@ -75,46 +76,53 @@ fn on_arrival(context: &Context) -> Option<AskOnArrival> {
     if shared.options.prefetch == 1 || shared.queue_kind() == Some(QueueType::Classic) {
         return None;
     }
-    let (shared, republisher, bell) =
-        (Arc::clone(shared), context.republisher.clone(), context.bell.0.clone());
-    Some(Arc::new(move |message| copy_on_arrival(&shared, &republisher, message, &bell)))
+    let (shared, republisher, wake) =
+        (Arc::clone(shared), context.republisher.clone(), context.wake.0.clone());
+    Some(Arc::new(move |message| copy_on_arrival(&shared, &republisher, message, &wake)))
 }
 
 /// What to do after a delivery.
-enum Step<'s> {
+enum Step {
     /// Take the next one.
-    Next(Permit<'s>),
+    Next(Permit),
     /// The consumer is cancelled: take nothing for a while, for want of this.
     Pause(String),
     /// The consumer is cancelled: no more are wanted.
     Stop,
 }
 
-/// One thread at work on one channel.
-struct Consuming<'c, 's, 'u, 'l> {
-    context: &'s Context,
-    intake: Intake<'c, 's>,
-    unproven: &'u mut UnprovenAcks<'l>,
-    handler: &'u mut dyn Handler,
+/// A delivery that is to be answered now.
+struct Due<'c> {
+    delivery: Delivery<'c>,
+    /// The consumer that it came to.
+    consumer: u32,
+    disposition: Disposition,
+    /// The worker has something to do until it is answered.
+    busy: Busy,
 }
 
-impl<'c, 's> Consuming<'c, 's, '_, '_> {
-    fn run(&mut self, mut permit: Permit<'s>, pauses: &mut Pauses) -> Result<(), Fault> {
+/// One thread at work on one channel.
+struct Consuming<'c> {
+    context: &'c Context,
+    intake: Intake<'c>,
+    unproven: &'c mut UnprovenAcks,
+    handler: &'c mut dyn Handler,
+}
+
+impl<'c> Consuming<'c> {
+    fn run(&mut self, mut permit: Permit, pauses: &mut Pauses) -> Result<(), Fault> {
+        let Context { shared, stop, wake, .. } = self.context;
         loop {
             self.settle_answered()?;
             self.intake.make_room()?;
-            match self.intake.next(
-                self.context.drain.begun(),
-                &self.context.bell.1,
-                self.context.shared.hold_limit(),
-            ) {
+            match self.intake.next(stop.draining(), &wake.1, shared.hold_limit()) {
                 Arrival::Task(waiting) => match self.take(waiting, permit)? {
                     Step::Next(next) => permit = next,
                     Step::Pause(what) => {
                         if !self.pause(&what, pauses)? {
                             return Ok(());
                         }
-                        let Some(next) = self.context.shared.permits.take() else { return Ok(()) };
+                        let Some(next) = shared.permits.take() else { return Ok(()) };
                         permit = next;
                     }
                     Step::Stop => return Ok(()),
@@ -126,39 +134,26 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         }
     }
 
-    fn take(&mut self, waiting: Waiting<'c>, mut permit: Permit<'s>) -> Result<Step<'s>, Fault> {
+    fn take(&mut self, waiting: WaitingDelivery<'c>, permit: Permit) -> Result<Step, Fault> {
         let shared = &self.context.shared;
-        if self.context.drain.has_begun() && !shared.finishing() {
+        if self.context.stop.is_draining() && !shared.finishing() {
             self.intake.put_first(waiting);
             return Ok(Step::Stop);
         }
-        let Waiting { mut delivery, consumer, uncounted, pending_copy } = waiting;
-        if shared.queue_kind().is_none() && delivery.names_a_stream() {
+        if shared.queue_kind().is_none() && waiting.delivery.names_a_stream() {
             return Err(Fault::maybe_a_stream(&shared.options.queue.name));
         }
-        let busy = shared.begin();
-        let since = Instant::now();
         self.unproven.delivered();
-        if pending_copy.is_some() {
-            self.set_aside(Aside { delivery, consumer, pending_copy, since, _busy: Some(busy) });
+        if waiting.pending_copy.is_some() {
+            self.set_aside(waiting);
             return Ok(Step::Next(permit));
         }
-        let Processed { disposition, ran } =
-            self.context.process(&mut delivery, uncounted, self.unproven, self.handler);
+        let since = Instant::now();
+        let (due, ran) = self.process(waiting);
         // Before anything that can fail: how the task ended must not be forgotten.
-        let pause =
-            if let Disposition::GiveBackAndPause(what) = &disposition { Some(what.clone()) } else { None };
-        let answer = match disposition {
-            Disposition::SetAside(pending_copy) => {
-                let pending_copy = Some(pending_copy);
-                self.set_aside(Aside { delivery, consumer, pending_copy, since, _busy: Some(busy) });
-                None
-            }
-            Disposition::Hold => {
-                self.set_aside(Aside { delivery, consumer, pending_copy: None, since, _busy: None });
-                None
-            }
-            answer => Some((answer, delivery)),
+        let pause = match due.as_ref().map(|due| &due.disposition) {
+            Some(Disposition::GiveBackAndPause(what)) => Some(what.clone()),
+            _ => None,
         };
         let next = if ran {
             permit.used();
@@ -167,15 +162,14 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
             Some(permit)
         };
         let cancelled = self.intake.end_if_cancelled()?;
-        let next = next.filter(|_| pause.is_none() && !cancelled && !self.context.drain.has_begun());
+        let next = next.filter(|_| pause.is_none() && !cancelled && !self.context.stop.is_draining());
         if next.is_none() {
             // Before the acknowledgement: it makes room for a next delivery, which would come only to be given back,
             // flagged as redelivered.
             self.intake.consumer.cancel()?;
         }
-        if let Some((answer, delivery)) = answer {
-            self.intake.settled(consumer);
-            self.answer(delivery, &answer)?;
+        if let Some(due) = due {
+            self.answer(due)?;
         }
         if cancelled {
             return Err(Fault::cancelled(Some(since.elapsed())));
@@ -187,9 +181,29 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         })
     }
 
-    fn set_aside(&mut self, aside: Aside<'c, 's>) {
+    /// Runs a task, or does what has to be done instead. What cannot be answered yet is set aside. Also whether the task
+    /// was run.
+    fn process(&mut self, waiting: WaitingDelivery<'c>) -> (Option<Due<'c>>, bool) {
+        let WaitingDelivery { mut delivery, consumer, uncounted, .. } = waiting;
+        let (busy, since) = (self.context.shared.begin(), Instant::now());
+        let Processed { disposition, pending_copy, ran } =
+            self.context.process(&mut delivery, uncounted, self.unproven, self.handler);
+        let busy = match disposition {
+            Disposition::Wait => Some(busy),
+            Disposition::Hold => None,
+            disposition => return (Some(Due { delivery, consumer, disposition, busy }), ran),
+        };
         self.unproven.set_aside();
-        self.intake.aside.push_back(aside);
+        self.intake.aside.push_back(Aside { delivery, consumer, pending_copy, since, busy });
+        (None, ran)
+    }
+
+    /// Its copy is under way since it arrived.
+    fn set_aside(&mut self, waiting: WaitingDelivery<'c>) {
+        let WaitingDelivery { delivery, consumer, pending_copy, .. } = waiting;
+        let (busy, since) = (Some(self.context.shared.begin()), Instant::now());
+        self.unproven.set_aside();
+        self.intake.aside.push_back(Aside { delivery, consumer, pending_copy, since, busy });
     }
 
     /// Takes nothing for a while: what was given back would come at once. What is set aside stays, for its copies may be
@@ -214,8 +228,8 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
                         over = crossbeam_channel::after(pauses.next(shared.settled()));
                     }
                 },
-                recv(self.context.drain.begun()) -> _ => return Ok(false),
-                recv(self.context.bell.1) -> _ => self.settle_answered()?,
+                recv(self.context.stop.draining()) -> _ => return Ok(false),
+                recv(self.context.wake.1) -> _ => self.settle_answered()?,
             }
         }
         self.intake.renew()?;
@@ -232,7 +246,7 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
                 shared.options.queue.name
             ));
             // The pool is gone only when the process is about to be.
-            let _ = self.context.events.send(Event::Fatal(error));
+            let _ = self.context.end_requests.send(EndRequest::Fatal(error));
         }
     }
 
@@ -242,120 +256,64 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         // One by one: those that are left when the channel is lost must not be forgotten.
         for _ in 0..self.intake.aside.len() {
             let Some(aside) = self.intake.aside.pop_front() else { break };
-            let answered = aside
-                .pending_copy
-                .as_ref()
-                .and_then(|pending_copy| self.context.look_at(pending_copy, Duration::ZERO));
-            let disposition = answered.or_else(|| {
-                let overdue = aside.is_overdue(self.context.shared.hold_limit());
-                match self.held(&aside).while_working(overdue, crowded) {
-                    Next::Wait => None,
-                    Next::GiveBack => Some(Disposition::GiveBack),
-                    Next::Run => {
-                        crowded = false;
-                        log::warn!("a redelivered task runs uncounted: its queue is full");
-                        Some(Disposition::RunUncounted)
-                    }
+            let look = |copy: &PendingCopy| self.context.look_at(copy, Duration::ZERO);
+            let disposition = match aside.pending_copy.as_ref().map_or(Disposition::Wait, look) {
+                Disposition::Wait => {
+                    let overdue = aside.is_overdue(self.context.shared.hold_limit());
+                    self.held(&aside).while_working(overdue, crowded)
                 }
-            });
-            match disposition {
-                Some(Disposition::Hold) => {
-                    self.intake.aside.push_back(Aside { pending_copy: None, _busy: None, ..aside });
-                }
-                Some(Disposition::RunUncounted) => {
-                    let Aside { delivery, consumer, .. } = aside;
-                    self.intake.put_first(Waiting {
-                        delivery,
-                        consumer,
-                        uncounted: true,
-                        pending_copy: None,
-                    });
-                }
-                Some(disposition) => self.settle(aside, &disposition)?,
-                None => self.intake.aside.push_back(aside),
-            }
+                known => known,
+            };
+            crowded &= disposition != Disposition::RunUncounted(Uncounted::QueueFull);
+            self.settle(aside, disposition)?;
         }
         Ok(())
     }
 
-    /// Takes nothing more. What is here already is run where the queue is to be empty, and the last copies are waited
-    /// for; when the worker was told to stop, only while they can be kept.
-    fn finish(&mut self) -> Result<(), Fault> {
-        self.intake.consumer.cancel()?;
-        let shared = &self.context.shared;
-        if shared.finishing() {
-            while let (Some(permit), Some(waiting)) = (shared.permits.take(), self.intake.leftover()) {
-                self.take(waiting, permit)?;
-            }
-        }
-        loop {
-            self.settle_answered()?;
-            self.give_back_waiting()?;
-            self.end_held()?;
-            if self.intake.aside.is_empty() {
-                return Ok(());
-            }
-            select! {
-                recv(self.context.bell.1) -> _ => {}
-                recv(self.context.abort) -> _ => {}
-                default(LAST_LOOK) => {}
-            }
-        }
+    fn held(&self, aside: &Aside<'_>) -> Held {
+        Held { copy: aside.copy(), must_not_go_back: self.context.must_not_go_back(&aside.delivery) }
     }
 
-    /// Gives back what has arrived and was not looked at. Where a copy was asked for, it may be kept by now, and what must
-    /// not go back needs one.
-    fn give_back_waiting(&mut self) -> Result<(), Fault> {
-        while let Some(waiting) = self.intake.leftover() {
-            if waiting.pending_copy.is_none() && self.context.must_not_go_back(&waiting.delivery) {
-                self.settle_now(waiting)?;
-                continue;
-            }
-            let Waiting { delivery, consumer, pending_copy, .. } = waiting;
-            if pending_copy.is_some() {
-                let busy = Some(self.context.shared.begin());
-                self.set_aside(Aside {
-                    delivery,
-                    consumer,
-                    pending_copy,
-                    since: Instant::now(),
-                    _busy: busy,
-                });
-            } else {
-                self.intake.settled(consumer);
-                delivery.requeue()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// What [`Self::take`] does, when nothing more is taken after it.
-    fn settle_now(&mut self, waiting: Waiting<'c>) -> Result<(), Fault> {
-        let Waiting { mut delivery, consumer, uncounted, .. } = waiting;
-        let (busy, since) = (self.context.shared.begin(), Instant::now());
-        let disposition =
-            self.context.process(&mut delivery, uncounted, self.unproven, self.handler).disposition;
+    /// Does with a delivery that is set aside what was decided.
+    fn settle(&mut self, aside: Aside<'c>, disposition: Disposition) -> Result<(), Fault> {
         match disposition {
-            Disposition::SetAside(pending_copy) => {
-                let pending_copy = Some(pending_copy);
-                self.set_aside(Aside { delivery, consumer, pending_copy, since, _busy: Some(busy) });
-            }
+            Disposition::Wait => self.intake.aside.push_back(aside),
             Disposition::Hold => {
-                self.set_aside(Aside { delivery, consumer, pending_copy: None, since, _busy: None });
+                self.intake.aside.push_back(Aside { pending_copy: None, busy: None, ..aside });
+            }
+            Disposition::RunUncounted(why) => {
+                let waiting = self.uncounted(aside, &why);
+                self.intake.put_first(waiting);
             }
             disposition => {
-                self.intake.end_if_cancelled()?;
-                self.intake.settled(consumer);
-                self.answer(delivery, &disposition)?;
+                let Aside { delivery, consumer, pending_copy, busy, .. } = aside;
+                // Before anything that can fail.
+                if disposition == Disposition::Acknowledge {
+                    self.unproven
+                        .acknowledging(pending_copy.and_then(|pending_copy| pending_copy.fingerprint()));
+                } else {
+                    self.remember_outcome(pending_copy);
+                }
+                let busy = busy.unwrap_or_else(|| self.context.shared.begin());
+                self.answer(Due { delivery, consumer, disposition, busy })?;
             }
         }
         Ok(())
+    }
+
+    fn uncounted(&self, aside: Aside<'c>, why: &Uncounted) -> WaitingDelivery<'c> {
+        let Aside { delivery, consumer, .. } = aside;
+        self.context.note_uncounted(&delivery, why);
+        WaitingDelivery { delivery, consumer, uncounted: true, pending_copy: None }
     }
 
     /// Acknowledges or gives back.
-    fn answer(&self, delivery: Delivery<'_>, disposition: &Disposition) -> Result<(), Fault> {
+    fn answer(&mut self, due: Due<'_>) -> Result<(), Fault> {
+        let Due { delivery, consumer, disposition, busy: _busy } = due;
         let shared = &self.context.shared;
-        if let Disposition::Acknowledge = disposition {
+        self.intake.end_if_cancelled()?;
+        self.intake.settled(consumer);
+        if disposition == Disposition::Acknowledge {
             delivery.ack()?;
             shared.settle();
             return Ok(());
@@ -366,73 +324,10 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         delivery.requeue()
     }
 
-    /// What there will be no copy of while this worker lives.
-    fn end_held(&mut self) -> Result<(), Fault> {
-        let (stops, aborted) = (self.context.drain.has_begun(), is_closed(&self.context.abort));
-        let mut given_back = 0;
-        for _ in 0..self.intake.aside.len() {
-            let Some(aside) = self.intake.aside.pop_front() else { break };
-            match self.held(&aside).at_the_end(stops, aborted) {
-                Next::Wait => self.intake.aside.push_back(aside),
-                Next::GiveBack => {
-                    if aside.pending_copy.is_some() {
-                        given_back += 1;
-                    } else {
-                        self.context.shared.hold_back();
-                    }
-                    self.settle(aside, &Disposition::GiveBack)?;
-                }
-                Next::Run => {
-                    let Aside { delivery, consumer, .. } = aside;
-                    log::warn!(
-                        "task {} runs now, before this worker ends: its deliveries cannot be counted, and the broker \
-                         may drop it when it goes back",
-                        output::escape(delivery.properties().id())
-                    );
-                    let _last = self.context.shared.run_last_chance();
-                    self.settle_now(Waiting { delivery, consumer, uncounted: true, pending_copy: None })?;
-                }
-            }
-        }
-        if given_back > 0 {
-            let tasks =
-                counted(given_back, "task whose copy is not kept goes", "tasks whose copies are not kept go");
-            log::warn!("{tasks} back to the queue");
-        }
-        Ok(())
-    }
-
-    fn held(&self, aside: &Aside<'_, '_>) -> Held {
-        Held { copy: aside.copy(), must_not_go_back: self.context.must_not_go_back(&aside.delivery) }
-    }
-
-    fn settle(&mut self, aside: Aside<'c, '_>, disposition: &Disposition) -> Result<(), Fault> {
-        let Aside { delivery, consumer, pending_copy, .. } = aside;
-        let acknowledged = matches!(disposition, Disposition::Acknowledge);
-        // Before anything that can fail.
-        if acknowledged {
-            self.unproven.acknowledging(pending_copy.and_then(|pending_copy| pending_copy.fingerprint()));
-        } else {
-            self.remember_outcome(pending_copy);
-        }
-        self.intake.end_if_cancelled()?;
-        self.intake.settled(consumer);
-        self.answer(delivery, disposition)
-    }
-
     /// The channel is gone, and with it what is set aside: when that comes again, what it needs is its copy.
     fn remember_outcomes(&mut self) {
         for aside in std::mem::take(&mut self.intake.aside) {
             self.remember_outcome(aside.pending_copy);
-        }
-    }
-
-    /// What the channel held goes back with it.
-    fn tell_last_returns(&mut self) {
-        let held = self.intake.held();
-        let count = held.filter(|delivery| self.context.next_return_may_be_the_last(delivery)).count();
-        if count > 0 {
-            log::warn!("{}", last_returns(&self.context.shared.options.queue.name, count));
         }
     }
 
@@ -442,3 +337,6 @@ impl<'c, 's> Consuming<'c, 's, '_, '_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

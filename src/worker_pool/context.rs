@@ -4,21 +4,18 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::Event;
-use super::drain::Drain;
+use super::EndRequest;
 use super::republisher::Republisher;
 use super::shared::Shared;
-use crate::cancel::Never;
+use super::stop::Stop;
 
 /// See the module.
 pub(super) struct Context {
     pub(super) shared: Arc<Shared>,
     /// To the thread that hears signals.
-    pub(super) events: Sender<Event>,
+    pub(super) end_requests: Sender<EndRequest>,
     pub(super) republisher: Republisher,
-    pub(super) drain: Drain,
-    /// Closes when running tasks must be given up.
-    pub(super) abort: Receiver<Never>,
+    pub(super) stop: Stop,
     /// Gets a message when something is known of a copy that this thread asked for.
-    pub(super) bell: (Sender<()>, Receiver<()>),
+    pub(super) wake: (Sender<()>, Receiver<()>),
 }

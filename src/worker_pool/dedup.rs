@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -29,11 +29,11 @@ pub(super) struct Fingerprint(u64, u64);
 /// The process's memory.
 pub(super) struct Dedup {
     seeds: [RandomState; 2],
-    state: Mutex<State>,
+    state: Mutex<Memory>,
 }
 
 #[derive(Default)]
-struct State {
+struct Memory {
     /// Each closes its channel when it ends.
     running: HashMap<Fingerprint, Receiver<Never>>,
     ended: HashMap<Fingerprint, Ended>,
@@ -49,7 +49,7 @@ enum Ended {
     Failed(Box<PlannedCopy>),
 }
 
-impl State {
+impl Memory {
     fn forget(&mut self, fingerprint: Fingerprint) {
         if self.ended.remove(&fingerprint).is_some()
             // Mostly the newest entries go, so the search from the back is short.
@@ -74,23 +74,23 @@ impl State {
 /// What to do with a delivery.
 pub(super) enum Claim<'l> {
     /// Run it; it counts as running until this is dropped.
-    Run(Option<Running<'l>>),
+    Run(Option<Claimed<'l>>),
     /// It was finished here: acknowledge it.
     Finished,
     /// It failed here, and this copy of it is not known to be kept. It counts as running until the guard is dropped.
-    Failed(Box<PlannedCopy>, Running<'l>),
+    Failed(Box<PlannedCopy>, Claimed<'l>),
     /// It runs on another thread; ask again when this channel closes.
     Elsewhere(Receiver<Never>),
 }
 
 /// A task that runs on this thread.
-pub(super) struct Running<'l> {
+pub(super) struct Claimed<'l> {
     dedup: &'l Dedup,
     fingerprint: Fingerprint,
     _ends: Sender<Never>,
 }
 
-impl Drop for Running<'_> {
+impl Drop for Claimed<'_> {
     fn drop(&mut self) {
         self.dedup.lock().running.remove(&self.fingerprint);
     }
@@ -134,7 +134,7 @@ impl Dedup {
         }
         let (sender, receiver) = crossbeam_channel::bounded(0);
         state.running.insert(fingerprint, receiver);
-        let running = Running { dedup: self, fingerprint, _ends: sender };
+        let running = Claimed { dedup: self, fingerprint, _ends: sender };
         match failed {
             Some(copy) => Claim::Failed(copy, running),
             None => Claim::Run(Some(running)),
@@ -165,23 +165,23 @@ impl Dedup {
         self.lock().forget(fingerprint);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Memory> {
         lock(&self.state)
     }
 }
 
 /// The acknowledgements of one channel that the broker may not have processed. It never has more than `prefetch`
 /// deliveries out on a channel, so each new one proves that all but the last few acknowledgements arrived.
-pub(super) struct UnprovenAcks<'l> {
-    dedup: &'l Dedup,
+pub(super) struct UnprovenAcks {
+    dedup: Arc<Dedup>,
     /// As many as can be out at once: more than the channel's own where deliveries were set aside.
     prefetch: usize,
     acknowledged: VecDeque<Fingerprint>,
 }
 
-impl<'l> UnprovenAcks<'l> {
-    pub(super) fn new(dedup: &'l Dedup, prefetch: u16) -> Self {
-        Self { dedup, prefetch: usize::from(prefetch), acknowledged: VecDeque::new() }
+impl UnprovenAcks {
+    pub(super) fn new(dedup: &Arc<Dedup>, prefetch: u16) -> Self {
+        Self { dedup: Arc::clone(dedup), prefetch: usize::from(prefetch), acknowledged: VecDeque::new() }
     }
 
     /// A delivery stays unsettled while others come beside it.
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn each_delivery_proves_earlier_acknowledgements() {
-        let dedup = Dedup::new();
+        let dedup = Arc::new(Dedup::new());
         let mut unproven = UnprovenAcks::new(&dedup, 1);
         unproven.acknowledging(Some(A));
         unproven.delivered();

@@ -11,18 +11,20 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use super::process::PendingCopy;
-use super::settlement::HeldCopy;
 use super::shared::Busy;
-use crate::broker::{Channel, Consumer, Delivery, Fault, FaultKind, Message, Next, Watch};
+use crate::broker::{
+    ConsumeOptions, Deliveries, Delivery, DeliveryChannel, Fault, FaultKind, Message, Next, Watch,
+};
 use crate::cancel::Never;
 use crate::lock::lock;
+use crate::settlement::HeldCopy;
 
 /// How many deliveries one thread sets aside before it waits (and what it has prefetched beside them): it holds their
 /// bodies in memory.
 const MAX_ASIDE: usize = 32;
 
 /// A delivery whose copy is not kept.
-pub(super) struct Aside<'c, 's> {
+pub(super) struct Aside<'c> {
     pub(super) delivery: Delivery<'c>,
     /// The consumer that it came to.
     pub(super) consumer: u32,
@@ -31,10 +33,10 @@ pub(super) struct Aside<'c, 's> {
     /// When it arrived.
     pub(super) since: Instant,
     /// The worker has something to do until the copy is kept or refused.
-    pub(super) _busy: Option<Busy<'s>>,
+    pub(super) busy: Option<Busy>,
 }
 
-impl Aside<'_, '_> {
+impl Aside<'_> {
     /// It has been held for longer than `limit`, and has to go back to the queue, or the broker closes the channel. One
     /// that must not go back is left to the broker.
     pub(super) fn is_overdue(&self, limit: Duration) -> bool {
@@ -51,7 +53,7 @@ impl Aside<'_, '_> {
 #[allow(clippy::large_enum_variant)] // Moved once, and nearly always a task.
 pub(super) enum Arrival<'c> {
     /// A task.
-    Task(Waiting<'c>),
+    Task(WaitingDelivery<'c>),
     /// Something is known of a delivery that is set aside, or it is overdue.
     Woken,
     /// The drain has begun.
@@ -61,7 +63,7 @@ pub(super) enum Arrival<'c> {
 }
 
 /// A delivery that waits for its turn.
-pub(super) struct Waiting<'c> {
+pub(super) struct WaitingDelivery<'c> {
     pub(super) delivery: Delivery<'c>,
     /// The consumer that it came to.
     pub(super) consumer: u32,
@@ -78,54 +80,47 @@ pub(super) type AskOnArrival = Arc<dyn Fn(&Message<'_>) -> Option<PendingCopy> +
 /// Copies that were asked for, by the tags of their deliveries.
 type Early = Arc<Mutex<HashMap<u64, PendingCopy>>>;
 
+/// How to consume, each time that a consumer is started.
+pub(super) struct Consumption<'c> {
+    pub(super) queue: &'c str,
+    /// Unanswered deliveries at a time, beside those that are set aside.
+    pub(super) prefetch: u16,
+    /// See [`ConsumeOptions::hold`].
+    pub(super) hold: Option<Duration>,
+    pub(super) on_arrival: Option<AskOnArrival>,
+}
+
 /// Takes deliveries off one channel.
-pub(super) struct Intake<'c, 's> {
-    channel: &'c Channel,
-    queue: &'c str,
-    prefetch: u16,
-    pub(super) consumer: Consumer<'c>,
+pub(super) struct Intake<'c> {
+    channel: &'c dyn DeliveryChannel,
+    consumption: Consumption<'c>,
+    pub(super) consumer: Box<dyn Deliveries<'c> + 'c>,
     /// The number of that consumer on this channel.
     number: u32,
     /// How many deliveries it has brought that are not settled.
     unsettled: u32,
     /// What has arrived and was not run yet.
-    backlog: VecDeque<Waiting<'c>>,
-    pub(super) aside: VecDeque<Aside<'c, 's>>,
-    on_arrival: Option<AskOnArrival>,
+    backlog: VecDeque<WaitingDelivery<'c>>,
+    pub(super) aside: VecDeque<Aside<'c>>,
     early: Early,
 }
 
-impl<'c> Intake<'c, '_> {
-    /// # Errors
-    /// As [`Consumer::start`].
+impl<'c> Intake<'c> {
     pub(super) fn start(
-        channel: &'c Channel,
-        queue: &'c str,
-        prefetch: u16,
-        on_arrival: Option<AskOnArrival>,
+        channel: &'c dyn DeliveryChannel,
+        consumption: Consumption<'c>,
     ) -> Result<Self, Fault> {
         let early = Early::default();
-        let consumer = Consumer::start(channel, queue, prefetch, watch(on_arrival.as_ref(), &early))?;
+        let consumer = consumption.start(channel, &early)?;
         let (backlog, aside) = (VecDeque::new(), VecDeque::new());
-        Ok(Self {
-            channel,
-            queue,
-            prefetch,
-            consumer,
-            number: 0,
-            unsettled: 0,
-            backlog,
-            aside,
-            on_arrival,
-            early,
-        })
+        Ok(Self { channel, consumption, consumer, number: 0, unsettled: 0, backlog, aside, early })
     }
 
     /// Waits for the next task or for anything else to do. Deliveries may be held for `limit`.
     pub(super) fn next(
         &mut self,
         stop: &Receiver<Never>,
-        bell: &Receiver<()>,
+        wake: &Receiver<()>,
         limit: Duration,
     ) -> Arrival<'c> {
         let held_up = self.is_held_up();
@@ -134,7 +129,7 @@ impl<'c> Intake<'c, '_> {
         }
         let held = self.aside.iter().filter(|aside| !aside.copy().is_some_and(|copy| copy.comes_first));
         let overdue = held.map(|aside| aside.since + limit).min();
-        match self.consumer.next(stop, bell, overdue) {
+        match self.consumer.next(stop, wake, overdue) {
             Next::Delivery(delivery) => {
                 let waiting = self.arrived(delivery);
                 if held_up {
@@ -150,14 +145,14 @@ impl<'c> Intake<'c, '_> {
     }
 
     /// What has arrived although nothing more is taken.
-    pub(super) fn leftover(&mut self) -> Option<Waiting<'c>> {
+    pub(super) fn leftover(&mut self) -> Option<WaitingDelivery<'c>> {
         self.backlog.pop_front().or_else(|| self.consumer.leftover().map(|delivery| self.arrived(delivery)))
     }
 
-    fn arrived(&mut self, delivery: Delivery<'c>) -> Waiting<'c> {
+    fn arrived(&mut self, delivery: Delivery<'c>) -> WaitingDelivery<'c> {
         self.unsettled += 1;
-        let pending_copy = lock(&self.early).remove(&delivery.tag());
-        Waiting { delivery, consumer: self.number, uncounted: false, pending_copy }
+        let pending_copy = lock(&self.early).remove(&delivery.tag);
+        WaitingDelivery { delivery, consumer: self.number, uncounted: false, pending_copy }
     }
 
     /// A delivery that came to this consumer is settled.
@@ -168,7 +163,7 @@ impl<'c> Intake<'c, '_> {
     }
 
     /// Its turn is now, or again.
-    pub(super) fn put_first(&mut self, waiting: Waiting<'c>) {
+    pub(super) fn put_first(&mut self, waiting: WaitingDelivery<'c>) {
         self.backlog.push_front(waiting);
     }
 
@@ -191,9 +186,6 @@ impl<'c> Intake<'c, '_> {
     /// Whether the broker has cancelled the consumer. To be asked before a delivery is answered: a consumer that RabbitMQ
     /// 4.3 cancelled over a delivery begins again with the answer, unless it was cancelled from here as well, and what it
     /// brings then is nobody's and costs the connection. The answer itself does no harm.
-    ///
-    /// # Errors
-    /// The channel or connection is gone.
     pub(super) fn end_if_cancelled(&self) -> Result<bool, Fault> {
         let cancelled = self.consumer.is_cancelled();
         if cancelled {
@@ -216,11 +208,8 @@ impl<'c> Intake<'c, '_> {
     /// too many: prefetch counts the unacknowledged ones of a consumer, and those of one that was cancelled are nobody's.
     /// Nothing can be on its way to the consumer then; a quorum queue takes back what is on its way to one that is
     /// cancelled, and counts that.
-    ///
-    /// # Errors
-    /// The channel or connection is gone.
     pub(super) fn make_room(&mut self) -> Result<(), Fault> {
-        let used_up = self.backlog.is_empty() && self.unsettled >= u32::from(self.prefetch);
+        let used_up = self.backlog.is_empty() && self.unsettled >= u32::from(self.consumption.prefetch);
         if !used_up || self.is_crowded() || self.is_held_up() {
             return Ok(());
         }
@@ -229,23 +218,28 @@ impl<'c> Intake<'c, '_> {
     }
 
     /// Consumes again, after the consumer was cancelled.
-    ///
-    /// # Errors
-    /// The channel or connection is gone.
     pub(super) fn renew(&mut self) -> Result<(), Fault> {
-        let watch = watch(self.on_arrival.as_ref(), &self.early);
-        self.consumer = Consumer::start(self.channel, self.queue, self.prefetch, watch)?;
+        self.consumer = self.consumption.start(self.channel, &self.early)?;
         self.number += 1;
         self.unsettled = 0;
         Ok(())
     }
 }
 
-fn watch(on_arrival: Option<&AskOnArrival>, early: &Early) -> Option<Watch> {
-    let (ask, early) = (Arc::clone(on_arrival?), Arc::clone(early));
-    Some(Box::new(move |tag, message| {
-        if let Some(pending_copy) = ask(message) {
-            lock(&early).insert(tag, pending_copy);
-        }
-    }))
+impl<'c> Consumption<'c> {
+    fn start(
+        &self,
+        channel: &'c dyn DeliveryChannel,
+        early: &Early,
+    ) -> Result<Box<dyn Deliveries<'c> + 'c>, Fault> {
+        let watch = self.on_arrival.clone().map(|ask| {
+            let early = Arc::clone(early);
+            Box::new(move |tag, message: &Message<'_>| {
+                if let Some(pending_copy) = ask(message) {
+                    lock(&early).insert(tag, pending_copy);
+                }
+            }) as Watch
+        });
+        channel.consume(self.queue, ConsumeOptions { prefetch: self.prefetch, hold: self.hold, watch })
+    }
 }

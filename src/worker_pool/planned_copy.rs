@@ -1,9 +1,11 @@
 //! What is to be kept of a task, where and why, as plain data.
 
 use crate::broker::{QueueSpec, Record};
+use crate::handler::Failure;
+use crate::settlement::Purpose;
 
 /// A copy that is to take the place of a task.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PlannedCopy {
     /// The queue it goes to.
     pub(super) to: QueueSpec,
@@ -14,13 +16,33 @@ pub(super) struct PlannedCopy {
     pub(super) comes_first: bool,
 }
 
-/// What a copy is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// The next attempt.
-    Retried,
-    /// A person, for this reason.
-    Dead(String),
-    /// The next delivery of a task whose count of deliveries has to be written before it runs.
-    Counted,
+impl PlannedCopy {
+    /// Of a task of `queue` with this record, for `purpose`. `failure`: how its last attempt ended, where it ran; `now`:
+    /// the time in seconds since 1970; `host`: where this worker runs.
+    pub(super) fn new(
+        purpose: Purpose,
+        queue: &QueueSpec,
+        record: &Record,
+        failure: &Failure,
+        (now, host): (u64, &str),
+    ) -> Self {
+        let after_failure = |attempt, exit: &str| {
+            record.after_failure(attempt, exit, &failure.stderr, now, host, &queue.name)
+        };
+        let (to, record) = match &purpose {
+            Purpose::Retry { delay, attempt } => {
+                (queue.delay(*delay), after_failure(*attempt, &failure.exit))
+            }
+            Purpose::DeadLetter(why) => (queue.dead(), after_failure(record.attempt, why)),
+            Purpose::Count(deliveries) => {
+                (queue.clone(), Record { deliveries: *deliveries, ..record.clone() })
+            }
+        };
+        Self { to, record, purpose, comes_first: false }
+    }
+
+    /// It only counts a delivery of a task that may run.
+    pub(super) fn counts(&self) -> bool {
+        matches!(self.purpose, Purpose::Count(_))
+    }
 }

@@ -1,53 +1,26 @@
 //! One delivery from its arrival to the decision what the broker is told about it.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, select};
+use crossbeam_channel::{Sender, select};
 
-use super::Event;
+use super::EndRequest;
 use super::context::Context;
 use super::dedup::{Claim, Fingerprint, UnprovenAcks};
-use super::planned_copy::{PlannedCopy, Purpose};
-use super::republisher::{Answer, Pending, Republisher};
-use super::settlement::{BeforeRun, Earlier, HeldCopy};
+use super::planned_copy::PlannedCopy;
+use super::republisher::{Pending, Republisher};
 use super::shared::Shared;
-use crate::backoff::Backoff;
 use crate::broker::{Delivery, Message, Record};
-use crate::duration;
 use crate::error::Error;
-use crate::handler::{Failure, Handler, Obstacle, Outcome, Task};
-use crate::output;
-use crate::retry::Decision;
+use crate::events::Event;
+use crate::handler::{Failure, Handler, Outcome};
+use crate::report::tell;
+use crate::settlement::{CopyResult, Disposition, Earlier, HeldCopy, Purpose, Uncounted, after_copy};
 
 /// How long a worker thread waits for a copy to be kept before it turns to the next task.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What the machine lacks (descriptors, processes, the command while it is replaced) may be there again in a moment. Only
-/// then the task goes back, which counts as a delivery; others have more.
-const WAITS_TO_RUN: u32 = 4;
-const FIRST_WAIT: Duration = Duration::from_millis(250);
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
-
-/// What the broker is told.
-pub(super) enum Disposition {
-    /// The task is done, or a copy of it is kept.
-    Acknowledge,
-    /// Somebody else, or this worker later, has to run it.
-    GiveBack,
-    /// As `GiveBack`, and nothing may be taken for a while, for want of this: it would come back at once.
-    GiveBackAndPause(String),
-    /// The task runs although it was counted nowhere: its copy is too large, or not allowed.
-    RunUncounted,
-    /// Nothing yet: the broker takes its time with the copy.
-    SetAside(PendingCopy),
-    /// Nothing for as long as it may be held, for there will be no copy: given back, it would come at once and hold up
-    /// those behind it.
-    Hold,
-}
-
-/// A copy that is to take the place of a delivery.
+/// A copy that is to take the place of a delivery. Dropping it withdraws it, unless it is published already.
 pub(super) struct PendingCopy {
     pending: Pending,
     copy: Box<PlannedCopy>,
@@ -62,7 +35,7 @@ impl PendingCopy {
     /// What the rules have to know of it.
     pub(super) fn held(&self) -> HeldCopy {
         HeldCopy {
-            counts: self.copy.purpose == Purpose::Counted,
+            counts: self.copy.counts(),
             comes_first: self.copy.comes_first,
             waits_for: self.pending.waits_for(),
         }
@@ -70,20 +43,23 @@ impl PendingCopy {
 
     /// What is known of the task although its copy is not kept: how it ended, where it ran.
     pub(super) fn outcome(self) -> Option<(Fingerprint, Box<PlannedCopy>)> {
-        let ran = self.copy.purpose != Purpose::Counted;
+        let ran = !self.copy.counts();
         Some((self.fingerprint.filter(|_| ran)?, self.copy))
     }
 }
 
-/// The disposition of one delivery, and whether its task was run for it.
+/// What is to be done with one delivery.
 pub(super) struct Processed {
     pub(super) disposition: Disposition,
+    /// With [`Disposition::Wait`]: what is waited for.
+    pub(super) pending_copy: Option<PendingCopy>,
+    /// Its task was run for it.
     pub(super) ran: bool,
 }
 
-impl Processed {
-    fn unrun(disposition: Disposition) -> Self {
-        Self { disposition, ran: false }
+impl From<Disposition> for Processed {
+    fn from(disposition: Disposition) -> Self {
+        Self { disposition, pending_copy: None, ran: false }
     }
 }
 
@@ -95,51 +71,40 @@ impl Context {
         &self,
         delivery: &mut Delivery<'_>,
         uncounted: bool,
-        unproven: &mut UnprovenAcks<'_>,
+        unproven: &mut UnprovenAcks,
         handler: &mut dyn Handler,
     ) -> Processed {
-        let record = delivery.properties().record();
+        let record = delivery.properties.record();
         let fingerprint = self.shared.dedup.fingerprint(&delivery.message(), &record);
         let (mut processed, running) = loop {
-            match self.shared.dedup.claim(fingerprint, delivery.redelivered()) {
+            match self.shared.dedup.claim(fingerprint, delivery.redelivered) {
                 Claim::Run(running) => {
                     break (self.process_claimed(delivery, &record, uncounted, handler), running);
                 }
                 Claim::Failed(copy, running) => {
-                    log::info!(
-                        "task {} failed here before: its copy is tried again, without running it",
-                        output::escape(delivery.properties().id())
-                    );
+                    tell(&Event::FailedHereBefore { id: delivery.properties.id() });
                     let body = delivery.take_body();
-                    break (Processed::unrun(self.keep(delivery, body, *copy)), Some(running));
+                    break (self.republish(delivery, body, *copy), Some(running));
                 }
                 Claim::Finished => {
-                    log::info!(
-                        "task {} was finished here before its connection was lost: acknowledged without running again",
-                        output::escape(delivery.properties().id())
-                    );
+                    tell(&Event::FinishedHereBefore { id: delivery.properties.id() });
                     unproven.acknowledging(fingerprint);
-                    return Processed::unrun(Disposition::Acknowledge);
+                    return Disposition::Acknowledge.into();
                 }
                 Claim::Elsewhere(ends) => {
-                    log::info!(
-                        "task {} came back while it is still running here: waiting for it",
-                        output::escape(delivery.properties().id())
-                    );
+                    tell(&Event::RunsHereAlready { id: delivery.properties.id() });
                     select! {
                         recv(ends) -> _ => {}
-                        recv(self.drain.begun()) -> _ => return Processed::unrun(Disposition::GiveBack),
+                        recv(self.stop.draining()) -> _ => return Disposition::GiveBack.into(),
                     }
                 }
             }
         };
-        match &mut processed.disposition {
-            Disposition::Acknowledge => unproven.acknowledging(fingerprint),
-            Disposition::SetAside(pending_copy) => pending_copy.fingerprint = fingerprint,
-            Disposition::GiveBack
-            | Disposition::GiveBackAndPause(_)
-            | Disposition::RunUncounted
-            | Disposition::Hold => {}
+        if processed.disposition == Disposition::Acknowledge {
+            unproven.acknowledging(fingerprint);
+        }
+        if let Some(pending_copy) = &mut processed.pending_copy {
+            pending_copy.fingerprint = fingerprint;
         }
         // Only now: whoever waits for it must find it remembered.
         drop(running);
@@ -154,119 +119,105 @@ impl Context {
         handler: &mut dyn Handler,
     ) -> Processed {
         if !uncounted
-            && let Some(copy) =
-                instead_of_running(&self.shared, &self.republisher, &delivery.message(), record)
+            && let Some(copy) = copy_before_run(&self.shared, &self.republisher, &delivery.message(), record)
         {
             // It may have to run after all.
-            let body = delivery.body().to_vec();
-            match self.keep(delivery, body, copy) {
-                Disposition::RunUncounted => {}
-                disposition => return Processed::unrun(disposition),
+            let body = delivery.body.clone();
+            let processed = self.republish(delivery, body, copy);
+            match processed.disposition {
+                Disposition::RunUncounted(why) => self.note_uncounted(delivery, &why),
+                _ => return processed,
             }
         }
-        let (outcome, attempt) = (self.execute(delivery, record, handler), record.attempt);
-        let failure = match &outcome {
-            Outcome::Failed(failure)
-            | Outcome::Dead(failure)
-            | Outcome::Terminated(failure)
-            | Outcome::CommandMissing { failure, .. } => failure.clone(),
-            Outcome::Done | Outcome::GivenUp | Outcome::NoResources(_) | Outcome::CannotRun(_) => {
-                Failure::default()
+        let outcome = self.attempt(delivery, record, handler);
+        let ran = !matches!(outcome, Outcome::GivenUp | Outcome::NoResources(_));
+        let processed = match self.shared.options.policy.after(record.attempt, &outcome) {
+            Disposition::Republish(purpose) => {
+                self.keep(delivery, purpose, record, &outcome.failure().cloned().unwrap_or_default())
             }
+            disposition => disposition.into(),
         };
-        let policy = &self.shared.options.policy;
-        let disposition = match policy.after(attempt, &outcome) {
-            Decision::Ack => {
-                log::info!("Done");
+        match &processed.disposition {
+            Disposition::Acknowledge if outcome == Outcome::Done => {
+                tell(&Event::Done);
                 self.shared.finished();
-                Disposition::Acknowledge
             }
-            Decision::RetryAfter { delay, attempt: next } => {
-                log::warn!(
-                    "attempt {attempt} of {} failed ({}); the next one is in {}",
-                    policy.attempts,
-                    failure.exit,
-                    duration::show(delay)
-                );
-                let to = self.shared.options.queue.delay(delay);
-                let record = after_failure(&self.shared, record, next, &failure);
-                let body = delivery.take_body();
-                self.keep(
-                    delivery,
-                    body,
-                    PlannedCopy { to, record, purpose: Purpose::Retried, comes_first: false },
-                )
-            }
-            Decision::Dead(why) => {
-                let copy = dead_copy(&self.shared, record, &Failure { exit: why, ..failure });
-                let body = delivery.take_body();
-                self.keep(delivery, body, copy)
-            }
-            Decision::Requeue => Disposition::GiveBack,
-            Decision::RequeueAndPause(what) => return Processed::unrun(Disposition::GiveBackAndPause(what)),
-            Decision::StopWorker(why) => self.stop_worker(Error::configuration(why)),
+            Disposition::GiveBackAndStop(error) => self.stop_worker(error.clone()),
+            _ => {}
+        }
+        Processed { ran, ..processed }
+    }
+
+    /// Keeps a copy of a task that has run in place of the original.
+    fn keep(
+        &self,
+        delivery: &mut Delivery<'_>,
+        purpose: Purpose,
+        record: &Record,
+        failure: &Failure,
+    ) -> Processed {
+        if let Purpose::Retry { delay, .. } = purpose {
+            let attempts = self.shared.options.policy.attempts;
+            tell(&Event::Retried { attempt: record.attempt, attempts, exit: &failure.exit, delay });
+        }
+        let copy = self.shared.plan(purpose, record, failure);
+        let body = delivery.take_body();
+        self.republish(delivery, body, copy)
+    }
+
+    /// Asks for a copy, and waits a moment for what becomes of it.
+    fn republish(&self, delivery: &Delivery<'_>, body: Vec<u8>, copy: PlannedCopy) -> Processed {
+        let pending = self.republisher.request(copy.clone(), body, &delivery.properties, &self.wake.0);
+        let patience = if self.republisher.is_blocked() { Duration::ZERO } else { PATIENCE };
+        let pending_copy = PendingCopy { pending, copy: Box::new(copy), fingerprint: None };
+        match self.look_at(&pending_copy, patience) {
+            Disposition::Wait => Processed { pending_copy: Some(pending_copy), ..Disposition::Wait.into() },
+            disposition => disposition.into(),
+        }
+    }
+
+    /// What a copy that was asked for means for its delivery; [`Disposition::Wait`] when nothing is known of it within
+    /// `patience`.
+    pub(super) fn look_at(&self, pending_copy: &PendingCopy, patience: Duration) -> Disposition {
+        let PlannedCopy { to, purpose, .. } = &*pending_copy.copy;
+        let Some(result) = pending_copy.pending.wait(patience, self.stop.aborting()) else {
+            return Disposition::Wait;
         };
-        // What was given up is no task of `--max-tasks`.
-        Processed { disposition, ran: outcome != Outcome::GivenUp }
+        match (purpose, &result) {
+            (Purpose::DeadLetter(why), CopyResult::Kept) => {
+                tell(&Event::Dead { why, queue: &to.name });
+                self.shared.died();
+            }
+            (Purpose::Retry { .. } | Purpose::DeadLetter(_), CopyResult::TooLarge { length, limit }) => {
+                let hold_limit = self.shared.hold_limit();
+                tell(&Event::TooLargeToCopy { queue: &to.name, length: *length, limit: *limit, hold_limit });
+            }
+            _ => {}
+        }
+        match after_copy(purpose, result) {
+            Disposition::GiveBackAndStop(error) => {
+                let error = error.context(&format!("cannot keep a copy of a task in {}", to.name));
+                self.stop_worker(error.clone());
+                Disposition::GiveBackAndStop(error)
+            }
+            disposition => disposition,
+        }
     }
 
     /// The drain begins before the task goes back: the next thread would fare no better, and each such round would
     /// count as a delivery.
-    fn stop_worker(&self, error: Error) -> Disposition {
+    fn stop_worker(&self, error: Error) {
         // The pool is gone only when the process is about to be.
-        let _ = self.events.send(Event::Fatal(error));
-        self.drain.begin();
-        Disposition::GiveBack
+        let _ = self.end_requests.send(EndRequest::Fatal(error));
+        self.stop.drain();
     }
 
-    /// Keeps a copy in place of the original.
-    fn keep(&self, delivery: &Delivery<'_>, body: Vec<u8>, copy: PlannedCopy) -> Disposition {
-        let pending = self.republisher.request(copy.clone(), body, delivery.properties(), &self.bell.0);
-        let patience = if self.republisher.is_blocked() { Duration::ZERO } else { PATIENCE };
-        let pending_copy = PendingCopy { pending, copy: Box::new(copy), fingerprint: None };
-        self.look_at(&pending_copy, patience).unwrap_or(Disposition::SetAside(pending_copy))
-    }
-
-    /// What became of a copy; `None` when nothing is known of it within `patience`.
-    pub(super) fn look_at(&self, pending_copy: &PendingCopy, patience: Duration) -> Option<Disposition> {
-        let PlannedCopy { to, purpose, .. } = &*pending_copy.copy;
-        let name = &to.name;
-        let counts = *purpose == Purpose::Counted;
-        Some(match pending_copy.pending.wait(patience, &self.abort)? {
-            Answer::Kept => {
-                if let Purpose::Dead(why) = purpose {
-                    log::warn!("dead ({why}); kept in {name}");
-                    self.shared.died();
-                }
-                Disposition::Acknowledge
-            }
-            Answer::Aborted => Disposition::GiveBack,
-            Answer::TooLarge { length, limit } => {
-                let over = format!(
-                    "its body of {length} bytes is over the limit of the broker, {limit} bytes (max_message_size: \
-                     raise it)"
-                );
-                if counts {
-                    log::warn!("a redelivered task runs uncounted: {over}");
-                    Disposition::RunUncounted
-                } else {
-                    log::warn!(
-                        "the task cannot be copied to {name}: {over}; it stays in the queue, and comes again in {} \
-                         or when this worker ends",
-                        duration::show(self.shared.hold_limit())
-                    );
-                    Disposition::Hold
-                }
-            }
-            Answer::NotAllowed(error) if counts => {
-                log::warn!("redelivered tasks cannot be counted: {error}");
-                self.shared.cannot_count.store(true, Ordering::Relaxed);
-                Disposition::RunUncounted
-            }
-            Answer::NotAllowed(error) => {
-                self.stop_worker(error.context(&format!("cannot keep a copy of a task in {name}")))
-            }
-        })
+    /// A task is to run although its deliveries should be counted first.
+    pub(super) fn note_uncounted(&self, delivery: &Delivery<'_>, why: &Uncounted) {
+        if let Uncounted::NotAllowed(_) = why {
+            self.shared.stop_counting();
+        }
+        tell(&Event::RunsUncounted { id: delivery.properties.id(), why });
     }
 
     /// Whether the broker may drop the task when it is given back.
@@ -279,42 +230,12 @@ impl Context {
         let message = delivery.message();
         earlier(&self.shared, &message, &message.properties.record()).next_return_may_be_the_last()
     }
+}
 
-    fn execute(&self, delivery: &Delivery<'_>, record: &Record, handler: &mut dyn Handler) -> Outcome {
-        let properties = delivery.properties();
-        log::info!("Received a message: {}", output::excerpt(delivery.body()));
-        let headers = properties.user_headers();
-        let task = Task {
-            id: properties.id(),
-            attempt: record.attempt,
-            queue: &self.shared.options.queue.name,
-            redelivered: delivery.redelivered() || record.deliveries > 0,
-            content_type: properties.content_type(),
-            headers: &headers,
-            body: delivery.body(),
-        };
-        let _running = self.shared.run();
-        let outcome = self.run_when_possible(handler, &task);
-        if !matches!(outcome, Outcome::NoResources(_) | Outcome::GivenUp) {
-            self.shared.note_shortage(false);
-        }
-        self.shared.surroundings.settle(outcome, &task, self.drain.signalled(), &self.abort)
-    }
-
-    fn run_when_possible(&self, handler: &mut dyn Handler, task: &Task<'_>) -> Outcome {
-        let mut pauses = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
-        for _ in 0..WAITS_TO_RUN {
-            let outcome = contained(|| handler.run(task, &self.abort));
-            match &outcome {
-                Outcome::NoResources(what) => self.shared.tell_shortage(what),
-                Outcome::CannotRun(Obstacle { why, may_pass: true }) => self.shared.tell_obstacle(why),
-                _ => return outcome,
-            }
-            if self.drain.begun().recv_timeout(pauses.pause()) == Err(RecvTimeoutError::Disconnected) {
-                return Outcome::GivenUp;
-            }
-        }
-        contained(|| handler.run(task, &self.abort))
+impl Shared {
+    fn plan(&self, purpose: Purpose, record: &Record, failure: &Failure) -> PlannedCopy {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        PlannedCopy::new(purpose, &self.options.queue, record, failure, (now, &self.host))
     }
 }
 
@@ -324,44 +245,37 @@ pub(super) fn copy_on_arrival(
     shared: &Shared,
     republisher: &Republisher,
     message: &Message<'_>,
-    bell: &Sender<()>,
+    wake: &Sender<()>,
 ) -> Option<PendingCopy> {
     let record = message.properties.record();
     let fingerprint = shared.dedup.fingerprint(message, &record);
     if shared.dedup.knows(fingerprint) {
         return None;
     }
-    let copy = instead_of_running(shared, republisher, message, &record)?;
-    let pending = republisher.request(copy.clone(), message.body.to_vec(), message.properties, bell);
+    let copy = copy_before_run(shared, republisher, message, &record)?;
+    let pending = republisher.request(copy.clone(), message.body.to_vec(), message.properties, wake);
     Some(PendingCopy { pending, copy: Box::new(copy), fingerprint })
 }
 
 /// The copy that has to be kept before the task may run, or instead of that.
-fn instead_of_running(
+fn copy_before_run(
     shared: &Shared,
     republisher: &Republisher,
     message: &Message<'_>,
     record: &Record,
 ) -> Option<PlannedCopy> {
     let earlier = earlier(shared, message, record);
-    let copies_possible = !shared.cannot_count.load(Ordering::Relaxed) && !republisher.is_blocked();
-    let comes_first = earlier.next_return_may_be_the_last();
+    let copies_possible = shared.counts() && !republisher.is_blocked();
     match earlier.before_run(&shared.options.policy, copies_possible) {
-        BeforeRun::Run => None,
-        BeforeRun::RunUncounted => {
-            log::warn!("a redelivered task runs uncounted: publishing is blocked or not allowed");
+        Disposition::Republish(purpose) => {
+            let copy = shared.plan(purpose, record, &Failure::default());
+            Some(PlannedCopy { comes_first: earlier.next_return_may_be_the_last(), ..copy })
+        }
+        Disposition::RunUncounted(why) => {
+            tell(&Event::RunsUncounted { id: message.properties.id(), why: &why });
             None
         }
-        BeforeRun::Count(deliveries) => {
-            log::debug!("delivery {} of a task without an answer: counting it", deliveries.saturating_add(1));
-            let record = Record { deliveries, ..record.clone() };
-            let to = shared.options.queue.clone();
-            Some(PlannedCopy { to, record, purpose: Purpose::Counted, comes_first })
-        }
-        BeforeRun::DeadLetter(exit) => {
-            let copy = dead_copy(shared, record, &Failure { exit, stderr: Vec::new() });
-            Some(PlannedCopy { comes_first, ..copy })
-        }
+        _ => None,
     }
 }
 
@@ -371,36 +285,5 @@ fn earlier(shared: &Shared, message: &Message<'_>, record: &Record) -> Earlier {
         header: message.properties.delivery_count(),
         recorded: record.deliveries,
         queue: shared.queue_kind(),
-    }
-}
-
-fn dead_copy(shared: &Shared, record: &Record, failure: &Failure) -> PlannedCopy {
-    let to = shared.options.queue.dead();
-    let record = after_failure(shared, record, record.attempt, failure);
-    PlannedCopy { to, record, purpose: Purpose::Dead(failure.exit.clone()), comes_first: false }
-}
-
-fn after_failure(shared: &Shared, record: &Record, attempt: u32, failure: &Failure) -> Record {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let queue = &shared.options.queue.name;
-    record.after_failure(attempt, &failure.exit, &failure.stderr, now, &shared.host, queue)
-}
-
-/// A fault in a handler's code fails its task; the thread and its connection go on.
-fn contained(run: impl FnOnce() -> Outcome) -> Outcome {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
-        Outcome::Failed(Failure { exit: "a fault of taskq's own".to_owned(), stderr: Vec::new() })
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_handler_that_panics_fails_its_task_and_ends_nothing_else() {
-        assert!(matches!(contained(|| Outcome::Done), Outcome::Done));
-        let Outcome::Failed(failure) = contained(|| panic!("a fault")) else { panic!("it did not fail") };
-        assert_eq!(failure.exit, "a fault of taskq's own");
     }
 }

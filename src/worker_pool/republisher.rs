@@ -9,6 +9,8 @@ mod loss;
 mod publishing_thread;
 mod refusals;
 #[cfg(test)]
+pub(super) mod testing;
+#[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
 mod waiting;
@@ -20,31 +22,18 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, select};
 
-use super::Event;
+use super::EndRequest;
 use super::planned_copy::PlannedCopy;
-use super::settlement::WaitsFor;
 use super::shared::Shared;
 use crate::broker::{Body, CopyForm, Opener, Properties, Publisher};
 use crate::cancel::Never;
 use crate::error::Error;
 use crate::lock::lock;
+use crate::settlement::{CopyResult, WaitsFor};
 use publishing_thread::{PublishingThread, Times};
 
-/// How asking for a copy ended.
-#[derive(Debug, Clone)]
-pub(super) enum Answer {
-    /// The broker has it.
-    Kept,
-    /// The broker takes no body of more than `limit` bytes.
-    TooLarge { length: usize, limit: u64 },
-    /// There will be none: the broker does not allow it, or the queue is unfit.
-    NotAllowed(Error),
-    /// The worker was told to give up.
-    Aborted,
-}
-
 /// A copy that was asked for, with what its making takes.
-struct Job {
+struct CopyJob {
     /// In the order in which they came.
     number: u64,
     copy: PlannedCopy,
@@ -61,16 +50,16 @@ struct Job {
 
 /// Who waits for the answer.
 struct Requester {
-    reply: Sender<Answer>,
+    reply: Sender<CopyResult>,
     /// Something that may last stands in the way.
     met: Sender<()>,
-    bell: Sender<()>,
-    state: Arc<State>,
+    wake: Sender<()>,
+    state: Arc<PendingState>,
 }
 
 /// What both sides of a [`Pending`] see.
 #[derive(Default)]
-struct State {
+struct PendingState {
     /// Nobody waits any more.
     withdrawn: AtomicBool,
     /// See [`Pending::waits_for`].
@@ -79,9 +68,9 @@ struct State {
 
 impl Requester {
     /// Whoever asked may have given up.
-    fn answer(&self, answer: Answer) {
+    fn answer(&self, answer: CopyResult) {
         let _ = self.reply.send(answer);
-        self.ring();
+        self.wake();
     }
 
     fn set_waits_for(&self, what: WaitsFor) {
@@ -89,7 +78,7 @@ impl Requester {
             if what != WaitsFor::Confirm {
                 let _ = self.met.try_send(());
             }
-            self.ring();
+            self.wake();
         }
     }
 
@@ -97,32 +86,32 @@ impl Requester {
         self.state.withdrawn.load(Ordering::SeqCst)
     }
 
-    fn ring(&self) {
-        // A full bell rings already.
-        let _ = self.bell.try_send(());
+    fn wake(&self) {
+        // One message is enough.
+        let _ = self.wake.try_send(());
     }
 }
 
 /// A copy that was asked for. Dropping it withdraws it, unless it is published already.
 pub(super) struct Pending {
-    replies: Receiver<Answer>,
+    replies: Receiver<CopyResult>,
     met: Receiver<()>,
-    state: Arc<State>,
+    state: Arc<PendingState>,
 }
 
 impl Pending {
     /// Waits for the answer; `None` when there was none within `patience`, or when it may be long.
-    pub(super) fn wait(&self, patience: Duration, abort: &Receiver<Never>) -> Option<Answer> {
-        let gone = || Answer::NotAllowed(Error::internal("the publishing thread is gone"));
+    pub(super) fn wait(&self, patience: Duration, abort: &Receiver<Never>) -> Option<CopyResult> {
+        let gone = || CopyResult::NotAllowed(Error::internal("the publishing thread is gone"));
         select! {
             recv(self.replies) -> answer => Some(answer.unwrap_or_else(|_| gone())),
-            recv(abort) -> _ => Some(Answer::Aborted),
+            recv(abort) -> _ => Some(CopyResult::Aborted),
             recv(self.met) -> _ => self.replies.try_recv().ok(),
             default(patience) => None,
         }
     }
 
-    /// What it waits for; a change is told by the bell.
+    /// What it waits for; a change wakes whoever asked.
     pub(super) fn waits_for(&self) -> WaitsFor {
         *lock(&self.state.waits_for)
     }
@@ -137,36 +126,39 @@ impl Drop for Pending {
 /// Hands copies to the publishing thread.
 #[derive(Clone)]
 pub(super) struct Republisher {
-    jobs: Sender<Job>,
+    jobs: Sender<CopyJob>,
     blocked: Arc<AtomicBool>,
 }
 
 impl Republisher {
     /// Starts the thread; it ends when the last `Republisher` is gone. `alive` is held until then.
-    ///
-    /// # Errors
-    /// When the system has no thread left.
     pub(super) fn start(
         shared: &Arc<Shared>,
-        events: Sender<Event>,
+        end_requests: Sender<EndRequest>,
         alive: Sender<Never>,
     ) -> std::io::Result<Self> {
         let (session, queue) = (shared.options.session.clone(), shared.options.queue.clone());
         let opener = Arc::new(move || Publisher::open_verified(&session, &queue));
-        Self::start_with(opener, Times::default(), shared, events, alive)
+        Self::start_with(opener, Times::default(), shared, end_requests, alive)
     }
 
     fn start_with(
-        opener: Opener<Job>,
+        opener: Opener<CopyJob>,
         times: Times,
         shared: &Arc<Shared>,
-        events: Sender<Event>,
+        end_requests: Sender<EndRequest>,
         alive: Sender<Never>,
     ) -> std::io::Result<Self> {
         let (sender, jobs) = crossbeam_channel::unbounded();
         let blocked = Arc::new(AtomicBool::new(false));
-        let thread =
-            PublishingThread::new(Arc::clone(shared), events, jobs, Arc::clone(&blocked), opener, times);
+        let thread = PublishingThread::new(
+            Arc::clone(shared),
+            end_requests,
+            jobs,
+            Arc::clone(&blocked),
+            opener,
+            times,
+        );
         thread::Builder::new().name("copies".into()).spawn(move || {
             let _alive = alive;
             thread.run();
@@ -174,19 +166,19 @@ impl Republisher {
         Ok(Self { jobs: sender, blocked })
     }
 
-    /// Asks for one copy. `bell` gets a message when something is known of it.
+    /// Asks for one copy. `wake` gets a message when something is known of it.
     pub(super) fn request(
         &self,
         copy: PlannedCopy,
         body: Vec<u8>,
         original: &Properties,
-        bell: &Sender<()>,
+        wake: &Sender<()>,
     ) -> Pending {
         let ((reply, replies), (met_in, met)) =
             (crossbeam_channel::bounded(1), crossbeam_channel::bounded(1));
-        let state = Arc::new(State::default());
-        let requester = Requester { reply, met: met_in, bell: bell.clone(), state: Arc::clone(&state) };
-        let job = Job {
+        let state = Arc::new(PendingState::default());
+        let requester = Requester { reply, met: met_in, wake: wake.clone(), state: Arc::clone(&state) };
+        let job = CopyJob {
             number: 0,
             copy,
             body: Body::new(body),

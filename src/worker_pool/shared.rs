@@ -1,7 +1,7 @@
 //! What all threads of the pool see: options, counts, the memory of finished tasks, and how many may still be taken.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::Options;
@@ -10,7 +10,9 @@ use super::surroundings::Surroundings;
 use crate::backoff::Reminder;
 use crate::broker::QueueType;
 use crate::error::{Error, Exit};
+use crate::events::Event;
 use crate::lock::lock;
+use crate::report::{last_returns, tell};
 
 /// How long a delivery is held in all: less than the 30 minutes that the broker waits for an acknowledgement.
 pub(super) const HOLD_LIMIT: Duration = Duration::from_mins(25);
@@ -24,7 +26,7 @@ fn as_millis(duration: Duration) -> u64 {
 /// What all threads of the pool see.
 pub(super) struct Shared {
     pub(super) options: Options,
-    pub(super) dedup: Dedup,
+    pub(super) dedup: Arc<Dedup>,
     pub(super) surroundings: Surroundings,
     pub(super) permits: Permits,
     busy: AtomicUsize,
@@ -46,7 +48,7 @@ pub(super) struct Shared {
     /// How long a delivery may be held, in milliseconds.
     hold_limit: AtomicU64,
     /// This user may not publish, so that redelivered tasks cannot be counted.
-    pub(super) cannot_count: AtomicBool,
+    cannot_count: AtomicBool,
     /// The queue takes no task back, and refuses consumers that say when to.
     pub(super) no_timeout: AtomicBool,
     pub(super) host: String,
@@ -74,7 +76,7 @@ impl Shared {
         Self {
             permits: Permits::new(options.max_tasks),
             options,
-            dedup: Dedup::new(),
+            dedup: Arc::new(Dedup::new()),
             surroundings: Surroundings::default(),
             busy: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
@@ -169,6 +171,16 @@ impl Shared {
         }
     }
 
+    /// Redelivered tasks are counted by copies.
+    pub(super) fn counts(&self) -> bool {
+        !self.cannot_count.load(Ordering::Relaxed)
+    }
+
+    /// This user may not publish the copies that would count them.
+    pub(super) fn stop_counting(&self) {
+        self.cannot_count.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn broker_counts_nacks(&self) -> bool {
         self.broker_counts_nacks.load(Ordering::Relaxed)
     }
@@ -178,10 +190,10 @@ impl Shared {
     }
 
     /// A delivery has arrived; it counts as running until the guard is dropped.
-    pub(super) fn begin(&self) -> Busy<'_> {
+    pub(super) fn begin(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::SeqCst);
         self.touch();
-        Busy(self)
+        Busy(Arc::clone(self))
     }
 
     pub(super) fn busy(&self) -> usize {
@@ -240,7 +252,7 @@ impl Shared {
         let mut greeting = lock(&self.greeting);
         match *greeting {
             Greeting::Due(_) => *greeting = Greeting::Due(introduction),
-            Greeting::Told => log::info!("connected to {introduction}"),
+            Greeting::Told => tell(&Event::Connected { broker: &introduction }),
         }
     }
 
@@ -248,8 +260,8 @@ impl Shared {
     pub(super) fn greet(&self) {
         let mut greeting = lock(&self.greeting);
         if let Greeting::Due(introduction) = &*greeting {
-            log::info!(" [*] Waiting for messages. To exit press CTRL+C");
-            log::info!("connected to {introduction}");
+            tell(&Event::Waiting);
+            tell(&Event::Connected { broker: introduction });
             *greeting = Greeting::Told;
         }
     }
@@ -270,20 +282,15 @@ impl Shared {
 
     /// A task cannot run for want of something that this machine lacks now.
     pub(super) fn tell_shortage(&self, what: &str) {
-        let then = "the task goes back unless that passes soon, and this thread takes no other meanwhile";
-        self.tell_cannot_run(what, then);
+        if lock(&self.shortage).is_due(what) {
+            tell(&Event::Shortage { what });
+        }
     }
 
     /// A task cannot run because the command cannot be started now.
     pub(super) fn tell_obstacle(&self, why: &str) {
-        let then =
-            "it is tried again for some seconds, as the command may be being replaced; then the worker stops";
-        self.tell_cannot_run(why, then);
-    }
-
-    fn tell_cannot_run(&self, why: &str, then: &str) {
         if lock(&self.shortage).is_due(why) {
-            log::warn!("cannot run a task now: {why}; no attempt is used up, {then}");
+            tell(&Event::CommandNotStarted { why });
         }
     }
 
@@ -296,18 +303,10 @@ impl Shared {
     }
 }
 
-/// What to say of tasks that go back to a queue although the broker may drop them for it.
-pub(super) fn last_returns(queue: &str, count: usize) -> String {
-    format!(
-        "tasks that went back to {queue} for at least the third time, without a copy: {count}; the broker drops those \
-         that are over a delivery limit"
-    )
-}
-
 /// One delivery that is being worked on.
-pub(super) struct Busy<'s>(&'s Shared);
+pub(super) struct Busy(Arc<Shared>);
 
-impl Drop for Busy<'_> {
+impl Drop for Busy {
     fn drop(&mut self) {
         self.0.touch();
         self.0.busy.fetch_sub(1, Ordering::SeqCst);
@@ -332,38 +331,35 @@ impl Drop for LastChance<'_> {
     }
 }
 
-/// How many tasks may still be taken.
-pub(super) struct Permits(Option<Mutex<u64>>);
+/// How many tasks may still be taken; no limit without `--max-tasks`.
+pub(super) struct Permits(Option<Arc<Mutex<u64>>>);
 
 impl Permits {
     fn new(limit: Option<u64>) -> Self {
-        Self(limit.map(Mutex::new))
+        Self(limit.map(|limit| Arc::new(Mutex::new(limit))))
     }
 
-    pub(super) fn take(&self) -> Option<Permit<'_>> {
+    pub(super) fn take(&self) -> Option<Permit> {
         if let Some(left) = &self.0 {
             let mut left = lock(left);
             *left = left.checked_sub(1)?;
         }
-        Some(Permit { permits: self, used: false })
+        Some(Permit(self.0.clone()))
     }
 }
 
 /// The right to take one task; it goes back when it was not used.
-pub(super) struct Permit<'p> {
-    permits: &'p Permits,
-    used: bool,
-}
+pub(super) struct Permit(Option<Arc<Mutex<u64>>>);
 
-impl Permit<'_> {
-    pub(super) fn used(&mut self) {
-        self.used = true;
+impl Permit {
+    pub(super) fn used(mut self) {
+        self.0 = None;
     }
 }
 
-impl Drop for Permit<'_> {
+impl Drop for Permit {
     fn drop(&mut self) {
-        if let (false, Some(left)) = (self.used, &self.permits.0) {
+        if let Some(left) = &self.0 {
             *lock(left) += 1;
         }
     }
@@ -379,9 +375,8 @@ mod tests {
         let (first, second) = (permits.take(), permits.take());
         assert!(first.is_some() && second.is_some() && permits.take().is_none());
         drop(first);
-        let Some(mut third) = permits.take() else { panic!("it came back") };
-        third.used();
-        drop((second, third));
+        permits.take().expect("it came back").used();
+        drop(second);
         assert!(permits.take().is_some());
     }
 

@@ -5,16 +5,18 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 
-use super::Event;
+use super::EndRequest;
 use super::ack_timeout;
 use super::shared::Shared;
 use crate::backoff::{Backoff, Reminder};
 use crate::broker::{
-    AckTimeout, Channel, Count, Fault, FaultKind, Link, Publisher, Purpose, Scope, Session, count_messages,
-    ensure_queue, find_again, kind_of, vanished,
+    AckTimeout, ConnectionPurpose, Count, DeliveryChannel, Fault, FaultKind, Link, Publisher, Scope, Session,
+    count_messages, ensure_queue, find_again, kind_of,
 };
 use crate::duration;
 use crate::error::{Error, Exit, Result};
+use crate::events::Event;
+use crate::report::tell;
 
 /// The pauses between attempts to reach a broker that went away. The longest bounds how late a worker is back.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -36,7 +38,7 @@ pub(super) struct Request {
 
 /// A channel, and the number of the connection it belongs to.
 pub(super) struct Grant {
-    pub(super) channel: Channel,
+    pub(super) channel: Box<dyn DeliveryChannel>,
     pub(super) generation: u64,
     pub(super) ack_timeout: AckTimeout,
 }
@@ -50,13 +52,13 @@ pub(super) struct Closing {
 pub(super) struct Supervisor {
     shared: Arc<Shared>,
     requests: Receiver<Request>,
-    events: Sender<Event>,
+    end_requests: Sender<EndRequest>,
     waiting: Vec<Request>,
     link: Link<Session>,
     backoff: Backoff,
     /// Counts connections, so that the loss of one is noticed once however many threads report it.
     generation: u64,
-    refusals: Refusals,
+    refusals: RefusedSince,
     reminder: Reminder,
     /// How many times in a row nobody has answered for the queue.
     uncounted: u32,
@@ -66,11 +68,11 @@ pub(super) struct Supervisor {
 
 /// How long a broker that had let the worker in has been refusing it.
 #[derive(Default)]
-struct Refusals {
+struct RefusedSince {
     since: Option<Instant>,
 }
 
-impl Refusals {
+impl RefusedSince {
     /// Whether it is worth trying again after an attempt that ended with `error` at the time `now`. How long the broker
     /// was away before it refused anything does not count: it may be dying again in the middle of a login.
     fn may_pass(&mut self, error: &Error, now: Instant) -> bool {
@@ -88,17 +90,21 @@ impl Refusals {
 }
 
 impl Supervisor {
-    pub(super) fn new(shared: Arc<Shared>, requests: Receiver<Request>, events: Sender<Event>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        requests: Receiver<Request>,
+        end_requests: Sender<EndRequest>,
+    ) -> Self {
         let link = open(&shared);
         Self {
             shared,
             requests,
-            events,
+            end_requests,
             waiting: Vec::new(),
             link,
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             generation: 0,
-            refusals: Refusals::default(),
+            refusals: RefusedSince::default(),
             reminder: Reminder::default(),
             uncounted: 0,
             missing_at: None,
@@ -144,7 +150,9 @@ impl Supervisor {
                 (Scope::Channel, FaultKind::NotFound) if current => self.queue_gone(fault),
                 // The thread has explained it, and with more words; or it is of no interest.
                 (Scope::Channel, FaultKind::AckTimeout | FaultKind::NoTimeout) => {}
-                (Scope::Channel, _) if current => log::warn!("{fault}; opening another channel"),
+                (Scope::Channel, _) if current => {
+                    tell(&Event::ChannelLost { cause: fault });
+                }
                 // One of several threads that report the same loss.
                 _ => {}
             }
@@ -160,7 +168,7 @@ impl Supervisor {
                 Ok(channel) => {
                     // Only now: a connection that is lost as soon as it is used must not be tried without pauses.
                     self.backoff.reset();
-                    let ack_timeout = session.ack_timeout();
+                    let (channel, ack_timeout) = (Box::new(channel), session.ack_timeout());
                     // A thread that drains meanwhile no longer listens.
                     let _ = request.reply.send(Grant { channel, generation: self.generation, ack_timeout });
                 }
@@ -182,7 +190,7 @@ impl Supervisor {
             let label = session.label().to_owned();
             // The connection knows the cause; its channels only know that it is gone.
             let cause = session.close().unwrap_or_else(|| seen.clone());
-            log::warn!("lost the connection to {label}: {cause}");
+            tell(&Event::ConnectionLost { broker: &label, cause: &cause });
         }
         self.rest();
     }
@@ -210,13 +218,13 @@ impl Supervisor {
             Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
             Err(fault) if fault.kind == FaultKind::NotFound => self.queue_gone(seen),
             // Or it cannot be looked at.
-            _ => log::warn!("{}", ack_timeout::explanation(broker, held)),
+            _ => tell(&Event::AcknowledgementLate { broker, held, words: None }),
         }
     }
 
     /// The queue was deleted under its consumers: declare it again, or say that it is missing and try later.
     fn queue_gone(&mut self, seen: &Fault) {
-        log::warn!("{seen}");
+        tell(&Event::QueueGone { cause: seen });
         self.missing_at = Some(Instant::now());
         let Some(session) = self.link.up() else { return };
         match ensure_queue(session, &self.shared.options.queue) {
@@ -237,7 +245,7 @@ impl Supervisor {
             Ok(kind) => self.shared.set_queue_kind(kind),
             Err(fault) if fault.kind == FaultKind::Configuration => self.fatal(fault.into_error()),
             Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
-            Err(fault) => log::warn!("{fault}"),
+            Err(fault) => tell(&Event::QueueGone { cause: &fault }),
         }
     }
 
@@ -249,9 +257,9 @@ impl Supervisor {
                 self.refusals.end();
                 self.shared.tell_connected(session.introduction());
                 self.shared.set_broker_counts_nacks(session.counts_nacks());
-                let warning = ack_timeout::warning(self.shared.options.timeout, session.ack_timeout());
-                if let Some(warning) = warning.filter(|_| first) {
-                    log::warn!("{warning}");
+                let broker = session.ack_timeout();
+                if first && ack_timeout::is_exceeded(self.shared.options.timeout, broker) {
+                    tell(&Event::TimeoutTooLong { broker });
                 }
                 self.link = Link::Up(Box::new(session));
                 self.shared.set_connected(true);
@@ -263,7 +271,7 @@ impl Supervisor {
             Err(error) => {
                 let text = error.to_string();
                 if self.reminder.is_due(&text) {
-                    log::warn!("{text}; trying again");
+                    tell(&Event::CannotConnect { why: &text });
                 }
                 self.rest();
             }
@@ -272,7 +280,7 @@ impl Supervisor {
 
     fn fatal(&self, error: Error) {
         // The pool is gone only when the process is about to be.
-        let _ = self.events.send(Event::Fatal(error));
+        let _ = self.end_requests.send(EndRequest::Fatal(error));
     }
 
     fn probe_timer(&self) -> Receiver<Instant> {
@@ -292,7 +300,7 @@ impl Supervisor {
             // Not even this worker's own consumers are counted: nobody answers for the queue.
             Ok(Count { ready: 0, consumers: 0 }) => self.note_uncounted(),
             Ok(Count { ready: 0, .. }) if self.shared.busy() == 0 => {
-                let _ = self.events.send(Event::Empty);
+                let _ = self.end_requests.send(EndRequest::Empty);
             }
             Ok(_) => self.uncounted = 0,
             Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
@@ -308,10 +316,7 @@ impl Supervisor {
     fn note_uncounted(&mut self) {
         self.uncounted += 1;
         if self.uncounted == UNCOUNTED_TOLD {
-            log::warn!(
-                "nobody answers for the queue {}; waiting for that, as it may not be empty",
-                self.shared.options.queue.name
-            );
+            tell(&Event::QueueSilent { queue: &self.shared.options.queue.name });
         }
     }
 
@@ -338,7 +343,7 @@ fn open(shared: &Arc<Shared>) -> Link<Session> {
 /// A connection on which all that the worker needs was seen.
 fn prepare(shared: &Shared) -> Result<Session> {
     let options = &shared.options;
-    let mut session = Session::open(&options.session, Purpose::Consume)?;
+    let mut session = Session::open(&options.session, ConnectionPurpose::Consume)?;
     let kind = ensure_queue(&mut session, &options.queue).map_err(Fault::into_error)?.kind;
     shared.set_queue_kind(kind);
     if options.prepare_retries {
@@ -347,7 +352,7 @@ fn prepare(shared: &Shared) -> Result<Session> {
             if !shared.was_connected() {
                 ensure_queue(&mut session, &queue).map_err(Fault::into_error)?;
             } else if find_again(&mut session, &queue).map_err(Fault::into_error)? {
-                log::warn!("{}", vanished(&queue.name));
+                tell(&Event::QueueVanished { queue: &queue.name });
             }
         }
         Publisher::check_permission(&options.session, &options.queue)?;
@@ -364,7 +369,7 @@ mod tests {
         let (away, refused) = (Error::unavailable("away"), Error::turned_away("no"));
         let start = Instant::now();
         let minutes = |count: u64| start + Duration::from_mins(count);
-        let mut refusals = Refusals::default();
+        let mut refusals = RefusedSince::default();
         assert!(refusals.may_pass(&away, start) && refusals.may_pass(&refused, minutes(10)));
         assert!(!refusals.may_pass(&refused, minutes(12)));
         // Something else in between, or a success: counted from the start again.

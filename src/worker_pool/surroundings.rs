@@ -8,8 +8,10 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, after, select};
 
 use crate::cancel::Never;
+use crate::events::Event;
 use crate::handler::{Obstacle, Outcome, Task};
 use crate::lock::lock;
+use crate::report::tell;
 
 /// How long an end by a signal waits for the worker's own. Whoever stops a whole service signals all its processes
 /// within milliseconds, and a busy machine takes its time to deliver that.
@@ -49,10 +51,7 @@ impl Surroundings {
                 Ruling::Attempt => Outcome::Failed(failure),
                 Ruling::Stop => Outcome::CannotRun(Obstacle::lasting(why)),
                 Ruling::GiveBack => {
-                    log::warn!(
-                        "{why}; the task goes back to the queue once, and if the next one ends like that as well, the \
-                         worker stops"
-                    );
+                    tell(&Event::CommandMissing { why: &why });
                     Outcome::GivenUp
                 }
             },

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, select};
 
-use super::Event;
+use super::EndRequest;
 use super::ack_timeout;
 use super::consume::{Pauses, consume};
 use super::context::Context;
@@ -15,7 +15,9 @@ use super::supervisor::{Grant, Request};
 use crate::backoff::Backoff;
 use crate::broker::{AckTimeout, Fault, FaultKind};
 use crate::error::Error;
+use crate::events::Event;
 use crate::handler::Handler;
+use crate::report::tell;
 use crate::shortage;
 
 /// The pauses before asking again for a channel that ended without having delivered anything.
@@ -38,7 +40,9 @@ impl WorkerThread {
             let finished_before = self.context.shared.settled();
             let Err(fault) = self.use_channel(grant, &mut pauses, handler) else { break };
             match fault.kind {
-                FaultKind::AckTimeout => log::warn!("{} ({fault})", ack_timeout::explanation(broker, None)),
+                FaultKind::AckTimeout => {
+                    tell(&Event::AcknowledgementLate { broker, held: None, words: Some(&fault) });
+                }
                 // The next channel asks for nothing.
                 FaultKind::NoTimeout if !self.context.shared.no_timeout.swap(true, Ordering::Relaxed) => {
                     continue;
@@ -54,18 +58,19 @@ impl WorkerThread {
             lost = Some((generation, fault));
             // Nothing is held meanwhile. The first pause after a loss is short enough not to matter, and a channel
             // that ends at once again and again must not spin.
-            if self.context.drain.begun().recv_timeout(backoff.pause()) == Err(RecvTimeoutError::Disconnected)
+            if self.context.stop.draining().recv_timeout(backoff.pause())
+                == Err(RecvTimeoutError::Disconnected)
             {
                 break;
             }
         }
-        handler.close(&self.context.abort);
+        handler.close(self.context.stop.aborting());
     }
 
     /// Without its handler the thread is of no use, and a worker with fewer threads than asked for is not one either.
     pub(super) fn cannot_start(self, error: &std::io::Error) {
         let error = Error::internal(format!("cannot prepare to run commands: {}", shortage::reason(error)));
-        let _ = self.context.events.send(Event::Fatal(error));
+        let _ = self.context.end_requests.send(EndRequest::Fatal(error));
     }
 
     /// Waits for a channel; `None` when the drain begins first.
@@ -74,25 +79,21 @@ impl WorkerThread {
         self.requests.send(Request { reply, lost }).ok()?;
         select! {
             recv(grants) -> grant => grant.ok(),
-            recv(self.context.drain.begun()) -> _ => None,
+            recv(self.context.stop.draining()) -> _ => None,
         }
     }
 
     /// Works until the thread is done: drained, or out of permits.
-    ///
-    /// # Errors
-    /// The channel or its connection is gone.
     fn use_channel(&self, grant: Grant, pauses: &mut Pauses, handler: &mut dyn Handler) -> Result<(), Fault> {
-        let channel = grant.channel.holding_for(self.time_to_ask_for(grant.ack_timeout));
+        let Grant { channel, ack_timeout, .. } = grant;
+        let hold = self.time_to_ask_for(ack_timeout);
         let mut unproven =
             UnprovenAcks::new(&self.context.shared.dedup, self.context.shared.options.prefetch);
-        consume(&self.context, &channel, &mut unproven, pauses, handler)?;
+        consume(&self.context, &*channel, hold, &mut unproven, pauses, handler)?;
         match channel.close() {
             Ok(()) => unproven.all_arrived(),
             Err(fault) => {
-                log::warn!(
-                    "the last acknowledgement may be lost ({fault}); if so, its task will be delivered again"
-                );
+                tell(&Event::LastAcknowledgementUnknown { cause: &fault });
             }
         }
         Ok(())
@@ -107,3 +108,6 @@ impl WorkerThread {
         ack_timeout::to_ask_for(options.timeout, options.grace, options.prefetch)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,20 +1,20 @@
-//! The broker takes a task back that takes longer than its delivery acknowledgement timeout. Up to RabbitMQ 4.2 it closes
-//! the channel; 4.3 cancels the consumer, of quorum queues only, and lets the consumer say how long it may take.
+//! The broker takes a task back that takes longer than its delivery acknowledgement timeout. Up to RabbitMQ 4.2 it
+//! closes the channel; 4.3 cancels the consumer, of quorum queues only, and lets the consumer say how long it may take.
 
 use crate::support::broker::{arguments, durable, text};
 use crate::support::{Sandbox, until};
 use nix::sys::signal::Signal::SIGTERM;
 
-/// On a broker that waits for two seconds.
-fn impatient() -> Sandbox {
+/// On a broker whose delivery acknowledgement timeout is two seconds.
+fn with_short_timeout() -> Sandbox {
     let sandbox = Sandbox::configured(&["consumer_timeout = 2000"]);
-    // How often a channel looks at its deliveries: once a minute unless told otherwise before it is opened. 4.3 has a
-    // timer for each.
+    // A channel checks its deliveries once a minute by default; the setting holds for channels that are opened later.
+    // 4.3 has a timer for each delivery.
     sandbox.node().ctl(&["eval", "application:set_env(rabbit, channel_tick_interval, 500)."]);
     sandbox
 }
 
-fn lets_consumers_say(sandbox: &Sandbox) -> bool {
+fn lets_consumers_set_the_timeout(sandbox: &Sandbox) -> bool {
     sandbox.broker().version() >= [4, 3, 0]
 }
 
@@ -25,7 +25,7 @@ fn declare(sandbox: &Sandbox, kind: &str) {
 
 #[test]
 fn it_is_explained_and_the_worker_goes_on() {
-    let sandbox = impatient();
+    let sandbox = with_short_timeout();
     declare(&sandbox, "quorum");
     let worker = sandbox.worker(["--threads", "2"]);
     let broker = sandbox.broker();
@@ -48,7 +48,7 @@ fn it_is_explained_and_the_worker_goes_on() {
 #[test]
 fn a_task_that_is_answered_too_late_costs_no_connection() {
     for kind in ["classic", "quorum"] {
-        let sandbox = impatient();
+        let sandbox = with_short_timeout();
         declare(&sandbox, kind);
         for body in ["too long", "next", "last"] {
             sandbox.taskq(["send", body]).run().exits(0);
@@ -67,12 +67,12 @@ fn a_task_that_is_answered_too_late_costs_no_connection() {
 #[test]
 fn the_broker_waits_for_as_long_as_a_task_may_take_where_it_can_be_told() {
     for kind in ["classic", "quorum"] {
-        let sandbox = impatient();
+        let sandbox = with_short_timeout();
         declare(&sandbox, kind);
         sandbox.taskq(["send", "slow"]).run().exits(0);
         let options = ["--timeout", "20s", "--until-empty"];
         let worked = sandbox.work_with(&options, "sleep 5; echo done >>\"$1/done\"").run().exits(0);
-        if lets_consumers_say(&sandbox) {
+        if lets_consumers_set_the_timeout(&sandbox) {
             worked.never_says("ran longer").never_says("cancelled the consumer");
         } else {
             worked.says("a task ran longer").says("consumer_timeout in rabbitmq.conf");
@@ -81,7 +81,7 @@ fn the_broker_waits_for_as_long_as_a_task_may_take_where_it_can_be_told() {
     }
 }
 
-/// As of a queue that was deleted, and not of a task that took its time, although there was one.
+/// The worker reports that the queue was deleted, and no timeout, although a long task is running.
 #[test]
 fn a_queue_that_is_deleted_under_a_task_is_not_blamed_on_the_task() {
     let sandbox = Sandbox::new();

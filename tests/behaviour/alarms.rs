@@ -7,7 +7,7 @@ use nix::sys::signal::Signal::{SIGINT, SIGTERM};
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// What a bounded wait may take longer than its bound.
+/// How much longer than its limit a wait may take on a busy machine.
 const SLACK: Duration = Duration::from_secs(20);
 
 /// How an alarm is raised, how it ends, and what the broker calls it.

@@ -70,7 +70,7 @@ fn flags_that_contradict_each_other_are_usage_errors() {
     assert!(sandbox.broker().counts(&sandbox.queue).is_none(), "something was sent");
 }
 
-/// As `-- $HANDLER` is where HANDLER is not set.
+/// What `-- $HANDLER` comes to where HANDLER is not set.
 #[test]
 fn a_separator_without_a_command_does_nothing_to_the_queue() {
     let sandbox = Sandbox::new();
@@ -97,6 +97,21 @@ fn names_over_255_bytes_are_bad_data() {
         assert!(failed.in_one_line().stderr.contains("255"));
     }
     assert!(sandbox.broker().counts(&sandbox.queue).is_none(), "something was sent");
+}
+
+/// RabbitMQ leaves them out where it declares a queue and not where it routes. A `\r` comes from a file of variables with
+/// the line ends of Windows.
+#[test]
+fn a_line_break_in_the_name_of_a_queue_is_bad_data() {
+    let sandbox = Sandbox::new();
+    for end in ["\n", "\r", "\r\nx"] {
+        let name = format!("{}{end}", sandbox.queue);
+        for args in [&["send", "hello"][..], &["work", "--until-empty"], &["dead", "list"]] {
+            let failed = sandbox.taskq(args).env("TASKQ_QUEUE", &name).run().exits(65).in_one_line();
+            failed.says("line break");
+        }
+    }
+    assert!(sandbox.broker().counts(&sandbox.queue).is_none(), "something was declared");
 }
 
 #[test]

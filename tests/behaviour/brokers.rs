@@ -1,11 +1,11 @@
-//! Several URLs: the brokers that are dead, silent or refuse keep nobody from the one that answers.
+//! Several URLs: taskq gets past brokers that are down, silent or refuse access, to the one that answers.
 
 use crate::support::script::{Script, hold};
 use crate::support::{Node, Sandbox};
 use std::net::TcpListener;
 
 /// A port where nobody listens.
-fn dead() -> String {
+fn closed_port() -> String {
     let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
     Node::url_at(port)
 }
@@ -20,10 +20,10 @@ fn refusing(sandbox: &Sandbox) -> String {
     sandbox.url().replace("guest:guest@", "guest:opensesame@")
 }
 
-/// Where it starts among them is left to chance. Enough runs for all starts.
+/// taskq tries the URLs from a random one on: enough runs for each to be the first.
 const RUNS: usize = 4;
 
-/// Send and work reach the last of these, time after time.
+/// `send` and `work` reach the good broker beside these others, each time.
 fn both_get_past(others: &[String]) {
     let sandbox = Sandbox::new();
     let urls = [others, &[sandbox.url().to_owned()]].concat().join(",");
@@ -36,8 +36,8 @@ fn both_get_past(others: &[String]) {
 }
 
 #[test]
-fn a_dead_broker_is_passed_over() {
-    both_get_past(&[dead()]);
+fn a_broker_that_is_down_is_passed_over() {
+    both_get_past(&[closed_port()]);
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_broker_that_refuses_the_password_is_passed_over() {
 #[test]
 fn a_frozen_broker_takes_only_its_share_of_the_connect_timeout() {
     let silent = silent();
-    // Where to begin is chance: one time in 256 all of a round's begin at the other one.
+    // The first URL is random: once in 256 rounds it is always the good one.
     for _ in 0..8 {
         both_get_past(&[silent.url()]);
         if silent.connections() > 0 {
@@ -59,11 +59,11 @@ fn a_frozen_broker_takes_only_its_share_of_the_connect_timeout() {
 }
 
 #[test]
-fn a_running_worker_gets_past_brokers_that_are_dead_and_frozen() {
+fn a_running_worker_gets_past_brokers_that_are_down_and_frozen() {
     let mut sandbox = Sandbox::new();
     let silent = silent();
     let proxy = sandbox.through_proxy();
-    let urls = [dead(), silent.url(), sandbox.url().to_owned()].join(",");
+    let urls = [closed_port(), silent.url(), sandbox.url().to_owned()].join(",");
     let worker = sandbox.worker(["--url", &urls, "--connect-timeout", "6s", "-v"]);
     for loss in 1..=3 {
         proxy.cut();
@@ -76,8 +76,8 @@ fn a_running_worker_gets_past_brokers_that_are_dead_and_frozen() {
 #[test]
 fn when_none_answers_each_is_reported() {
     let sandbox = Sandbox::new();
-    let (silent, dead, refusing) = (silent(), dead(), refusing(&sandbox));
-    let urls = [dead.clone(), silent.url(), refusing].join(",");
+    let (silent, closed, refusing) = (silent(), closed_port(), refusing(&sandbox));
+    let urls = [closed.clone(), silent.url(), refusing].join(",");
     for command in [&["send", "hello"][..], &["work"]] {
         let options = ["--url", &urls, "--connect-timeout", "12s"];
         let failed = sandbox.taskq(command.iter().chain(&options)).run().exits(69).in_one_line();
@@ -90,7 +90,7 @@ fn when_none_answers_each_is_reported() {
                 failed.stderr
             );
         };
-        told(&dead, "connection refused");
+        told(&closed, "connection refused");
         told(&silent.url(), "no answer");
         told(sandbox.url(), "password refused");
         assert!(!failed.stderr.contains("opensesame"), "{}", failed.stderr);

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// What a bounded wait may take longer than its bound.
+/// How much longer than its limit a wait may take on a busy machine.
 pub(super) const SLACK: Duration = Duration::from_secs(15);
 
 pub(super) fn bulk(sandbox: &Sandbox, retry_for: &str, unsent: &Path) -> Process {
@@ -52,7 +52,7 @@ fn a_broker_killed_and_restarted_in_the_middle_costs_no_task() {
     send.prints_lines(100);
     sandbox.node().kill();
     let rest = std::thread::scope(|scope| {
-        // Writing blocks while nothing is confirmed: the pipe is the back-pressure.
+        // This blocks while nothing is confirmed, as `send` stops reading and the pipe is full.
         let writer = scope.spawn(|| {
             send.write(lines(COUNT / 3..COUNT));
             send.close_stdin();

@@ -25,7 +25,7 @@ struct Load {
     send: Process,
     workers: [Process; 2],
     sent: usize,
-    /// All goes on while a node is away.
+    /// Whether tasks are worked while a node is away.
     goes_on_without: bool,
 }
 
@@ -131,7 +131,7 @@ impl Load {
             worker.signal(SIGTERM);
             worker.end().exits(0);
         }
-        // What was not acknowledged would be back now.
+        // A task that was not acknowledged would be ready again by now.
         assert_eq!([&sandbox.queue, &sandbox.delay_queue(300)].map(|queue| broker.ready(queue)), [0, 0]);
         let dead = broker.drain(&sandbox.dead_queue());
         assert!(dead.iter().all(|task| header(task, "x-taskq-exit").contains("exit status 3")));
@@ -171,7 +171,7 @@ fn a_queue_that_cannot_be_counted_is_not_empty() {
         let send = sandbox.taskq(["send", "--lines", "--queue-type", "quorum"]);
         send.env("TASKQ_URL", leader.url()).feed(lines).exits(0);
     };
-    // All queues are declared there, so their leaders live there.
+    // All queues are declared on that node, so it has their leaders.
     send("hopeless\n");
     work(leader, "false").run().exits(1);
     send(&(0..20).fold(String::new(), |lines, n| lines + &n.to_string() + "\n"));
@@ -183,7 +183,7 @@ fn a_queue_that_cannot_be_counted_is_not_empty() {
     sandbox.file("go", "");
     let list = sandbox.taskq(["dead", "list"]).env("TASKQ_URL", here.url()).run();
     list.exits_with_one_of(&[0, 69, 75]).never_says("no dead tasks");
-    // Its acknowledgement goes nowhere, and nothing else comes until there is another leader.
+    // No leader takes its acknowledgement, and no delivery comes until there is another leader.
     worker.end_within(RECOVERY).exits(0);
     let runs: BTreeSet<String> = sandbox.lines("runs").into_iter().collect();
     assert_eq!(runs.len(), 20);
@@ -223,7 +223,7 @@ fn a_classic_queue_is_waited_for(lose: impl Fn(&Node), words: impl Fn([u32; 3]) 
     let sandbox = Sandbox::clustered();
     let [home, others @ ..] = sandbox.cluster().nodes() else { panic!("no nodes") };
     let words = words(sandbox.broker().version());
-    // Declared there, so it lives there.
+    // The node on which it is declared has it.
     sandbox.taskq(["send", "--url", &home.url(), "before"]).run().exits(0);
     let worker = sandbox.worker(["--heartbeat", "2s"]);
     worker.says("\nDone\n");
@@ -231,9 +231,9 @@ fn a_classic_queue_is_waited_for(lose: impl Fn(&Node), words: impl Fn([u32; 3]) 
     worker.says("lost the connection").says(words.worker);
     let others: Vec<String> = others.iter().map(Node::url).collect();
     let meanwhile = ["send", "--retry-for", "5s", "--url", &others.join(","), "meanwhile"];
-    // Whether it was connected just then, at the end of its patience.
+    // The exit code depends on whether it was connected when `--retry-for` ended.
     sandbox.taskq(meanwhile).run().exits_with_one_of(&[69, 75]).says(words.send);
-    // Who has not been connected to it before does not wait, and is not told to look for a broker.
+    // A worker that was never connected does not wait, and does not ask whether RabbitMQ is running.
     let late = sandbox.taskq(["work", "--url", &others.join(",")]).run();
     late.exits(69).in_one_line().never_says("Is RabbitMQ running");
     sandbox.cluster().mend();

@@ -1,7 +1,7 @@
 //! Commands that write a lot, at the same time, nonsense, or never stop holding their pipes open.
 
 use crate::support::Sandbox;
-use crate::support::handler::{Stray, header};
+use crate::support::handler::{KillOnDrop, header};
 use std::collections::HashMap;
 
 /// More than this, and what passes through a worker stays in its memory.
@@ -125,7 +125,7 @@ fn a_daemon_that_keeps_the_pipes_open_does_not_hold_up_its_task() {
     let worker = sandbox.handling(&[], script);
     sandbox.taskq(["send", "--lines"]).feed("a\nb\n").exits(0);
     worker.says_times("Done", 2).prints_lines(2);
-    let _strays: Vec<Stray> = sandbox.pids("pids", 4).into_iter().map(Stray).collect();
+    let _orphans: Vec<KillOnDrop> = sandbox.pids("pids", 4).into_iter().map(KillOnDrop).collect();
 }
 
 #[test]

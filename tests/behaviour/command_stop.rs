@@ -1,6 +1,6 @@
 //! Ending commands: time-outs, drains, signals. Whatever a command has started ends with it.
 
-use crate::support::handler::{Stray, attempt, body, header, is_alive, wait_dead};
+use crate::support::handler::{KillOnDrop, attempt, body, header, is_alive, wait_dead};
 use crate::support::{Process, Sandbox};
 use nix::sys::signal::Signal::{SIGINT, SIGTERM};
 use nix::sys::signal::killpg;
@@ -22,12 +22,12 @@ fn a_time_out_ends_the_command_and_its_children() {
         echo $$ >>"$1/pids"; wait"#;
     let worker = sandbox.handling(&[&LATER[..], &["--timeout", "2s"]].concat(), script);
     sandbox.taskq(["send", "slow"]).run().exits(0);
-    let strays: Vec<Stray> = sandbox.pids("pids", 4).into_iter().map(Stray).collect();
+    let orphans: Vec<KillOnDrop> = sandbox.pids("pids", 4).into_iter().map(KillOnDrop).collect();
     let failed = sandbox.broker().take(&sandbox.delay_queue(LATER_MS));
     assert!(header(&failed, "x-taskq-exit").contains("timed out"), "{failed:?}");
     assert_eq!(attempt(&failed), Some(2));
-    for stray in &strays {
-        assert!(!is_alive(stray.0), "{} is there beside the retry", stray.0);
+    for orphan in &orphans {
+        assert!(!is_alive(orphan.0), "{} is there beside the retry", orphan.0);
     }
     worker.signal(SIGTERM);
     worker.end().exits(0).never_says("Done");
@@ -40,10 +40,10 @@ fn a_command_that_ignores_sigterm_is_killed_after_the_grace_period() {
         r#"trap 'echo ignored >>"$1/signals"' TERM; echo $$ >>"$1/pids"; while :; do sleep 0.1; done"#;
     let _worker = sandbox.handling(&[&LATER[..], &["--timeout", "1s", "--grace", "2s"]].concat(), script);
     sandbox.taskq(["send", "stubborn"]).run().exits(0);
-    let stray = Stray(sandbox.pids("pids", 1)[0]);
+    let orphan = KillOnDrop(sandbox.pids("pids", 1)[0]);
     let failed = sandbox.broker().take(&sandbox.delay_queue(LATER_MS));
     assert!(header(&failed, "x-taskq-exit").contains("timed out"), "{failed:?}");
-    wait_dead(stray.0);
+    wait_dead(orphan.0);
     assert_eq!(sandbox.lines("signals"), ["ignored"], "one SIGTERM came first");
 }
 
@@ -68,13 +68,13 @@ fn a_command_that_is_quick_enough_does_not_time_out() {
 }
 
 /// A worker whose command runs until there is a file `go`.
-fn busy(sandbox: &Sandbox, options: &[&str]) -> (Process, Stray) {
+fn busy(sandbox: &Sandbox, options: &[&str]) -> (Process, KillOnDrop) {
     let script =
         r#"echo $$ >>"$1/pids"; until [ -e "$1/go" ]; do sleep 0.1; done; echo finished >"$1/finished""#;
     let worker = sandbox.handling(options, script);
     sandbox.taskq(["send", "task"]).run().exits(0);
     let pid = sandbox.pids("pids", 1)[0];
-    (worker, Stray(pid))
+    (worker, KillOnDrop(pid))
 }
 
 /// The task is in its queue, with no attempt used up.
@@ -89,10 +89,10 @@ fn is_back(sandbox: &Sandbox) {
 fn a_drain_waits_for_the_command() {
     for signal in [SIGINT, SIGTERM] {
         let sandbox = Sandbox::new();
-        let (worker, stray) = busy(&sandbox, &[]);
+        let (worker, orphan) = busy(&sandbox, &[]);
         worker.signal(signal);
         worker.says(signal.as_str());
-        assert!(is_alive(stray.0));
+        assert!(is_alive(orphan.0));
         sandbox.file("go", "");
         worker.end().exits(0).says("Done");
         assert_eq!(sandbox.lines("finished"), ["finished"]);
@@ -104,12 +104,12 @@ fn a_drain_waits_for_the_command() {
 fn a_second_signal_kills_the_command_and_gives_its_task_back() {
     for (first, second) in [(SIGINT, SIGINT), (SIGTERM, SIGTERM)] {
         let sandbox = Sandbox::new();
-        let (worker, stray) = busy(&sandbox, &["--attempts", "1"]);
+        let (worker, orphan) = busy(&sandbox, &["--attempts", "1"]);
         worker.signal(first);
         worker.says(first.as_str());
         worker.signal(second);
         worker.end().exits(128 + second as i32).never_says("Done").never_says("dead");
-        wait_dead(stray.0);
+        wait_dead(orphan.0);
         is_back(&sandbox);
         assert!(sandbox.lines("finished").is_empty());
     }
@@ -118,10 +118,10 @@ fn a_second_signal_kills_the_command_and_gives_its_task_back() {
 #[test]
 fn the_grace_period_ends_the_command_and_gives_its_task_back() {
     let sandbox = Sandbox::new();
-    let (worker, stray) = busy(&sandbox, &["--attempts", "1", "--grace", "1s"]);
+    let (worker, orphan) = busy(&sandbox, &["--attempts", "1", "--grace", "1s"]);
     worker.signal(SIGTERM);
     worker.end().exits(143);
-    wait_dead(stray.0);
+    wait_dead(orphan.0);
     is_back(&sandbox);
 }
 
@@ -131,10 +131,10 @@ fn a_command_that_ignores_sigterm_does_not_outlive_a_forced_stop() {
     let script = r#"trap '' TERM INT; echo $$ >>"$1/pids"; while :; do sleep 0.1; done"#;
     let worker = sandbox.handling(&["--grace", "1s"], script);
     sandbox.taskq(["send", "task"]).run().exits(0);
-    let stray = Stray(sandbox.pids("pids", 1)[0]);
+    let orphan = KillOnDrop(sandbox.pids("pids", 1)[0]);
     worker.signal(SIGTERM);
     worker.end().exits(143);
-    wait_dead(stray.0);
+    wait_dead(orphan.0);
     is_back(&sandbox);
 }
 
@@ -149,10 +149,10 @@ fn ctrl_c_at_the_terminal_drains_and_does_not_reach_the_command() {
     let worker = sandbox.program("setsid", command).start();
     worker.says(" [*] Waiting for messages");
     sandbox.taskq(["send", "task"]).run().exits(0);
-    let stray = Stray(sandbox.pids("pids", 1)[0]);
+    let orphan = KillOnDrop(sandbox.pids("pids", 1)[0]);
     killpg(Pid::from_raw(i32::try_from(worker.pid()).unwrap()), SIGINT).unwrap();
     worker.says("SIGINT");
-    assert!(is_alive(stray.0));
+    assert!(is_alive(orphan.0));
     sandbox.file("go", "");
     worker.end().exits(0).says("Done");
     assert!(sandbox.lines("signals").is_empty(), "the command got the signal");
@@ -161,7 +161,7 @@ fn ctrl_c_at_the_terminal_drains_and_does_not_reach_the_command() {
 #[test]
 fn a_drain_takes_no_further_task() {
     let sandbox = Sandbox::new();
-    let (worker, _stray) = busy(&sandbox, &[]);
+    let (worker, _orphan) = busy(&sandbox, &[]);
     sandbox.taskq(["send", "next"]).run().exits(0);
     worker.signal(SIGTERM);
     worker.says("SIGTERM");
@@ -177,7 +177,7 @@ fn a_command_that_fails_during_a_drain_is_retried_as_always() {
     let script = r#"echo $$ >>"$1/pids"; until [ -e "$1/go" ]; do sleep 0.1; done; exit 3"#;
     let worker = sandbox.handling(&LATER, script);
     sandbox.taskq(["send", "task"]).run().exits(0);
-    let _stray = Stray(sandbox.pids("pids", 1)[0]);
+    let _orphan = KillOnDrop(sandbox.pids("pids", 1)[0]);
     worker.signal(SIGTERM);
     worker.says("SIGTERM");
     sandbox.file("go", "");

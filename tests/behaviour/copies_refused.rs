@@ -108,7 +108,7 @@ fn whoever_waits_for_a_bounded_run_hears_of_an_alarm_that_goes_on() {
 fn tasks_that_were_delivered_before_run_during_an_alarm() {
     let sandbox = Sandbox::exclusive();
     sandbox.taskq(["send", "--lines"]).feed("one\ntwo\nthree\n").exits(0);
-    // All three are flagged from now on.
+    // All three are marked as redelivered from now on.
     let broker = sandbox.broker();
     let channel = broker.channel();
     for _ in 0..3 {
@@ -118,7 +118,7 @@ fn tasks_that_were_delivered_before_run_during_an_alarm() {
     broker.wait_ready(&sandbox.queue, 3);
     sandbox.node().memory_alarm(true);
     let worker = sandbox.handling(&[], "exit 0");
-    // The first of them finds out; it waits until its deliveries can be counted.
+    // The first one meets the alarm; it waits until its deliveries can be counted.
     worker.says_times("Done", 2);
     sandbox.node().memory_alarm(false);
     worker.says_times("Done", 3);
@@ -242,7 +242,7 @@ echo "$TASKQ_ATTEMPT" >>"$1/large"; exit 1"#;
     worker.end().exits(0);
     assert_eq!(sandbox.lines("large"), ["1", "1"]);
 
-    // Who waits for the end of the work is not kept waiting.
+    // `--until-empty` ends all the same.
     sandbox.work_with(&["--attempts", "2", "--backoff", "100ms", "--until-empty"], script).run().exits(1);
     assert_eq!(sandbox.lines("large").len(), 3);
 
@@ -348,7 +348,7 @@ fn missing_permissions_are_found_at_the_start() {
 fn without_the_permission_to_configure_existing_queues_serve_with_no_declare() {
     let sandbox = Sandbox::new();
     let broker = sandbox.broker();
-    // Whoever may configure makes the queues.
+    // A user who may configure declares the queues.
     sandbox.work_with(&LATER, "exit 1").run().exits(0);
     let url = user(&sandbox, "guest-worker", "^$", ".*");
     broker.publish(&sandbox.queue, "hello");

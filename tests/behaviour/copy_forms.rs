@@ -1,5 +1,5 @@
-//! Copies that the broker does not take as they are: what offends is left out and named, and where that does not help, the
-//! task waits for its copy and does not run again.
+//! Copies that the broker refuses as they are: the properties that it refuses are left out and named, and where that
+//! does not help, the task waits for its copy and does not run again.
 
 use crate::support::amqp::{self, ACK, Frame, PUBLISH, deliver_with};
 use crate::support::handler::{attempt, body, header};
@@ -24,7 +24,7 @@ fn make_room(sandbox: &Sandbox) {
     sandbox.node().ctl(&["clear_policy", &sandbox.queue]);
 }
 
-/// Runs, and fails, and tells that it ran.
+/// A handler that records its run and fails.
 const FAILS: &str = r#"echo "$(cat) $TASKQ_ATTEMPT" >>"$1/runs"; exit 1"#;
 
 #[test]
@@ -61,7 +61,7 @@ fn a_bounded_run_does_not_wait_for_a_copy_for_ever() {
     worked.says("copies of tasks are refused");
     assert_eq!(sandbox.lines("runs"), ["1 1", "2 1", "3 1", "4 1"]);
     let broker = sandbox.broker();
-    // A quorum queue takes one more than it says.
+    // A quorum queue takes one more than its limit.
     let kept = broker.ready(&sandbox.delay_queue(HOUR));
     assert!(kept < 4);
     broker.wait_ready(&sandbox.queue, 4 - kept);

@@ -203,7 +203,7 @@ fn purge_deletes_what_was_shown_and_not_what_came_after_the_question() {
         sandbox.broker().wait_ready(&dead, 2);
         let left = sandbox.broker().drain(&dead);
         assert_eq!(left.iter().map(body).collect::<Vec<_>>(), ["later 1", "later 2"], "{kind}");
-        // They were not even handed out.
+        // They were not delivered, so not marked as redelivered.
         assert!(left.iter().all(|task| !task.redelivered), "{kind}");
     }
 }
@@ -279,7 +279,7 @@ fn killed_in_the_middle_of_sending_again_it_loses_nothing() {
     let bodies = broker.bodies(&sandbox.queue);
     let distinct: BTreeSet<&String> = bodies.iter().collect();
     assert_eq!(distinct.len(), COUNT, "tasks are missing");
-    // Doubled are at most those that were under way when it was killed.
+    // Only tasks that were in flight when it was killed can be there twice.
     assert!(bodies.len() < COUNT + 3 * 1000, "{} tasks", bodies.len());
 }
 

@@ -119,7 +119,8 @@ fn three_hundred_different_delays_make_few_queues_and_none_that_stays() {
     assert_eq!(tasks, TASKS);
 }
 
-/// To declare a quorum queue or to publish to it does not keep it: it has to live long enough from its first declaration.
+/// To declare a quorum queue or to publish to it does not keep it: it has to live long enough from its first
+/// declaration.
 #[test]
 fn a_delay_queue_outlives_all_that_is_sent_on_its_day() {
     const DAY_MS: u64 = 24 * 3_600_000;

@@ -8,7 +8,7 @@ use crate::support::{Broker, Sandbox, until};
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 use std::time::Duration;
 
-/// Runs until it is ended, and tells that it began.
+/// A handler that records its start and runs until it is killed.
 const SLOW: &str = r#"echo "$(cat) $TASKQ_REDELIVERED" >>"$1/runs"; exec sleep 60"#;
 
 fn limited(sandbox: &Sandbox, queue: &str, limit: i32) {
@@ -23,7 +23,7 @@ fn sandbox_with(limit: i32) -> Sandbox {
     sandbox
 }
 
-/// A worker that begins with a task and is then told to stop, or killed.
+/// Starts a worker, and stops or kills it in the middle of a task.
 fn end_in_the_middle(sandbox: &Sandbox, options: &[&str], killed: bool) {
     let runs = sandbox.lines("runs").len();
     let worker = sandbox.handling(&[options, &["--grace", "100ms"]].concat(), SLOW);
@@ -32,7 +32,7 @@ fn end_in_the_middle(sandbox: &Sandbox, options: &[&str], killed: bool) {
     worker.end().exits(if killed { 137 } else { 143 });
 }
 
-/// Everything that is in the queue, once nobody has anything of it.
+/// All messages of the queue, once none is unacknowledged.
 fn left(broker: &Broker, queue: &str, count: u32) -> Vec<String> {
     broker.wait_ready(queue, count);
     let mut left = broker.bodies(queue);

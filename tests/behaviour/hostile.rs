@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// What ending may take longer than `--connect-timeout`.
+/// How much longer than `--connect-timeout` its end may take.
 pub(super) const SLACK: Duration = Duration::from_secs(10);
 
 /// No answer makes taskq hold more than this, in KiB. It starts with some 10 MiB.
@@ -19,7 +19,7 @@ pub(super) fn end(mut process: Process, deadline: Duration) -> (crate::support::
     let mut peak = 0;
     crate::support::poll::within(deadline, "an end", || {
         if process.is_running() {
-            // Gone between the two looks: then the last figure stands.
+            // It ended between the two reads: the last figure counts.
             peak = process.try_peak_memory().unwrap_or(peak);
             None
         } else {

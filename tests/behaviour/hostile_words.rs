@@ -5,7 +5,7 @@ use super::hostile::{MEMORY, SLACK, both_end, end, send_ends, worker_survives};
 use crate::support::amqp::{self, Method, deliver, deliver_with, frame, method};
 use crate::support::raw::{CONTENT_TYPE, HEADERS, MESSAGE_ID, entry, nested, table};
 use crate::support::script::{Script, hold};
-use crate::support::{Dice, Finished, Sandbox, until};
+use crate::support::{Finished, Rng, Sandbox, until};
 use nix::sys::signal::Signal::SIGTERM;
 use std::io::{self, Write};
 use std::net::TcpStream;
@@ -288,7 +288,7 @@ fn headers_that_break_off_cost_the_connection_and_nothing_else() {
 /// A faultless broker whose words are garbled now and then on their way.
 struct Garbler<'s> {
     stream: &'s mut TcpStream,
-    dice: Dice,
+    rng: Rng,
     /// One byte of so many.
     rate: u64,
 }
@@ -303,12 +303,12 @@ impl io::Write for Garbler<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut garbled = bytes.to_vec();
         for byte in &mut garbled {
-            if self.dice.below(self.rate) == 0 {
-                *byte = u8::try_from(self.dice.below(256)).unwrap();
+            if self.rng.below(self.rate) == 0 {
+                *byte = u8::try_from(self.rng.below(256)).unwrap();
             }
         }
-        if self.dice.below(self.rate) == 0 {
-            garbled.truncate(usize::try_from(self.dice.below(bytes.len() as u64 + 1)).unwrap());
+        if self.rng.below(self.rate) == 0 {
+            garbled.truncate(usize::try_from(self.rng.below(bytes.len() as u64 + 1)).unwrap());
         }
         self.stream.write_all(&garbled)?;
         Ok(bytes.len())
@@ -324,7 +324,7 @@ const GARBLERS: u64 = 40;
 
 #[test]
 fn garbled_words_end_in_time_with_a_documented_code() {
-    let mut seeds = Dice::new();
+    let mut seeds = Rng::new();
     let seeds: Vec<u64> = (0..GARBLERS).map(|_| seeds.below(u64::MAX) | 1).collect();
     std::thread::scope(|scope| {
         for part in seeds.chunks(seeds.len() / 4) {
@@ -337,8 +337,8 @@ fn garbled(seed: u64) {
     println!("seed {seed}");
     let sandbox = Sandbox::new();
     let server = Script::run(move |stream| {
-        let dice = Dice::from(seed);
-        let mut stream = Garbler { stream, dice, rate: 60 };
+        let rng = Rng::from(seed);
+        let mut stream = Garbler { stream, rng, rate: 60 };
         let publish = amqp::play_until(&mut stream, amqp::PUBLISH)?;
         stream.write_all(&amqp::confirm(publish.channel, 1, false))?;
         amqp::play(&mut stream)
@@ -351,8 +351,8 @@ fn garbled(seed: u64) {
     assert!(!ended.stderr.contains("panicked") && peak < MEMORY, "seed {seed}: {peak} KiB: {}", ended.stderr);
 
     let server = Script::run(move |stream| {
-        let dice = Dice::from(seed);
-        let mut stream = Garbler { stream, dice, rate: 100 };
+        let rng = Rng::from(seed);
+        let mut stream = Garbler { stream, rng, rate: 100 };
         let consume = amqp::play_until(&mut stream, amqp::CONSUME)?;
         stream.write_all(&amqp::answer(consume.channel, amqp::CONSUME).unwrap())?;
         for tag in 1..20 {

@@ -1,8 +1,8 @@
 //! What networks do to connections without telling: bytes that vanish one way, peers that are gone, resets in the
 //! middle of a frame. A heartbeat finds it out, every wait ends when it should, and no task is lost.
 
-use crate::support::proxy::WAYS;
-use crate::support::{Dice, Process, Proxy, Sandbox, Way, poll, until};
+use crate::support::proxy::DIRECTIONS;
+use crate::support::{Direction, Process, Proxy, Rng, Sandbox, poll, until};
 use nix::sys::signal::Signal::SIGTERM;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -19,8 +19,8 @@ type Death = fn(&Proxy);
 /// How a connection can be dead without having been closed.
 const DEATHS: [(&str, Death); 4] = [
     ("nothing moves", Proxy::stall),
-    ("the broker's words vanish", |proxy| proxy.vanish(Way::ToClient)),
-    ("the client's words vanish", |proxy| proxy.vanish(Way::ToBroker)),
+    ("the broker's words vanish", |proxy| proxy.vanish(Direction::ToClient)),
+    ("the client's words vanish", |proxy| proxy.vanish(Direction::ToBroker)),
     ("the broker is gone and nobody was told", Proxy::half_open),
 ];
 
@@ -103,7 +103,7 @@ fn a_send_whose_broker_stays_away_ends_at_its_deadline_with_exact_counts() {
         send.prints_lines(2);
         kill(&proxy);
         // A half-open connection would be replaced by a sound one.
-        proxy.vanish(Way::ToClient);
+        proxy.vanish(Direction::ToClient);
         send.write("three\nfour\n");
         send.close_stdin();
         let ended = send.end_within(Duration::from_secs(2) + FOUND).exits_with_one_of(&[69, 75]);
@@ -114,10 +114,10 @@ fn a_send_whose_broker_stays_away_ends_at_its_deadline_with_exact_counts() {
 
 #[test]
 fn a_single_send_into_a_network_that_swallows_one_way_ends_at_its_deadline() {
-    for way in WAYS {
+    for direction in DIRECTIONS {
         let mut sandbox = Sandbox::new();
         let proxy = sandbox.through_proxy();
-        proxy.vanish(way);
+        proxy.vanish(direction);
         let options = ["--connect-timeout", "2s", "--retry-for", "60s"];
         let send = sandbox.taskq(["send", "hello"].iter().chain(&options)).start();
         send.end_within(Duration::from_secs(2) + FOUND).exits(69).in_one_line().says("connect timeout");
@@ -132,17 +132,17 @@ const STEP: usize = 53;
 
 #[test]
 fn a_reset_in_the_middle_of_any_frame_loses_nothing_and_duplicates_no_success() {
-    for way in WAYS {
+    for direction in DIRECTIONS {
         for cut in CUTS.step_by(STEP) {
             let mut sandbox = Sandbox::new();
             let proxy = sandbox.through_proxy();
-            proxy.reset_after(way, cut);
+            proxy.reset_after(direction, cut);
             let sent = sandbox.taskq(["send", "--retry-for", "20s", "hello"]).run();
             // On the first connect a reset after the login looks like a refusal.
             let sent = sent.exits_with_one_of(&[0, 69, 77]).never_says("panicked");
             let queued = sandbox.broker().counts(&sandbox.queue).map_or(0, |(ready, _)| ready);
-            assert!(sent.code != 0 || queued >= 1, "{way:?} after {cut} bytes: it is nowhere");
-            assert!(queued <= 2, "{way:?} after {cut} bytes: {queued} tasks");
+            assert!(sent.code != 0 || queued >= 1, "{direction:?} after {cut} bytes: it is nowhere");
+            assert!(queued <= 2, "{direction:?} after {cut} bytes: {queued} tasks");
         }
     }
 }
@@ -153,12 +153,12 @@ fn a_worker_that_is_reset_in_the_middle_of_any_frame_works_on() {
     let proxy = sandbox.through_proxy();
     let worker = sandbox.worker(["--threads", "2"]);
     let broker = sandbox.broker();
-    for way in WAYS {
+    for direction in DIRECTIONS {
         for cut in CUTS.step_by(STEP * 3) {
             broker.wait_consumers(&sandbox.queue, 2);
             let before = proxy.accepted();
-            proxy.reset_after(way, cut);
-            let task = format!("{way:?} {cut}");
+            proxy.reset_after(direction, cut);
+            let task = format!("{direction:?} {cut}");
             let mut more = 0;
             until("a new connection", || {
                 if proxy.accepted() > before {
@@ -181,9 +181,9 @@ fn a_worker_that_is_reset_in_the_middle_of_any_frame_works_on() {
 }
 
 #[test]
-fn weather_of_all_kinds_costs_no_task() {
+fn network_faults_of_all_kinds_lose_no_task() {
     const COUNT: usize = 600;
-    let mut dice = Dice::new();
+    let mut rng = Rng::new();
     let mut sandbox = Sandbox::new();
     let proxy = sandbox.through_proxy();
     let bounds = ["--heartbeat", "1s", "--connect-timeout", "2s"];
@@ -196,17 +196,17 @@ fn weather_of_all_kinds_costs_no_task() {
         let lines: Vec<String> =
             (0..COUNT / 12).map(|n| format!("task <{}>\n", part * COUNT / 12 + n)).collect();
         send.write(lines.concat());
-        match dice.below(6) {
-            0 => proxy.vanish(Way::ToBroker),
-            1 => proxy.vanish(Way::ToClient),
+        match rng.below(6) {
+            0 => proxy.vanish(Direction::ToBroker),
+            1 => proxy.vanish(Direction::ToClient),
             2 => proxy.half_open(),
             3 => proxy.delay(Duration::from_millis(100)),
             4 => proxy.stall(),
-            _ => proxy.reset_after(WAYS[part % 2], usize::try_from(dice.below(3000)).unwrap()),
+            _ => proxy.reset_after(DIRECTIONS[part % 2], usize::try_from(rng.below(3000)).unwrap()),
         }
-        dice.pause(4000);
+        rng.pause(4000);
         proxy.resume();
-        dice.pause(1000);
+        rng.pause(1000);
     }
     send.close_stdin();
     let sent = send.end_within(Duration::from_mins(2)).exits(0);

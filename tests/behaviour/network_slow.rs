@@ -1,7 +1,8 @@
-//! Narrow and long lines: a large body takes its time, and that is not taken for a dead peer.
+//! Slow networks, with little bandwidth or long delays: a large body takes its time, and that is not taken for a dead
+//! peer.
 
 use crate::support::sandbox::LARGE;
-use crate::support::{Process, Sandbox, Way, until};
+use crate::support::{Direction, Process, Sandbox, until};
 use nix::sys::signal::Signal::SIGTERM;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ fn received(worker: &Process) -> usize {
 fn a_large_body_may_take_many_heartbeats_to_be_sent() {
     let mut sandbox = Sandbox::new();
     let proxy = sandbox.through_proxy();
-    proxy.slow_down(Way::ToBroker, 30_000);
+    proxy.slow_down(Direction::ToBroker, 30_000);
     let body = "x".repeat(300_000);
     let options = ["--file", "-", "--heartbeat", "1s", "--retry-for", "2m"];
     sandbox.taskq(["send"].iter().chain(&options)).feed(&body).exits(0);
@@ -36,7 +37,7 @@ fn a_large_body_on_its_way_when_the_queue_is_missed_is_sent_once() {
     let runs = |thread: &str| send.threads().iter().any(|name| name == thread);
     until("the handover", || runs("publish").then_some(()));
     // The second comes back, which costs the channel, while most of the large one has yet to be handed over.
-    proxy.slow_down(Way::ToBroker, 1_000_000);
+    proxy.slow_down(Direction::ToBroker, 1_000_000);
     proxy.flow();
     until("another try", || (proxy.accepted() > 1 || runs("connect")).then_some(()));
     proxy.resume();
@@ -49,7 +50,7 @@ fn a_large_body_on_its_way_when_the_queue_is_missed_is_sent_once() {
 fn a_send_that_is_too_slow_for_its_deadline_says_so_in_time() {
     let mut sandbox = Sandbox::new();
     let proxy = sandbox.through_proxy();
-    proxy.slow_down(Way::ToBroker, 5_000);
+    proxy.slow_down(Direction::ToBroker, 5_000);
     let options = ["--file", "-", "--heartbeat", "1s", "--retry-for", "3s"];
     let mut send = sandbox.taskq(["send"].iter().chain(&options)).start();
     let _ = send.try_write("x".repeat(10_000_000).as_bytes());
@@ -63,7 +64,7 @@ fn a_large_body_may_take_many_heartbeats_to_be_received() {
     let proxy = sandbox.through_proxy();
     let worker = sandbox.worker(["--heartbeat", "1s"]);
     let connections = proxy.accepted();
-    proxy.slow_down(Way::ToClient, 30_000);
+    proxy.slow_down(Direction::ToClient, 30_000);
     sandbox.broker().publish(&sandbox.queue, "x".repeat(300_000));
     worker.says("Done");
     assert_eq!((proxy.accepted(), received(&worker)), (connections, 1), "{}", worker.stderr());
@@ -80,7 +81,7 @@ fn questions_that_wait_behind_a_large_body_are_not_given_up() {
     for _ in 0..3 {
         broker.publish(&sandbox.queue, "x".repeat(800_000));
     }
-    proxy.slow_down(Way::ToClient, 40_000);
+    proxy.slow_down(Direction::ToClient, 40_000);
     // Each thread opens its channel and its consumer while 20 s of another one's body are under way.
     let worker = sandbox.taskq(["work", "--threads", "3", "--until-empty", "--heartbeat", "4s"]).start();
     let worked = worker.end_within(Duration::from_mins(4)).exits(0).never_says("lost the connection");
@@ -88,7 +89,7 @@ fn questions_that_wait_behind_a_large_body_are_not_given_up() {
 }
 
 #[test]
-fn a_long_line_is_as_good_as_a_short_one() {
+fn a_network_with_long_delays_costs_no_task() {
     let mut sandbox = Sandbox::new();
     let proxy = sandbox.through_proxy();
     proxy.delay(Duration::from_millis(200));

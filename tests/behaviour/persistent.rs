@@ -1,6 +1,6 @@
 //! `taskq work --persistent`: one process per thread, a line per task, a line per answer.
 
-use crate::support::handler::{Stray, attempt, body, header, wait_dead};
+use crate::support::handler::{KillOnDrop, attempt, body, header, wait_dead};
 use crate::support::{Process, Sandbox};
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 use serde_json::Value;
@@ -122,7 +122,7 @@ fn an_answer_may_come_in_pieces() {
 }
 
 #[test]
-fn chatter_is_a_failed_attempt_and_a_fresh_process() {
+fn a_line_that_is_no_reply_is_a_failed_attempt_and_a_fresh_process() {
     let sandbox = Sandbox::new();
     let worker = sandbox.handling(&LATER, ECHO);
     send(&sandbox, &["working on it", "OK"]);
@@ -181,10 +181,10 @@ fn without_an_answer_in_time_the_process_and_its_children_end() {
     let script = r#"echo $$ >>"$1/pids"; read -r task; sleep 1000 & echo $! >>"$1/pids"; wait"#;
     let worker = sandbox.handling(&[&LATER[..], &["--timeout", "1s", "--grace", "2s"]].concat(), script);
     send(&sandbox, &["hello"]);
-    let strays: Vec<Stray> = sandbox.pids("pids", 2).into_iter().map(Stray).collect();
+    let orphans: Vec<KillOnDrop> = sandbox.pids("pids", 2).into_iter().map(KillOnDrop).collect();
     assert!(failure(&sandbox).contains("timed out"));
-    for stray in &strays {
-        wait_dead(stray.0);
+    for orphan in &orphans {
+        wait_dead(orphan.0);
     }
     stop(worker);
 }
@@ -225,10 +225,10 @@ fn a_process_that_does_not_mind_the_end_of_its_stdin_ends_with_the_grace_period(
     let worker = sandbox.handling(&["--persistent", "--grace", "2s"], script);
     send(&sandbox, &["hello"]);
     worker.says("Done");
-    let stray = Stray(sandbox.pids("pids", 1)[0]);
+    let orphan = KillOnDrop(sandbox.pids("pids", 1)[0]);
     worker.signal(SIGTERM);
     worker.end();
-    wait_dead(stray.0);
+    wait_dead(orphan.0);
     assert!(sandbox.broker().get(&sandbox.queue).is_none(), "the task was not acknowledged");
 }
 

@@ -1,4 +1,4 @@
-//! Tasks that take their worker down: they do not circulate for ever.
+//! Poison tasks, which kill their worker: they are not delivered for ever.
 
 use crate::support::handler::{attempt, body, header};
 use crate::support::poll::within;
@@ -10,7 +10,7 @@ use std::time::Duration;
 const POISON: &str =
     r#"task=$(cat); echo "$task" >>"$1/runs"; case $task in poison*) kill -9 $PPID; sleep 10;; esac"#;
 
-/// Starts a worker in the place of each that was killed until so many tasks are dead. The last one goes on.
+/// Starts a worker in place of each that was killed until so many tasks are dead. The last one goes on.
 fn run_until_dead(sandbox: &Sandbox, options: &[&str], dead: u32) -> Process {
     let broker = sandbox.broker();
     let mut worker = sandbox.work_with(options, POISON).start();

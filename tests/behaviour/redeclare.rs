@@ -4,8 +4,8 @@ use crate::support::broker::{arguments, durable, number, text};
 use crate::support::{Finished, Sandbox};
 use amiquip::{AmqpProperties, AmqpValue, QueueDeclareOptions};
 
-/// All ways to come by the queue before the first task.
-const WAYS: [&[&str]; 4] = [
+/// Each command that declares or checks the queue before its first task.
+const COMMANDS: [&[&str]; 4] = [
     &["send", "hello"],
     &["send", "--lines"],
     &["work", "--until-empty"],
@@ -16,8 +16,8 @@ const WAYS: [&[&str]; 4] = [
 fn refuses(sandbox: &Sandbox, options: QueueDeclareOptions, why: &str) {
     let broker = sandbox.broker();
     broker.declare_with(&sandbox.queue, options);
-    for way in WAYS {
-        let refused = sandbox.taskq(way).feed("hello\n").exits(78).in_one_line();
+    for command in COMMANDS {
+        let refused = sandbox.taskq(command).feed("hello\n").exits(78).in_one_line();
         refused.says(why).says(&format!("delete_queue {}", sandbox.queue)).says("--queue").never_says("[*]");
     }
     assert_eq!(broker.ready(&sandbox.queue), 0, "something was sent");
@@ -144,17 +144,17 @@ fn the_default_type_of_the_vhost_is_seen() {
         sandbox.node().ctl(&["add_vhost", &vhost, "--default-queue-type", kind]);
         sandbox.node().ctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
         let url = format!("{}/{vhost}", sandbox.url());
-        let run = |way: &[&str]| sandbox.taskq(way).env("TASKQ_URL", &url).feed("hello\n");
+        let run = |command: &[&str]| sandbox.taskq(command).env("TASKQ_URL", &url).feed("hello\n");
         let messages = || sandbox.node().ctl(&["-q", "list_queues", "-p", &vhost, "name", "messages"]);
         if kind == "quorum" {
-            for way in WAYS {
-                run(way).exits(0).never_says("is down");
+            for command in COMMANDS {
+                run(command).exits(0).never_says("is down");
             }
             assert!(messages().contains(&format!("{}\t0", sandbox.queue)), "{}", messages());
         } else {
             // The first declares it.
-            for way in WAYS {
-                run(way).exits(78).in_one_line().says("it is a stream").says("--queue-type quorum");
+            for command in COMMANDS {
+                run(command).exits(78).in_one_line().says("it is a stream").says("--queue-type quorum");
             }
             assert!(messages().contains(&format!("{}\t0", sandbox.queue)), "{}", messages());
             // Beside a queue that is fit, those for failed tasks are what the vhost makes of them.
@@ -181,8 +181,14 @@ fn a_stream_for_the_dead_is_refused_before_anything_is_taken() {
         &["dead", "requeue", "--all"],
         &["dead", "purge", "--yes"],
     ];
-    for way in dead {
-        sandbox.taskq(way).run().exits(78).in_one_line().says("it is a stream").says(&sandbox.dead_queue());
+    for command in dead {
+        sandbox
+            .taskq(command)
+            .run()
+            .exits(78)
+            .in_one_line()
+            .says("it is a stream")
+            .says(&sandbox.dead_queue());
     }
     assert_eq!(broker.ready(&sandbox.queue), 1);
 }

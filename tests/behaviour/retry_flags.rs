@@ -67,9 +67,9 @@ fn a_queue_whose_name_leaves_no_room_for_the_names_made_from_it_is_refused() {
     assert!(sandbox.broker().counts(&long).is_none(), "something happened");
 }
 
-/// RabbitMQ 4.3 is told to wait for as long.
+/// Before RabbitMQ 4.3, which is told to wait for as long.
 #[test]
-fn a_time_out_beyond_the_brokers_patience_is_pointed_out() {
+fn a_time_out_beyond_the_brokers_acknowledgement_timeout_is_pointed_out() {
     let sandbox = Sandbox::new();
     let is_told = sandbox.broker().version() >= [4, 3, 0];
     for (timeout, beyond) in [("29m", false), ("30m", true), ("2h", true)] {

@@ -1,8 +1,9 @@
-//! A thousand tasks of which many fail: each is done or dead in the end, also when things die at random.
+//! A thousand tasks of which many fail: each is done or dead in the end, also when workers and brokers are killed at
+//! random.
 
 use crate::support::handler::{body, header};
 use crate::support::poll::within;
-use crate::support::{Broker, Dice, Process, Sandbox};
+use crate::support::{Broker, Process, Rng, Sandbox};
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,8 +96,8 @@ fn of_a_thousand_tasks_each_is_done_or_dead_after_all_its_attempts() {
     }
 }
 
-/// Starts a worker in the place of each that has died.
-fn replace_the_dead(workers: &mut [Process], start: impl Fn() -> Process) {
+/// Starts a worker in place of each that was killed.
+fn restart_killed(workers: &mut [Process], start: impl Fn() -> Process) {
     for worker in workers {
         if !worker.is_running() {
             *worker = start();
@@ -113,7 +114,7 @@ fn collect_dead(broker: &Broker, sandbox: &Sandbox) -> BTreeMap<usize, String> {
 #[test]
 fn killing_workers_and_the_broker_at_random_loses_neither_a_task_nor_a_failure() {
     const DEATHS: u64 = 10;
-    let mut dice = Dice::new();
+    let mut rng = Rng::new();
     let sandbox = Sandbox::exclusive();
     let tasks: BTreeSet<usize> = (0..400).filter(|n| !never_ends(*n)).collect();
     let hopeless: BTreeSet<usize> = tasks.iter().copied().filter(|n| is_hopeless(*n)).collect();
@@ -125,22 +126,22 @@ fn killing_workers_and_the_broker_at_random_loses_neither_a_task_nor_a_failure()
     };
     let mut workers = [start(), start()];
     for death in 0..DEATHS {
-        dice.pause(700);
+        rng.pause(700);
         if death % 5 == 4 {
             sandbox.node().kill();
-            dice.pause(1000);
+            rng.pause(1000);
             sandbox.node().start();
         } else {
-            workers[usize::try_from(dice.below(2)).unwrap()].signal(SIGKILL);
+            workers[usize::try_from(rng.below(2)).unwrap()].signal(SIGKILL);
         }
-        replace_the_dead(&mut workers, start);
+        restart_killed(&mut workers, start);
     }
     let broker = sandbox.broker();
     let left = || [&sandbox.queue, &sandbox.delay_queue(300)].map(|queue| broker.ready(queue)) != [0, 0];
     while left() {
         within(Duration::from_mins(2), "nothing that waits", || {
             // A worker that was started while the broker was down has ended with 69, as it should.
-            replace_the_dead(&mut workers, start);
+            restart_killed(&mut workers, start);
             (!left()).then_some(())
         });
         // What still runs may have to be tried again.

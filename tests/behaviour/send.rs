@@ -10,12 +10,12 @@ fn the_words_are_joined_by_spaces() {
 }
 
 #[test]
-fn hello_is_sent_when_there_are_no_words_or_the_first_is_empty() {
+fn hello_is_sent_when_there_are_no_words_or_one_that_is_empty() {
     let sandbox = Sandbox::new();
     sandbox.taskq(["send"]).run().exits(0);
     sandbox.taskq(["send", ""]).run().exits(0);
     sandbox.taskq(["send", "", "other"]).run().exits(0);
-    assert_eq!(sandbox.broker().bodies(&sandbox.queue), ["hello", "hello", "hello"]);
+    assert_eq!(sandbox.broker().bodies(&sandbox.queue), ["hello", "hello", " other"]);
 }
 
 #[test]

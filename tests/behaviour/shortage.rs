@@ -1,4 +1,4 @@
-//! A machine that is short of descriptors: no task is blamed for it, and no broker.
+//! A machine that is short of descriptors: no task fails for that reason, and no broker is reported as unavailable.
 
 use crate::support::{Invocation, Process, Sandbox};
 use nix::sys::signal::Signal::SIGTERM;
@@ -80,7 +80,7 @@ fn a_shortage_uses_up_no_attempt_and_leaves_the_tasks_to_others() {
         limit(&short, 3);
         tasks(&sandbox, 6);
         short.says(SHORT);
-        // Those that it has taken come back.
+        // The tasks that it had taken are ready again.
         sandbox.broker().wait_ready(&sandbox.queue, 6);
         let other = sandbox.worker(all.iter().chain(options));
         other.says_times("Done", 6).signal(SIGTERM);

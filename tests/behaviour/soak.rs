@@ -1,7 +1,7 @@
-//! Many tasks, many threads, and things dying at random.
+//! Many tasks and threads, with workers and brokers killed at random.
 
 use crate::support::poll::within;
-use crate::support::{Dice, Process, Sandbox};
+use crate::support::{Process, Rng, Sandbox};
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -69,8 +69,8 @@ fn hundreds_of_consumers_cancelled_by_the_broker_do_not_cost_the_connection() {
     worker.end().exits(0);
 }
 
-/// Starts a worker in the place of each of the first two that has died; the dead move to the end of the list.
-fn replace_the_dead(workers: &mut Vec<Process>, start: impl Fn() -> Process) {
+/// Starts a worker in place of each of the first two that was killed; those move to the end of the list.
+fn restart_killed(workers: &mut Vec<Process>, start: impl Fn() -> Process) {
     for n in 0..2 {
         if !workers[n].is_running() {
             workers.push(start());
@@ -84,14 +84,14 @@ fn replace_the_dead(workers: &mut Vec<Process>, start: impl Fn() -> Process) {
 fn killing_workers_and_the_broker_at_random_loses_none_of_500_tasks() {
     const COUNT: usize = 500;
     const DEATHS: u64 = 12;
-    let mut dice = Dice::new();
+    let mut rng = Rng::new();
     let sandbox = Sandbox::exclusive();
     let tasks: HashSet<String> = (0..COUNT).map(|n| format!("task {n}")).collect();
     let mut send = sandbox.taskq(["send", "--lines", "--retry-for", "60s"]).start();
-    // Published a piece at a time, so that the deaths meet the sender as well.
+    // Published a piece at a time, so that brokers are killed while the sender publishes.
     let all: Vec<String> = (0..COUNT).map(|n| format!("task {n}\n")).collect();
     let mut pieces: Vec<String> = all.chunks(COUNT / 10).map(<[String]>::concat).collect();
-    // A worker that is killed may have said nothing yet of what it has acknowledged.
+    // A worker may be killed after it has acknowledged a task and before it has logged that.
     let script = r#"echo "$(cat)" >>"$1/done""#;
     let start = || sandbox.work_with(&["--threads", "3", "--connect-timeout", "60s"], script).start();
     let mut workers = vec![start(), start()];
@@ -99,15 +99,15 @@ fn killing_workers_and_the_broker_at_random_loses_none_of_500_tasks() {
         if let Some(piece) = pieces.pop() {
             send.write(piece);
         }
-        dice.pause(400);
+        rng.pause(400);
         if death % 4 == 3 {
             sandbox.node().kill();
-            dice.pause(1000);
+            rng.pause(1000);
             sandbox.node().start();
         } else {
-            workers[usize::try_from(dice.below(2)).unwrap()].signal(SIGKILL);
+            workers[usize::try_from(rng.below(2)).unwrap()].signal(SIGKILL);
         }
-        replace_the_dead(&mut workers, start);
+        restart_killed(&mut workers, start);
     }
     for piece in pieces {
         send.write(piece);
@@ -116,7 +116,7 @@ fn killing_workers_and_the_broker_at_random_loses_none_of_500_tasks() {
     send.end().exits(0);
     within(Duration::from_mins(2), "all 500 tasks worked and acknowledged", || {
         // A worker that was started while the broker was down has ended with 69, as it should.
-        replace_the_dead(&mut workers, start);
+        restart_killed(&mut workers, start);
         let done: HashSet<String> = sandbox.lines("done").into_iter().collect();
         tasks.is_subset(&done).then_some(())
     });

@@ -252,7 +252,7 @@ fn a_queue_that_cannot_be_used_now_is_waited_for() {
     worker.says("has crashed and failed to restart; trying again");
     send.says("has crashed and failed to restart; trying again");
     send.write("meanwhile\n");
-    // Who finds it so at the start does not wait, and is not told to change anything.
+    // A worker that starts meanwhile does not wait, and its error suggests no change.
     for first in [["send", "hello", "--retry-for", "1s"].as_slice(), &["work"], &["work", "--no-declare"]] {
         sandbox.taskq(first).run().exits(69).says("has crashed and failed to restart");
     }

@@ -1,10 +1,10 @@
-//! Stopping a worker while the broker is well: what runs is finished, nothing new is taken.
+//! Stopping a worker while its broker works: what runs is finished, nothing new is taken.
 
 use crate::support::{Process, Sandbox, until};
 use nix::sys::signal::Signal::{self, SIGHUP, SIGINT, SIGKILL, SIGTERM};
 use std::time::Duration;
 
-/// Within this a worker ends that has nothing to wait for.
+/// The time in which a worker ends that has nothing to wait for.
 const PROMPTLY: Duration = Duration::from_secs(15);
 
 /// A worker in the middle of a long task.

@@ -1,4 +1,4 @@
-//! Stopping when the broker is no help: gone, silent, frozen, or blocking the connection. Every wait has an end.
+//! Stopping while the broker is down, silent, frozen, or blocks the connection. Every wait has an end.
 
 use crate::support::script::{Script, hold};
 use crate::support::{Process, Proxy, Sandbox, until};

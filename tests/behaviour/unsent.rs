@@ -1,7 +1,7 @@
 //! `taskq send --unsent` when sending ends before the input does: what becomes of the rest of it.
 
 use super::bulk_outage::{SLACK, bulk, lines, none_is_missing};
-use crate::support::{Process, Sandbox, Way, until};
+use crate::support::{Direction, Process, Sandbox, until};
 use nix::sys::signal::Signal;
 use std::fs::File;
 use std::io::Write;
@@ -21,7 +21,7 @@ fn an_interrupted_send_replaces_its_input_by_all_that_remains() {
         let mut sandbox = Sandbox::new();
         let proxy = sandbox.through_proxy();
         // Far longer than the test: most of the input has not been read when the signal comes.
-        proxy.slow_down(Way::ToBroker, 32 * 1024);
+        proxy.slow_down(Direction::ToBroker, 32 * 1024);
         let input = sandbox.file("tasks", lines(0..COUNT));
         let send = replacing(&sandbox, "--lines", &input);
         send.prints_lines(10);

@@ -95,8 +95,8 @@ fn a_sender_misses_the_queue_of_its_delayed_tasks() {
     send.end().exits(0).says(&told(&waiting));
 }
 
-/// The policies that README gives: one of higher priority takes the place of those that let queues expire, or drop tasks.
-/// One with a delivery limit applies to quorum queues alone.
+/// The policies that README gives: one of higher priority takes the place of those that let queues expire, or drop
+/// tasks. One with a delivery limit applies to quorum queues alone.
 #[test]
 fn a_policy_of_higher_priority_keeps_what_another_would_delete() {
     const HARMFUL: &str = r#"{"expires": 6000, "message-ttl": 2000, "max-length": 1}"#;

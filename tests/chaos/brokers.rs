@@ -1,6 +1,6 @@
-//! What is under the workers and senders: one node, or three of a cluster, with a delivery limit or without.
+//! The broker of a round: one node, or three of a cluster, with a delivery limit or without.
 
-use super::run::Shared;
+use super::shared::Shared;
 use super::workers::DELAYS_MS;
 use crate::support::broker::{arguments, durable, number, text};
 use crate::support::cluster::Leased;
@@ -8,16 +8,17 @@ use crate::support::{Broker, Cluster, Node, until};
 use std::process::Command;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ground {
+pub(crate) enum Setup {
     /// One node and a classic queue.
     Single,
     /// Three nodes and quorum queues.
     Cluster,
-    /// One node, a quorum queue, and one worker that is hit every half second, so that each task meets many faults.
+    /// One node, a quorum queue, and one worker that gets a fault every half second, so that each task meets many
+    /// faults.
     Hostile,
 }
 
-impl Ground {
+impl Setup {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Single => "single",
@@ -30,8 +31,8 @@ impl Ground {
         self != Self::Single
     }
 
-    /// Its part of a run's time, among those that take part. A short storm of the hostile kind is a long one for each
-    /// task, and its tasks are long ones, which have to be worked afterwards.
+    /// Its share of the time, beside the other rounds. A hostile round can be shorter, as each task meets many faults;
+    /// and its long tasks take time after the faults.
     pub(crate) fn weight(self) -> u32 {
         match self {
             Self::Single | Self::Cluster => 2,
@@ -46,10 +47,10 @@ pub(crate) enum Brokers {
 }
 
 impl Brokers {
-    pub(crate) fn start(ground: Ground) -> Self {
-        match ground {
-            Ground::Single | Ground::Hostile => Self::Single(Node::serve(&[])),
-            Ground::Cluster => Self::Cluster(Cluster::exclusive()),
+    pub(crate) fn start(setup: Setup) -> Self {
+        match setup {
+            Setup::Single | Setup::Hostile => Self::Single(Node::serve(&[])),
+            Setup::Cluster => Self::Cluster(Cluster::exclusive()),
         }
     }
 
@@ -75,7 +76,7 @@ impl Brokers {
     pub(crate) fn prepare(&self, shared: &Shared) {
         let client = self.client();
         until("consumers", || (shared.is_abandoned() || client.consumers(&shared.queue) > 0).then_some(()));
-        // A run may see midnight.
+        // A round may last beyond midnight.
         for day in ["today", "tomorrow"] {
             for milliseconds in DELAYS_MS {
                 declare_delay_queue(&client, &shared.queue, milliseconds, &date(day));
@@ -94,9 +95,9 @@ impl Brokers {
         }
     }
 
-    /// How many tasks are in the queue, with workers or not, and how many in the delay queues.
+    /// How many tasks are in the queue, delivered or not, and how many in the delay queues.
     pub(crate) fn count(&self, queue: &str) -> (u64, u64) {
-        let (mut held, mut waiting) = (0, 0);
+        let (mut queued, mut waiting) = (0, 0);
         for line in self.nodes()[0].queues().lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
             let [name, ready, unacknowledged, ..] = words[..] else { continue };
@@ -105,12 +106,12 @@ impl Brokers {
                 continue;
             };
             if name == queue {
-                held += ready + unacknowledged;
+                queued += ready + unacknowledged;
             } else if name.starts_with(&format!("{queue}.delay.")) {
                 waiting += ready + unacknowledged;
             }
         }
-        (held, waiting)
+        (queued, waiting)
     }
 
     /// The queues in which tasks wait for their time.
@@ -121,7 +122,7 @@ impl Brokers {
         names.filter(|name| name.starts_with(&prefix)).map(str::to_owned).collect()
     }
 
-    /// A client of the harness's own.
+    /// The AMQP client of the tests.
     pub(crate) fn client(&self) -> Broker {
         Broker::connect(self.nodes()[0].port())
     }

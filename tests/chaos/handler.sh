@@ -1,5 +1,5 @@
 #!/bin/sh
-# The handler of the chaos run. It does what the body asks for and appends one line about it to the ledger, with a
+# The handler of the chaos run. It does what the body asks for and appends one line about it to the history, with a
 # single write: outcome, task, the first words of the body, attempt, redelivered, worker, pid, start and end.
 # Nothing here starts a process but the sleeps, so that thousands of runs are cheap.
 #
@@ -8,7 +8,7 @@
 
 note() {
     read -r end _ </proc/uptime
-    echo "$1 $TASKQ_ID $name $errand $fed $TASKQ_ATTEMPT $TASKQ_REDELIVERED $CHAOS_WORKER $$ $start $end" >>"$CHAOS_RUNS"
+    echo "$1 $TASKQ_ID $name $action $submitted $TASKQ_ATTEMPT $TASKQ_REDELIVERED $CHAOS_WORKER $$ $start $end" >>"$CHAOS_RUNS"
 }
 
 leave_if_orphaned() {
@@ -17,8 +17,8 @@ leave_if_orphaned() {
 }
 
 work() {
-    case $errand in
-    slow*) sleep "${errand#slow}" && leave_if_orphaned ;;
+    case $action in
+    slow*) sleep "${action#slow}" && leave_if_orphaned ;;
     once)
         [ "$TASKQ_ATTEMPT" -gt 1 ] || { note failed && return 75; }
         ;;
@@ -34,12 +34,12 @@ work() {
 
 if [ -z "${CHAOS_RECYCLES-}" ]; then
     read -r start _ </proc/uptime
-    read -r name errand fed rest
+    read -r name action submitted rest
     # The worker was killed before it had written the whole body, which ends with a full stop.
     case $rest in
     *.) ;;
     *)
-        name=-/0 errand=- fed=0.00
+        name=-/0 action=- submitted=0.00
         note truncated
         exit 1
         ;;
@@ -60,7 +60,7 @@ while [ "$served" -lt "$CHAOS_RECYCLES" ] && read -r line; do
     esac
     # shellcheck disable=SC2086 # The words of the body, which comes last. The shortest prefix, which is quickly found.
     set -- ${line#*'"body":"'}
-    name=$1 errand=$2 fed=$3
+    name=$1 action=$2 submitted=$3
     work
     code=$?
     case $code in

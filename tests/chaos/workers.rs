@@ -1,8 +1,8 @@
-//! Workers, each in a place of its own, started again whenever one ends, as a service manager would.
+//! Workers, each in a slot: whenever one ends, the next is started in its slot, as a service manager would do it.
 
-use super::brokers::Ground;
-use super::run::{Alarm, PAUSE, Shared};
-use super::seat::{self, Ended, Seat};
+use super::brokers::Setup;
+use super::child::{self, ChildExit, SharedChild};
+use super::shared::{AbandonOnPanic, PAUSE, Shared};
 use crate::support::{Node, Proxy};
 use nix::sys::signal::Signal::{self, SIGCONT, SIGKILL, SIGSTOP, SIGTERM};
 use std::process::Stdio;
@@ -24,16 +24,16 @@ const OPTIONS: [&str; 11] = [
     "5s",
     "--heartbeat",
     "5s",
-    // Nothing dies of being unlucky here: what is dead was meant to be.
+    // Faults alone must not make a task dead: only its own failures.
     "--max-deliveries",
     "1000",
 ];
 
-/// From its end to the start of the next.
+/// From the end of a worker to the start of the next.
 const RESTARTED: Duration = Duration::from_millis(200);
 
-/// From the order to stop to the end. A drain takes the grace period at most, giving up 5 s more, and a worker behind
-/// a frozen broker up to 15 s; the rest is for a machine that starts nodes meanwhile.
+/// From SIGTERM to the end. A drain takes the grace period at most, giving up 5 s more, and a worker behind
+/// a frozen broker up to 15 s; the rest is slack for a machine that starts nodes meanwhile.
 const DRAINED: Duration = Duration::from_secs(5 + 5 + 15 + 20);
 const FORCED: Duration = Duration::from_secs(5 + 15 + 20);
 const KILLED: Duration = Duration::from_secs(10);
@@ -41,15 +41,15 @@ const KILLED: Duration = Duration::from_secs(10);
 /// What runs the tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Handler {
-    /// A process for each.
+    /// A process for each task.
     Command,
-    /// One that is kept, and ends itself after a few.
+    /// A persistent command that ends itself after a few tasks.
     Recycling,
-    /// Each in half of the places.
+    /// Either in half of the slots.
     Mixed,
 }
 
-/// How many tasks it takes before it ends itself.
+/// How many tasks a recycling handler takes before it ends itself.
 const RECYCLES: &str = "5";
 
 impl Handler {
@@ -61,11 +61,11 @@ impl Handler {
         }
     }
 
-    fn recycles_in(self, place: usize) -> bool {
+    fn recycles_in(self, slot: usize) -> bool {
         match self {
             Self::Command => false,
             Self::Recycling => true,
-            Self::Mixed => place % 2 == 1,
+            Self::Mixed => slot % 2 == 1,
         }
     }
 }
@@ -81,23 +81,23 @@ impl std::str::FromStr for Handler {
     }
 }
 
-/// One place for a worker.
-pub(crate) struct Place {
+/// A slot, with one worker after the other.
+pub(crate) struct WorkerSlot {
     pub(crate) number: usize,
-    pub(crate) seat: Seat,
-    /// The way to each node; none for a worker that has nothing between itself and the nodes.
+    pub(crate) child: SharedChild,
+    /// One in front of each node; empty for a worker that connects without proxies.
     pub(crate) proxies: Vec<Proxy>,
     urls: String,
     generation: AtomicU32,
 }
 
-impl Place {
+impl WorkerSlot {
     pub(crate) fn new(number: usize, ports: &[u16], through_proxies: bool) -> Self {
         let proxies: Vec<Proxy> =
             if through_proxies { ports.iter().map(|port| Proxy::to(*port)).collect() } else { Vec::new() };
         let ports = if through_proxies { proxies.iter().map(Proxy::port).collect() } else { ports.to_vec() };
         let urls = ports.into_iter().map(Node::url_at).collect::<Vec<_>>().join(",");
-        Self { number, seat: Seat::default(), proxies, urls, generation: AtomicU32::new(0) }
+        Self { number, child: SharedChild::default(), proxies, urls, generation: AtomicU32::new(0) }
     }
 
     pub(crate) fn name(&self) -> String {
@@ -107,13 +107,13 @@ impl Place {
     fn start(&self, shared: &Shared) {
         self.generation.fetch_add(1, Ordering::Relaxed);
         let name = self.name();
-        let mut command = seat::command(env!("CARGO_BIN_EXE_taskq"));
+        let mut command = child::command(env!("CARGO_BIN_EXE_taskq"));
         command.arg("work").args(OPTIONS);
         command.args(["--threads", &THREADS.to_string(), "--attempts", &ATTEMPTS.to_string()]);
-        if shared.ground.has_quorum_queues() {
+        if shared.setup.has_quorum_queues() {
             command.args(["--queue-type", "quorum"]);
         }
-        if shared.ground == Ground::Hostile {
+        if shared.setup == Setup::Hostile {
             command.env("CHAOS_ORPHANS", "no");
         }
         if shared.handler.recycles_in(self.number) {
@@ -123,86 +123,87 @@ impl Place {
             .args(["--", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/handler.sh")])
             .env("TASKQ_URL", &self.urls)
             .env("TASKQ_QUEUE", &shared.queue)
-            .env("CHAOS_RUNS", shared.ledger.runs_path())
+            .env("CHAOS_RUNS", shared.recorder.runs_path())
             .env("CHAOS_WORKER", &name)
             .stdin(Stdio::null())
-            .stdout(shared.ledger.log("workers", &name))
-            .stderr(shared.ledger.log("workers", &name));
-        self.seat.take(command.spawn().unwrap());
-        shared.ledger.event(format_args!("{name} started, process {}", self.seat.pid().unwrap()));
+            .stdout(shared.recorder.log("workers", &name))
+            .stderr(shared.recorder.log("workers", &name));
+        self.child.set(command.spawn().unwrap());
+        shared.recorder.event(format_args!("{name} started, process {}", self.child.pid().unwrap()));
     }
 
-    /// Whether the worker that is in this place now has begun.
+    /// Whether the present worker of this slot consumes.
     pub(crate) fn takes_tasks(&self, shared: &Shared) -> bool {
-        self.seat.pid().is_some() && shared.ledger.has_logged("workers", &self.name(), "Waiting for messages")
+        self.child.pid().is_some()
+            && shared.recorder.has_logged("workers", &self.name(), "Waiting for messages")
     }
 
-    /// Keeps a worker in this place until the run closes.
-    pub(crate) fn keep(&self, shared: &Shared) {
-        let _alarm = Alarm(shared);
-        while !shared.is_closing() {
+    /// Keeps a worker running in this slot until the round stops.
+    pub(crate) fn keep_running(&self, shared: &Shared) {
+        let _guard = AbandonOnPanic(shared);
+        while !shared.is_stopping() {
             self.start(shared);
-            let ended = self.wait(shared);
-            // What the dead one left open is of no use to the next.
+            let exit = self.wait(shared);
+            // Connections that a frozen or killed worker left open in the proxies.
             for proxy in &self.proxies {
                 proxy.cut();
             }
-            if let Some(what) = ended.and_then(|ended| self.judge(shared, &ended)) {
-                shared.wrong(what);
+            if let Some(what) = exit.and_then(|exit| self.check_exit(shared, &exit)) {
+                shared.violation(what);
             }
-            shared.rest(RESTARTED, Shared::is_closing);
+            shared.sleep(RESTARTED, Shared::is_stopping);
         }
     }
 
-    /// Waits for the end of the process; stops it when the run closes. None when the run was abandoned.
-    fn wait(&self, shared: &Shared) -> Option<Ended> {
-        let mut due: Option<Instant> = None;
-        let mut told = 0;
+    /// Waits for the end of the process, and stops it when the round stops.
+    fn wait(&self, shared: &Shared) -> Option<ChildExit> {
+        let mut deadline: Option<Instant> = None;
+        let mut seen = 0;
         loop {
-            if let Some(ended) = self.seat.ended() {
-                return Some(ended);
+            if let Some(exit) = self.child.try_wait() {
+                return Some(exit);
             }
             if shared.is_abandoned() {
-                self.seat.signal(SIGKILL);
-            } else if shared.is_closing() && self.seat.is_undisturbed() {
-                self.seat.signal(SIGTERM);
+                self.child.signal(SIGKILL);
+            } else if shared.is_stopping() && self.child.is_not_stopping() {
+                self.child.signal(SIGTERM);
             }
-            let orders = self.seat.orders();
-            if orders.len() != told {
-                told = orders.len();
-                due = patience(&orders).map(|patience| Instant::now() + patience);
+            let signals = self.child.signals();
+            if signals.len() != seen {
+                seen = signals.len();
+                deadline = time_to_end(&signals).map(|time| Instant::now() + time);
             }
-            if due.is_some_and(|due| Instant::now() > due) {
-                shared.wrong(format!("{} hangs: it did not end after {orders:?}", self.name()));
-                self.seat.signal(SIGKILL);
-                due = None;
+            if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                shared.violation(format!("{} hangs: it did not end after {signals:?}", self.name()));
+                self.child.signal(SIGKILL);
+                deadline = None;
             }
             std::thread::sleep(PAUSE);
         }
     }
 
-    /// What is wrong with the way in which it ended, if anything is.
-    fn judge(&self, shared: &Shared, ended: &Ended) -> Option<String> {
-        shared.ledger.event(format_args!("{} ended: {} after {:?}", self.name(), ended.code, ended.signals));
-        let terms = ended.signals.iter().filter(|signal| **signal == SIGTERM).count();
-        let right = match (ended.signals.contains(&SIGKILL), terms) {
-            (true, _) => ended.code == 137 || terms > 0,
-            // Its first connection, to a broker that was away just then. Later on it goes on trying for ever.
+    /// A violation if it should not have ended like this.
+    fn check_exit(&self, shared: &Shared, exit: &ChildExit) -> Option<String> {
+        shared.recorder.event(format_args!("{} ended: {} after {:?}", self.name(), exit.code, exit.signals));
+        let terms = exit.signals.iter().filter(|signal| **signal == SIGTERM).count();
+        let valid = match (exit.signals.contains(&SIGKILL), terms) {
+            (true, _) => exit.code == 137 || terms > 0,
+            // No signal: it may only fail to connect for the first time. Once connected, it tries again for ever.
             (false, 0) => {
-                ended.code == 69 && !shared.ledger.has_logged("workers", &self.name(), "connected to ")
+                exit.code == 69 && !shared.recorder.has_logged("workers", &self.name(), "connected to ")
             }
-            (false, _) => matches!(ended.code, 0 | 69 | 143),
+            (false, _) => matches!(exit.code, 0 | 69 | 143),
         };
-        (!right).then(|| format!("{} exited with {} after {:?}", self.name(), ended.code, ended.signals))
+        (!valid).then(|| format!("{} exited with {} after {:?}", self.name(), exit.code, exit.signals))
     }
 }
 
-/// How long a worker may take to end that was sent these signals.
-fn patience(signals: &[Signal]) -> Option<Duration> {
+/// How long a worker that was sent these signals may take to end.
+fn time_to_end(signals: &[Signal]) -> Option<Duration> {
     if signals.contains(&SIGKILL) {
         return Some(KILLED);
     }
-    // A frozen process does nothing, and that is not its fault.
+    // A frozen process cannot end.
     if signals.iter().rev().find(|signal| matches!(signal, SIGSTOP | SIGCONT)) == Some(&SIGSTOP) {
         return None;
     }

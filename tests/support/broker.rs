@@ -114,8 +114,8 @@ impl Broker {
         });
     }
 
-    /// Where copies took the place of messages: a quorum queue that has much to do may forget acknowledgements that came just
-    /// before their channel closed, and then the originals are there as well.
+    /// For messages that were replaced by copies: a busy quorum queue may lose acknowledgements that came just before
+    /// their channel closed, and then the originals are there as well.
     pub(crate) fn wait_ready_at_least(&self, queue: &str, count: u32) {
         poll::until(&format!("at least {count} messages ready in {queue}"), || {
             (self.counts(queue)?.0 >= count).then_some(())

@@ -64,7 +64,7 @@ impl Sandbox {
     }
 }
 
-/// Whether the process is there and not a mere entry in the process table.
+/// Whether the process runs: it exists and is no zombie.
 pub(crate) fn is_alive(pid: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
@@ -74,10 +74,10 @@ pub(crate) fn wait_dead(pid: Pid) {
     until(&format!("the end of process {pid}"), || (!is_alive(pid)).then_some(()));
 }
 
-/// A process of a handler's that is to end with the test.
-pub(crate) struct Stray(pub(crate) Pid);
+/// A handler's process, which is killed when the test ends.
+pub(crate) struct KillOnDrop(pub(crate) Pid);
 
-impl Drop for Stray {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         let _ = kill(self.0, Signal::SIGKILL);
     }

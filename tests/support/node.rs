@@ -1,4 +1,5 @@
-//! RabbitMQ nodes, all through `scripts/rabbitmq-node`: the one that the tests share, and some to be ill-treated.
+//! RabbitMQ nodes, all through `scripts/rabbitmq-node`: the one that the tests share, and those that a test may kill or
+//! freeze.
 
 use std::io::{BufRead, BufReader};
 use std::ops::Deref;
@@ -43,7 +44,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// The node for all tests that do no harm to a node: that of `make test`, or else one started here.
+    /// The node for all tests that leave a node as it is: that of `make test`, or else one started here.
     pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<Node> = OnceLock::new();
         SHARED.get_or_init(|| match std::env::var_os("TASKQ_NODE_DIR") {
@@ -110,15 +111,14 @@ impl Node {
         self.run("start", &[]);
     }
 
-    /// As a crash would end it.
-    /// With -9. What was declared is on disk by then: RabbitMQ forgets a queue that it was told of only a moment
-    /// before, and its tasks with it, whoever declared it.
+    /// Kills it with -9, as a crash would end it. What was declared is on disk by then: RabbitMQ forgets a queue that
+    /// it was told of only a moment before, and its tasks with it, whoever declared it.
     pub(crate) fn kill(&self) {
         self.run("sync", &[]);
         self.run("kill", &[]);
     }
 
-    /// As an operator would end it.
+    /// Stops it as an operator would.
     pub(crate) fn stop(&self) {
         self.run("stop", &[]);
     }
@@ -250,7 +250,7 @@ impl Deref for Exclusive {
 
 impl Drop for Exclusive {
     fn drop(&mut self) {
-        // What a failed test left behind is nobody's to find out.
+        // A failed test may have left the node in any state: no later test gets it.
         let node = self.node.take().filter(|_| self.reusable && !std::thread::panicking());
         let mut idle = IDLE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         idle.nodes.extend(node);

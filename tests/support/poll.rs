@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// How long a test waits for anything. Far above what a slow machine needs: it is there to end a hang.
 pub(crate) const DEADLINE: Duration = Duration::from_mins(1);
 
-/// The pause between two looks.
+/// The pause between two polls.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Looks until there is something to return, or fails after [`DEADLINE`], naming what did not come.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// What a failing test prints of one stream at most.
+/// How many bytes of a stream a failing test prints at most.
 const SHOWN: usize = 8 * 1024;
 
 /// One output stream, collected by a thread as it comes.
@@ -88,7 +88,7 @@ impl Invocation {
     pub(crate) fn new<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>) -> Self {
         let args: Vec<OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
         let mut command = Command::new(program);
-        // Nothing of the caller's environment decides a test, except where programs are found.
+        // The caller's environment must not change a result; programs have to be found, though.
         command.env_clear().args(&args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         for kept in ["PATH", "HOME", "LANG"] {
             if let Some(value) = std::env::var_os(kept) {
@@ -221,7 +221,7 @@ impl Process {
 
     /// Waits until that many lines came on stdout.
     pub(crate) fn prints_lines(&self, lines: usize) -> &Self {
-        // Counted from where the last look ended: a lockstep of a thousand looks stays cheap.
+        // Counted from where the last poll ended, so that thousands of polls stay cheap.
         let (mut seen, mut counted) = (0, 0);
         let came = self.transcript.stdout.wait(|bytes| {
             counted += bytes[seen..].split(|byte| *byte == b'\n').count() - 1;

@@ -7,28 +7,28 @@ use std::time::Duration;
 
 /// The direction in which bytes travel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Way {
+pub(crate) enum Direction {
     ToBroker,
     ToClient,
 }
 
-pub(crate) const WAYS: [Way; 2] = [Way::ToBroker, Way::ToClient];
+pub(crate) const DIRECTIONS: [Direction; 2] = [Direction::ToBroker, Direction::ToClient];
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Flow {
     #[default]
     Forward,
-    /// Nothing moves, and nobody is told: as with a frozen broker.
+    /// No byte is forwarded and no connection is closed: as with a frozen broker.
     Stall,
-    /// Bytes are taken and never arrive.
+    /// Bytes are read and dropped.
     Vanish,
 }
 
-/// How one way is.
+/// What the network does to the bytes of one direction.
 #[derive(Clone, Copy, Default)]
-struct Road {
+struct Link {
     flow: Flow,
-    /// What each piece waits before it goes on.
+    /// How long each piece is held before it is forwarded.
     delay: Duration,
     /// In bytes per second.
     speed: Option<usize>,
@@ -40,14 +40,14 @@ struct Road {
 struct Network {
     /// New connections are closed at once, as by a port where nobody listens.
     refuses: bool,
-    roads: [Road; 2],
+    links: [Link; 2],
 }
 
-/// How a connection ends that does not end by itself.
+/// What the proxy has done to a connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum ConnectionState {
     Open,
-    /// The broker's side is gone, and the client's was never told.
+    /// The broker's side is closed, and the client's is left open.
     HalfOpen,
     Reset,
 }
@@ -56,7 +56,7 @@ enum Fate {
 struct Pair {
     client: TcpStream,
     server: TcpStream,
-    fate: Mutex<Fate>,
+    state: Mutex<ConnectionState>,
 }
 
 #[derive(Default)]
@@ -98,11 +98,11 @@ impl Proxy {
                 let Ok(server) = TcpStream::connect(target) else { continue };
                 let _ = client.set_nodelay(true);
                 let _ = server.set_nodelay(true);
-                let pair = Arc::new(Pair { client, server, fate: Mutex::new(Fate::Open) });
+                let pair = Arc::new(Pair { client, server, state: Mutex::new(ConnectionState::Open) });
                 accepting.pairs.lock().unwrap().push(Arc::downgrade(&pair));
-                for way in WAYS {
+                for direction in DIRECTIONS {
                     let (pair, state) = (Arc::clone(&pair), Arc::clone(&accepting));
-                    std::thread::spawn(move || forward(&pair, way, &state));
+                    std::thread::spawn(move || forward(&pair, direction, &state));
                 }
             }
         });
@@ -126,10 +126,10 @@ impl Proxy {
         });
     }
 
-    /// The broker loses all connections, and the clients are not told; new ones go through.
+    /// Closes the broker's side of all connections and leaves the clients' open; new connections go through.
     pub(crate) fn half_open(&self) {
         self.each(|pair| {
-            *pair.fate.lock().unwrap() = Fate::HalfOpen;
+            *pair.state.lock().unwrap() = ConnectionState::HalfOpen;
             let _ = pair.server.shutdown(Shutdown::Both);
         });
     }
@@ -140,34 +140,34 @@ impl Proxy {
         self.cut();
     }
 
-    /// Nothing moves any more, and nobody is told.
+    /// Forwards nothing any more, and closes no connection.
     pub(crate) fn stall(&self) {
-        self.change(|network| network.roads.iter_mut().for_each(|road| road.flow = Flow::Stall));
+        self.change(|network| network.links.iter_mut().for_each(|link| link.flow = Flow::Stall));
     }
 
-    /// What is sent this way never arrives, and nobody is told. A connection that lost something is lost itself.
-    pub(crate) fn vanish(&self, way: Way) {
-        self.change(|network| network.roads[way as usize].flow = Flow::Vanish);
+    /// Drops what is sent in this direction, without closing a connection. One that lost bytes never works again.
+    pub(crate) fn vanish(&self, direction: Direction) {
+        self.change(|network| network.links[direction as usize].flow = Flow::Vanish);
     }
 
-    /// Each piece takes so much longer, both ways.
+    /// Holds each piece that long, in both directions.
     pub(crate) fn delay(&self, delay: Duration) {
-        self.change(|network| network.roads.iter_mut().for_each(|road| road.delay = delay));
+        self.change(|network| network.links.iter_mut().for_each(|link| link.delay = delay));
     }
 
-    /// So many bytes per second go this way.
-    pub(crate) fn slow_down(&self, way: Way, speed: usize) {
-        self.change(|network| network.roads[way as usize].speed = Some(speed));
+    /// Forwards so many bytes per second in this direction.
+    pub(crate) fn slow_down(&self, direction: Direction, speed: usize) {
+        self.change(|network| network.links[direction as usize].speed = Some(speed));
     }
 
-    /// The connection of the byte that follows so many others this way is reset; later ones are not.
-    pub(crate) fn reset_after(&self, way: Way, bytes: usize) {
-        self.change(|network| network.roads[way as usize].reset_after = Some(bytes));
+    /// Resets one connection: that whose byte follows so many others in this direction.
+    pub(crate) fn reset_after(&self, direction: Direction, bytes: usize) {
+        self.change(|network| network.links[direction as usize].reset_after = Some(bytes));
     }
 
     /// Ends a stall, and nothing else.
     pub(crate) fn flow(&self) {
-        self.change(|network| network.roads.iter_mut().for_each(|road| road.flow = Flow::Forward));
+        self.change(|network| network.links.iter_mut().for_each(|link| link.flow = Flow::Forward));
     }
 
     /// Back to forwarding.
@@ -198,38 +198,40 @@ impl Drop for Proxy {
     }
 }
 
-/// How many pieces a slow way takes in a second.
+/// How many pieces are forwarded per second where the speed is limited.
 const PIECES: u32 = 20;
 
-fn forward(pair: &Pair, way: Way, state: &State) {
-    let (mut from, mut to) = match way {
-        Way::ToBroker => (&pair.client, &pair.server),
-        Way::ToClient => (&pair.server, &pair.client),
+fn forward(pair: &Pair, direction: Direction, state: &State) {
+    let (mut from, mut to) = match direction {
+        Direction::ToBroker => (&pair.client, &pair.server),
+        Direction::ToClient => (&pair.server, &pair.client),
     };
-    let mut room = vec![0; 64 * 1024];
-    // TCP delivers nothing beyond a gap, so the road stays empty for this connection even when the weather is fine.
+    let mut buffer = vec![0; 64 * 1024];
+    // TCP delivers nothing beyond a gap, so a connection that lost bytes gets no more, even once the network works
+    // again.
     let mut gap = false;
     loop {
-        let speed = state.network.lock().unwrap().roads[way as usize].speed;
-        let piece = speed.map_or(room.len(), |speed| (speed / PIECES as usize).max(1));
-        let Ok(count @ 1..) = from.read(&mut room[..piece]) else { break };
+        let speed = state.network.lock().unwrap().links[direction as usize].speed;
+        let piece = speed.map_or(buffer.len(), |speed| (speed / PIECES as usize).max(1));
+        let Ok(count @ 1..) = from.read(&mut buffer[..piece]) else { break };
         let network = state.network.lock().unwrap();
-        let stalled = |network: &mut Network| network.roads[way as usize].flow == Flow::Stall;
+        let stalled = |network: &mut Network| network.links[direction as usize].flow == Flow::Stall;
         let mut network = state.changed.wait_while(network, stalled).unwrap();
-        let road = &mut network.roads[way as usize];
-        let reset = road.reset_after.is_some_and(|left| left < count);
-        let count = road.reset_after.filter(|_| reset).unwrap_or(count);
-        road.reset_after = road.reset_after.filter(|_| !reset).map(|left| left - count);
-        let road = *road;
+        let link = &mut network.links[direction as usize];
+        let reset = link.reset_after.is_some_and(|left| left < count);
+        let count = link.reset_after.filter(|_| reset).unwrap_or(count);
+        link.reset_after = link.reset_after.filter(|_| !reset).map(|left| left - count);
+        let link = *link;
         drop(network);
-        gap = gap || road.flow == Flow::Vanish;
-        if gap || *pair.fate.lock().unwrap() == Fate::HalfOpen {
+        gap = gap || link.flow == Flow::Vanish;
+        if gap || *pair.state.lock().unwrap() == ConnectionState::HalfOpen {
             continue;
         }
         std::thread::sleep(
-            road.delay + road.speed.map_or(Duration::ZERO, |_| Duration::from_secs(1) / PIECES),
+            link.delay + link.speed.map_or(Duration::ZERO, |_| Duration::from_secs(1) / PIECES),
         );
-        if to.write_all(&room[..count]).is_err() && *pair.fate.lock().unwrap() != Fate::HalfOpen {
+        if to.write_all(&buffer[..count]).is_err() && *pair.state.lock().unwrap() != ConnectionState::HalfOpen
+        {
             break;
         }
         if reset {
@@ -237,15 +239,15 @@ fn forward(pair: &Pair, way: Way, state: &State) {
             return;
         }
     }
-    if *pair.fate.lock().unwrap() == Fate::Open {
+    if *pair.state.lock().unwrap() == ConnectionState::Open {
         let _ = from.shutdown(Shutdown::Both);
         let _ = to.shutdown(Shutdown::Both);
     }
 }
 
-/// Whoever closes the sockets resets them: no goodbye, and what is still on its way is lost.
+/// Makes the later close of both sockets a reset: no FIN, and what is still in their buffers is lost.
 fn prepare_reset(pair: &Pair) {
-    *pair.fate.lock().unwrap() = Fate::Reset;
+    *pair.state.lock().unwrap() = ConnectionState::Reset;
     for stream in [&pair.client, &pair.server] {
         let same = mio::net::TcpStream::from_stream(stream.try_clone().unwrap()).unwrap();
         same.set_linger(Some(Duration::ZERO)).unwrap();

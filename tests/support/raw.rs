@@ -1,4 +1,5 @@
-//! A producer that sends exactly the bytes it is told to, to a real broker: what other clients may do and amiquip cannot.
+//! A producer that sends exactly the bytes it is told to, to a real broker: what other clients may do and amiquip
+//! cannot.
 
 use super::amqp::{
     self, CHANNEL_OPEN, CONFIRM, Method, PROTOCOL_HEADER, PUBLISH, long, method, read_frame, short,

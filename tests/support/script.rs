@@ -1,4 +1,4 @@
-//! A server that does what a script says: for what no broker would ever do.
+//! A server that does what a test's closure says, such as what no broker would do.
 
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

@@ -101,9 +101,6 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Found, Fa
 }
 
 /// As [`ensure_queue`], of a queue that was there before; whether it was gone, with what was in it.
-///
-/// # Errors
-/// As [`ensure_queue`].
 pub fn find_again(session: &mut Session, spec: &QueueSpec) -> Result<bool, Fault> {
     let gone = match look(session, &spec.name) {
         Err(fault) if fault.kind == FaultKind::NotFound && spec.declare => true,
@@ -154,9 +151,6 @@ pub fn kind_of(session: &mut Session, name: &str) -> Result<Option<QueueType>, F
 
 /// Declares the queue without waiting for the answer: a refusal closes the channel, before anything sent after it is
 /// looked at.
-///
-/// # Errors
-/// The loss of the connection.
 pub(in crate::broker) fn declare_unseen(session: &mut Session, spec: &QueueSpec) -> Result<Channel, Fault> {
     let channel = session.open_channel()?;
     let declare = |arguments: &Arguments| {

@@ -17,16 +17,16 @@ const WAITING_BYTES: usize = 64 * 1024;
 
 /// The ids; clones are of the same ones.
 #[derive(Clone)]
-pub(super) struct Ids(Arc<Shared>);
+pub(super) struct Ids(Arc<IdsInner>);
 
-struct Shared {
+struct IdsInner {
     stdout: Stream,
-    state: Mutex<State>,
+    state: Mutex<IdsState>,
     taken: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct IdsState {
     /// Whole lines that are not being written yet.
     waiting: Vec<u8>,
     /// Their turn will come.
@@ -39,7 +39,7 @@ struct State {
 
 impl Ids {
     pub(super) fn to(stdout: Stream) -> Self {
-        Self(Arc::new(Shared { stdout, state: Mutex::default(), taken: Condvar::new() }))
+        Self(Arc::new(IdsInner { stdout, state: Mutex::default(), taken: Condvar::new() }))
     }
 
     pub(super) fn print(&self, id: &str) {

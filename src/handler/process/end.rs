@@ -26,9 +26,6 @@ const KILL_WAIT: Duration = Duration::from_secs(5);
 
 impl<O: OutputSink> Process<O> {
     /// Ends the session (TERM now, KILL at the deadline), passes on the last output and reaps the process.
-    ///
-    /// # Errors
-    /// Those of [`Process::wait`] and [`Process::finish`].
     pub(in super::super) fn stop(&mut self, io: &mut ProcessIo, limits: &mut Limits) -> io::Result<()> {
         if self.terminate(io, limits)? {
             // The grace period is for the process: what is left of it is not spent on passing on its output.
@@ -71,9 +68,6 @@ impl<O: OutputSink> Process<O> {
     ///
     /// Without a deadline this waits as long as whoever reads the worker's output does not read: without a worker in
     /// between the process would wait as well.
-    ///
-    /// # Errors
-    /// Those of [`Process::wait`], and `ECHILD` if something else has reaped the process.
     pub(in super::super) fn finish(
         &mut self,
         io: &mut ProcessIo,

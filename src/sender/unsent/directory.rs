@@ -27,19 +27,19 @@ pub(super) fn check(directory: &Path) -> io::Result<()> {
 }
 
 /// Why there is no lock.
-pub(super) enum Refusal {
+pub(super) enum LockRefusal {
     Signal(i32),
     Error(io::Error),
 }
 
-impl From<io::Error> for Refusal {
+impl From<io::Error> for LockRefusal {
     fn from(error: io::Error) -> Self {
         Self::Error(error)
     }
 }
 
 impl Locked {
-    pub(super) fn take(directory: &Path, signals: &Receiver<i32>) -> Result<Self, Refusal> {
+    pub(super) fn take(directory: &Path, signals: &Receiver<i32>) -> Result<Self, LockRefusal> {
         let file = File::open(directory)?;
         let began = Instant::now();
         let mut told = false;
@@ -60,7 +60,7 @@ impl Locked {
                 );
             }
             match signals.recv_timeout(TRY_AGAIN_AFTER) {
-                Ok(signal) => return Err(Refusal::Signal(signal)),
+                Ok(signal) => return Err(LockRefusal::Signal(signal)),
                 Err(RecvTimeoutError::Timeout) => {}
                 // Nobody listens to signals.
                 Err(RecvTimeoutError::Disconnected) => std::thread::sleep(TRY_AGAIN_AFTER),
@@ -87,7 +87,7 @@ mod tests {
         let first = Locked::take(&folder, &signals).ok().unwrap();
         check(&folder).unwrap();
         signal.send(15).unwrap();
-        assert!(matches!(Locked::take(&folder, &signals), Err(Refusal::Signal(15))));
+        assert!(matches!(Locked::take(&folder, &signals), Err(LockRefusal::Signal(15))));
         let second = std::thread::spawn({
             let folder = folder.clone();
             move || drop(Locked::take(&folder, &signals).ok().unwrap())

@@ -8,8 +8,8 @@ use std::os::unix::fs::FileExt;
 
 use crossbeam_channel::Receiver;
 
-use super::directory::Refusal;
-use crate::sender::Fingerprint;
+use super::directory::LockRefusal;
+use crate::sender::FileFingerprint;
 
 /// How much is copied at a time, between two looks for a signal.
 const CHUNK: usize = 64 * 1024;
@@ -38,15 +38,15 @@ impl Kept {
     pub(super) fn beside(
         there: &File,
         start: u64,
-        read: &Fingerprint,
+        read: &FileFingerprint,
         separator: Option<u8>,
         signals: &Receiver<i32>,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, LockRefusal> {
         let all = Self::all(there)?;
         let Some(after) = start.checked_add(read.bytes()).filter(|after| *after <= all.end) else {
             return Ok(all);
         };
-        let mut found = Fingerprint::default();
+        let mut found = FileFingerprint::default();
         each_chunk(there, start..after, signals, |chunk| {
             found.add(chunk);
             Ok(())
@@ -77,7 +77,7 @@ pub(super) fn write(
     (added, length): (&File, u64),
     separator: Option<u8>,
     signals: &Receiver<i32>,
-) -> Result<(), Refusal> {
+) -> Result<(), LockRefusal> {
     let copy = |from: &File, range: Range<u64>| {
         each_chunk(from, range, signals, |chunk| {
             let mut to = to;
@@ -101,12 +101,12 @@ fn each_chunk(
     range: Range<u64>,
     signals: &Receiver<i32>,
     mut take: impl FnMut(&[u8]) -> io::Result<()>,
-) -> Result<(), Refusal> {
+) -> Result<(), LockRefusal> {
     let mut chunk = vec![0; CHUNK];
     let mut at = range.start;
     while at < range.end {
         if let Ok(signal) = signals.try_recv() {
-            return Err(Refusal::Signal(signal));
+            return Err(LockRefusal::Signal(signal));
         }
         let most = usize::try_from(range.end - at).unwrap_or(CHUNK).min(CHUNK);
         let read = match file.read_at(&mut chunk[..most], at) {
@@ -137,7 +137,7 @@ mod tests {
         let [there, ours, new] = ["there", "ours", "new"].map(|name| folder.join(name));
         fs::write(&there, now).unwrap();
         fs::write(&ours, added).unwrap();
-        let mut fingerprint = Fingerprint::default();
+        let mut fingerprint = FileFingerprint::default();
         fingerprint.add(read.as_bytes());
         let there = File::open(there).unwrap();
         let kept = Kept::beside(&there, start, &fingerprint, Some(b'\n'), &never()).ok().unwrap();
@@ -175,6 +175,6 @@ mod tests {
         let (signal, signals) = crossbeam_channel::bounded(1);
         signal.send(15).unwrap();
         let stopped = each_chunk(&File::open("/dev/zero").unwrap(), 0..u64::MAX, &signals, |_| Ok(()));
-        assert!(matches!(stopped, Err(Refusal::Signal(15))));
+        assert!(matches!(stopped, Err(LockRefusal::Signal(15))));
     }
 }

@@ -11,8 +11,8 @@ pub(super) fn folder(name: &str) -> PathBuf {
 
 const LINES: UnsentForm = UnsentForm { separator: Some(b'\n'), input: None };
 
-fn fingerprint(read: &str) -> Fingerprint {
-    let mut fingerprint = Fingerprint::default();
+fn fingerprint(read: &str) -> FileFingerprint {
+    let mut fingerprint = FileFingerprint::default();
     fingerprint.add(read.as_bytes());
     fingerprint
 }

@@ -12,18 +12,18 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, at, never, select};
 
-use super::super::settlement::WaitsFor;
 use super::super::shared::Shared;
-use super::super::{BOUNDED_PATIENCE, Event};
+use super::super::{BOUNDED_PATIENCE, EndRequest};
+use super::CopyJob;
 use super::loss;
 use super::refusals::Reason;
-use super::waiting::Waiting;
-use super::{Answer, Job};
+use super::waiting::WaitingCopies;
 use crate::backoff::Backoff;
-use crate::broker::{
-    DelayWatch, Fault, FaultKind, Link, Opener, Publisher, Scope, Settlement, Wake, vanished,
-};
+use crate::broker::{DelayWatch, Fault, FaultKind, Link, Opener, Publisher, Scope, Settlement, Wake};
 use crate::error::{Error, Exit, Result};
+use crate::events::{Event, WhoWaits};
+use crate::report::tell;
+use crate::settlement::{CopyResult, WaitsFor};
 
 /// A connection that is not used goes away after this long; most workers rarely need one.
 const IDLE_CLOSE: Duration = Duration::from_mins(5);
@@ -51,10 +51,10 @@ impl Default for Times {
 /// What the publishing thread knows.
 pub(super) struct PublishingThread {
     shared: Arc<Shared>,
-    events: Sender<Event>,
-    jobs: Receiver<Job>,
-    opener: Opener<Job>,
-    link: Link<Publisher<Job>>,
+    end_requests: Sender<EndRequest>,
+    jobs: Receiver<CopyJob>,
+    opener: Opener<CopyJob>,
+    link: Link<Publisher<CopyJob>>,
     /// The broker has refused a copy on this connection.
     refused_here: bool,
     /// The last attempt to connect failed.
@@ -62,7 +62,7 @@ pub(super) struct PublishingThread {
     backoff: Backoff,
     /// See [`Times::bounded`].
     patience: Duration,
-    waiting: Waiting,
+    waiting: WaitingCopies,
     /// The queues that copies went to.
     watch: DelayWatch,
     /// What [`super::Republisher::is_blocked`] tells.
@@ -77,10 +77,10 @@ impl PublishingThread {
     /// `blocked` is what it tells the others: whether the broker takes no copies now.
     pub(super) fn new(
         shared: Arc<Shared>,
-        events: Sender<Event>,
-        jobs: Receiver<Job>,
+        end_requests: Sender<EndRequest>,
+        jobs: Receiver<CopyJob>,
         blocked: Arc<AtomicBool>,
-        opener: Opener<Job>,
+        opener: Opener<CopyJob>,
         times: Times,
     ) -> Self {
         let queue = &shared.options.queue;
@@ -93,13 +93,13 @@ impl PublishingThread {
         Self {
             watch,
             shared,
-            events,
+            end_requests,
             jobs,
             opener,
             link: Link::resting(Instant::now()),
             refused_here: false,
             is_down: false,
-            waiting: Waiting::new(&times.refused),
+            waiting: WaitingCopies::new(&times.refused),
             backoff: times.connecting,
             patience: times.bounded,
             blocked,
@@ -166,12 +166,11 @@ impl PublishingThread {
     /// The broker takes no publish on this connection.
     fn blocks(&mut self) {
         let Link::Up(publisher) = &self.link else { return };
-        log::warn!(
-            "{} has blocked publishing ({}): failed tasks wait here, unacknowledged, until it takes their copies; \
-             finished ones are acknowledged as always",
-            publisher.label(),
-            publisher.why_blocked().unwrap_or_default()
-        );
+        tell(&Event::PublishingBlocked {
+            broker: publisher.label(),
+            reason: publisher.why_blocked().unwrap_or_default(),
+            waiting: WhoWaits::Worker,
+        });
         self.blocked.store(true, Ordering::SeqCst);
     }
 
@@ -179,7 +178,7 @@ impl PublishingThread {
         matches!(&self.link, Link::Up(publisher) if publisher.is_blocked())
     }
 
-    fn opened(&mut self, opened: Result<Publisher<Job>>) {
+    fn opened(&mut self, opened: Result<Publisher<CopyJob>>) {
         match opened {
             Ok(publisher) => {
                 log::debug!("opened a connection to {} for copies", publisher.label());
@@ -221,7 +220,7 @@ impl PublishingThread {
     }
 
     fn tell_vanished(&mut self, name: &str) {
-        log::warn!("{}", vanished(name));
+        tell(&Event::QueueVanished { queue: name });
         self.watch.forget(name);
     }
 
@@ -256,7 +255,7 @@ impl PublishingThread {
             }
             Wake::Blocked(_) => self.blocks(),
             Wake::Unblocked => {
-                log::info!("{} accepts publishes again", publisher.label());
+                tell(&Event::PublishingAccepted { broker: publisher.label() });
                 self.blocked.store(false, Ordering::SeqCst);
             }
             Wake::Lost(fault) => self.lost(&fault, None),
@@ -270,12 +269,12 @@ impl PublishingThread {
         true
     }
 
-    fn accept(&mut self, job: Job) -> bool {
+    fn accept(&mut self, job: CopyJob) -> bool {
         self.waiting.accept(job);
         true
     }
 
-    fn settle(&mut self, job: Job, settlement: &Settlement) {
+    fn settle(&mut self, job: CopyJob, settlement: &Settlement) {
         match settlement {
             Settlement::Confirmed => self.kept(&job),
             Settlement::Unroutable => {
@@ -291,11 +290,11 @@ impl PublishingThread {
         }
     }
 
-    fn kept(&mut self, job: &Job) {
+    fn kept(&mut self, job: &CopyJob) {
         self.watch.put(&job.copy.to, Instant::now());
         self.waiting.taken(job);
         self.backoff.reset();
-        job.requester.answer(Answer::Kept);
+        job.requester.answer(CopyResult::Kept);
     }
 
     /// A quorum queue that was between two leaders when this connection first published to it refuses all that
@@ -308,7 +307,7 @@ impl PublishingThread {
 
     /// A queue is declared only where nothing is outstanding: what is may have met an alarm that we have not heard of
     /// yet, and then the declaration would not be answered either.
-    fn next_to_publish(&mut self) -> Option<Job> {
+    fn next_to_publish(&mut self) -> Option<CopyJob> {
         let publisher =
             self.link.get().filter(|publisher| !publisher.is_blocked() && !publisher.is_busy())?;
         self.waiting.take_next(Instant::now(), |job| {
@@ -319,7 +318,7 @@ impl PublishingThread {
     }
 
     /// Returns whether the connection is still there.
-    fn publish(&mut self, job: Job) -> bool {
+    fn publish(&mut self, job: CopyJob) -> bool {
         if let Some(refusal) = self.waiting.too_large(&job) {
             job.requester.answer(refusal);
             return true;
@@ -329,7 +328,7 @@ impl PublishingThread {
         match publisher.prepare(to, self.watch.knows(&to.name)) {
             Ok(was_gone) => {
                 if was_gone {
-                    log::warn!("{}", vanished(&to.name));
+                    tell(&Event::QueueVanished { queue: &to.name });
                     self.watch.forget(&to.name);
                 }
                 self.watch.note(&to.name);
@@ -349,7 +348,7 @@ impl PublishingThread {
     }
 
     /// Its queue is not there, and cannot be declared. Returns whether the connection is still there.
-    fn cannot_prepare(&mut self, job: Job, fault: &Fault) -> bool {
+    fn cannot_prepare(&mut self, job: CopyJob, fault: &Fault) -> bool {
         if matches!(fault.kind, FaultKind::Refused | FaultKind::Configuration) {
             self.waiting.not_allowed(job, &fault.clone().into_error());
         } else if fault.scope == Scope::Channel {
@@ -363,7 +362,7 @@ impl PublishingThread {
 
     /// The channel or the connection is gone. What is outstanding and not confirmed by now is unknown, so nothing of it
     /// counts as kept: all of it is published again, with `last`, which met the end before it was published.
-    fn lost(&mut self, fault: &Fault, last: Option<Job>) {
+    fn lost(&mut self, fault: &Fault, last: Option<CopyJob>) {
         let mut jobs = Vec::new();
         for (job, settlement) in self.link.up().map(Publisher::take_settled).unwrap_or_default() {
             match settlement {
@@ -389,7 +388,7 @@ impl PublishingThread {
     }
 
     /// What is published and not settled.
-    fn published(&self) -> impl Iterator<Item = &Job> {
+    fn published(&self) -> impl Iterator<Item = &CopyJob> {
         self.link.get().into_iter().flat_map(Publisher::unsettled)
     }
 
@@ -438,8 +437,8 @@ impl PublishingThread {
             let queue = &self.shared.options.queue.name;
             // The pool is gone only when the process is about to be.
             let _ = self
-                .events
-                .send(Event::Fatal(Error::try_again(format!("{why}; the tasks go back to {queue}"))));
+                .end_requests
+                .send(EndRequest::Fatal(Error::try_again(format!("{why}; the tasks go back to {queue}"))));
         }
     }
 }

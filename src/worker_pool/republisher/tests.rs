@@ -2,14 +2,14 @@
 
 use std::time::Instant;
 
-use super::super::planned_copy::Purpose;
+use super::super::testing::options;
 use super::super::{BOUNDED_PATIENCE, Options};
 use super::*;
 use crate::backoff::Backoff;
 use crate::broker::testing::{self, FakeBroker, LONG, Published, Reply, fault};
 use crate::broker::{Fault, FaultKind, Record, Scope};
 use crate::error::Exit;
-use crate::retry::Policy;
+use crate::settlement::Purpose;
 
 const SHORT: Duration = Duration::from_millis(2);
 
@@ -17,8 +17,8 @@ const SHORT: Duration = Duration::from_millis(2);
 struct Worker {
     broker: FakeBroker,
     republisher: Republisher,
-    events: Receiver<Event>,
-    bell: (Sender<()>, Receiver<()>),
+    end_requests: Receiver<EndRequest>,
+    wake: (Sender<()>, Receiver<()>),
     ended: Receiver<Never>,
 }
 
@@ -27,19 +27,7 @@ fn worker() -> Worker {
 }
 
 fn start(max_tasks: Option<u64>, bounded: Duration, refused: Duration) -> Worker {
-    let options = Options {
-        session: testing::no_session(),
-        queue: testing::queue(),
-        threads: 1,
-        prefetch: 1,
-        until_empty: false,
-        max_tasks,
-        idle_timeout: None,
-        timeout: None,
-        grace: LONG,
-        policy: Policy { attempts: 2, max_deliveries: 2, backoff: vec![LONG] },
-        prepare_retries: false,
-    };
+    let options = Options { max_tasks, prepare_retries: false, ..options() };
     let broker = FakeBroker::new();
     let opener = Arc::new({
         let broker = broker.clone();
@@ -47,11 +35,15 @@ fn start(max_tasks: Option<u64>, bounded: Duration, refused: Duration) -> Worker
     });
     let times =
         Times { connecting: Backoff::new(SHORT, SHORT), refused: Backoff::new(refused, refused), bounded };
-    let (events_in, events) = crossbeam_channel::unbounded();
+    let (end_requests_in, end_requests) = crossbeam_channel::unbounded();
     let (alive, ended) = crossbeam_channel::bounded(0);
     let shared = Arc::new(Shared::new(options));
-    let republisher = Republisher::start_with(opener, times, &shared, events_in, alive).unwrap();
-    Worker { broker, republisher, events, bell: crossbeam_channel::bounded(1), ended }
+    let republisher = Republisher::start_with(opener, times, &shared, end_requests_in, alive).unwrap();
+    Worker { broker, republisher, end_requests, wake: crossbeam_channel::bounded(1), ended }
+}
+
+fn retry() -> Purpose {
+    Purpose::Retry { delay: LONG, attempt: 2 }
 }
 
 impl Worker {
@@ -61,8 +53,8 @@ impl Worker {
 
     fn request_copy(&self, body: &str, comes_first: bool) -> Pending {
         let to = testing::queue().dead();
-        let copy = PlannedCopy { to, record: Record::default(), purpose: Purpose::Retried, comes_first };
-        self.republisher.request(copy, body.as_bytes().to_vec(), &testing::task(body), &self.bell.0)
+        let copy = PlannedCopy { to, record: Record::default(), purpose: retry(), comes_first };
+        self.republisher.request(copy, body.as_bytes().to_vec(), &testing::task(body), &self.wake.0)
     }
 
     /// Copies that are published in one go, once an alarm is over.
@@ -79,7 +71,7 @@ impl Worker {
     fn until_waits_for(&self, pending: &Pending, what: WaitsFor) {
         let deadline = Instant::now() + LONG;
         while pending.waits_for() != what {
-            assert!(self.bell.1.recv_deadline(deadline).is_ok(), "it waits for {:?}", pending.waits_for());
+            assert!(self.wake.1.recv_deadline(deadline).is_ok(), "it waits for {:?}", pending.waits_for());
         }
     }
 
@@ -88,7 +80,7 @@ impl Worker {
     }
 }
 
-fn answer(pending: &Pending) -> Answer {
+fn answer(pending: &Pending) -> CopyResult {
     let deadline = Instant::now() + LONG;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -100,7 +92,7 @@ fn answer(pending: &Pending) -> Answer {
 }
 
 fn is_kept(pending: &Pending) -> bool {
-    matches!(answer(pending), Answer::Kept)
+    matches!(answer(pending), CopyResult::Kept)
 }
 
 /// Nothing was said so far.
@@ -306,7 +298,7 @@ fn what_is_not_allowed_is_answered_so_unless_the_copy_has_to_come_first() {
     for forbid in [prepare, publish, connect] {
         let worker = worker();
         forbid(&worker.broker);
-        let Answer::NotAllowed(error) = answer(&worker.request("a")) else { panic!("it is not allowed") };
+        let CopyResult::NotAllowed(error) = answer(&worker.request("a")) else { panic!("it is not allowed") };
         assert!(error.to_string().contains("you may not"), "{error}");
         let first = worker.request_copy("first", true);
         let connections = worker.broker.connections();
@@ -338,9 +330,9 @@ fn what_is_too_large_is_answered_so_and_the_limit_is_remembered() {
     });
     let [small, large] = worker.request_together(["small", "larger"]);
     assert!(is_kept(&small));
-    assert!(matches!(answer(&large), Answer::TooLarge { length: 6, limit: 5 }));
+    assert!(matches!(answer(&large), CopyResult::TooLarge { length: 6, limit: 5 }));
     let published = worker.log();
-    assert!(matches!(answer(&worker.request("larger still")), Answer::TooLarge { length: 12, limit: 5 }));
+    assert!(matches!(answer(&worker.request("larger still")), CopyResult::TooLarge { length: 12, limit: 5 }));
     assert_eq!(worker.log(), published);
 }
 
@@ -412,7 +404,9 @@ fn a_bounded_run_gives_up_on_copies_that_are_not_kept_and_others_do_not() {
         let worker = start(Some(1), Duration::from_millis(20), SHORT);
         cause(&worker.broker);
         let _pending = worker.request("a");
-        let Ok(Event::Fatal(error)) = worker.events.recv_timeout(LONG) else { panic!("it goes on") };
+        let Ok(EndRequest::Fatal(error)) = worker.end_requests.recv_timeout(LONG) else {
+            panic!("it goes on")
+        };
         assert_eq!(error.exit, Exit::TryAgain);
         assert!(error.to_string().contains(why), "{error}");
     }
@@ -420,7 +414,7 @@ fn a_bounded_run_gives_up_on_copies_that_are_not_kept_and_others_do_not() {
     nack(&worker.broker);
     let _pending = worker.request("a");
     worker.broker.wait_for(10);
-    assert!(worker.events.is_empty());
+    assert!(worker.end_requests.is_empty());
 }
 
 #[test]

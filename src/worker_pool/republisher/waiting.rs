@@ -4,24 +4,25 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::super::settlement::WaitsFor;
 use super::loss::{self, Becomes};
 use super::refusals::{Reason, Refusals};
-use super::{Answer, Job};
+use super::{CopyJob, CopyResult};
 use crate::backoff::Backoff;
-use crate::broker::{CopyForm, Fault, FaultKind};
+use crate::broker::{Fault, FaultKind};
 use crate::error::Error;
-use crate::output;
+use crate::events::Event;
+use crate::report::tell;
+use crate::settlement::WaitsFor;
 
 /// How long a limit on the size of messages is believed without asking again, which costs a connection: it may be
 /// raised meanwhile.
 const LIMIT_VALID: Duration = Duration::from_mins(10);
 
 /// See the module.
-pub(super) struct Waiting {
+pub(super) struct WaitingCopies {
     /// How many came so far.
     count: u64,
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<CopyJob>,
     /// Queues that take none, by name.
     queues: Refusals<String>,
     /// Single copies that are not taken, by number.
@@ -30,7 +31,7 @@ pub(super) struct Waiting {
     limit: Option<(u64, Instant)>,
 }
 
-impl Waiting {
+impl WaitingCopies {
     /// `pauses` lie before each further attempt at what was refused.
     pub(super) fn new(pauses: &Backoff) -> Self {
         let (queues, single) = (Refusals::new(pauses.clone()), Refusals::new(pauses.clone()));
@@ -38,7 +39,7 @@ impl Waiting {
     }
 
     /// One more.
-    pub(super) fn accept(&mut self, mut job: Job) {
+    pub(super) fn accept(&mut self, mut job: CopyJob) {
         self.count += 1;
         job.number = self.count;
         self.jobs.push_back(job);
@@ -49,15 +50,15 @@ impl Waiting {
     }
 
     /// The next one that may be published, if `fits` has nothing against it now.
-    pub(super) fn take_next(&mut self, now: Instant, fits: impl FnOnce(&Job) -> bool) -> Option<Job> {
+    pub(super) fn take_next(&mut self, now: Instant, fits: impl FnOnce(&CopyJob) -> bool) -> Option<CopyJob> {
         let allowed =
-            |job: &Job| self.queues.allow(&job.copy.to.name, now) && self.single.allow(&job.number, now);
+            |job: &CopyJob| self.queues.allow(&job.copy.to.name, now) && self.single.allow(&job.number, now);
         let at = self.jobs.iter().position(allowed)?;
         if fits(&self.jobs[at]) { self.jobs.remove(at) } else { None }
     }
 
     /// From when on it may be published, where it was refused.
-    fn allows_at(&self, job: &Job) -> Option<Instant> {
+    fn allows_at(&self, job: &CopyJob) -> Option<Instant> {
         self.queues.allows_at(&job.copy.to.name).max(self.single.allows_at(&job.number))
     }
 
@@ -72,18 +73,18 @@ impl Waiting {
     }
 
     /// It is published. Where its queue has refused one, no other is until it is settled.
-    pub(super) fn published(&mut self, job: &Job) {
+    pub(super) fn published(&mut self, job: &CopyJob) {
         self.queues.ask(&job.copy.to.name);
     }
 
     /// It was taken.
-    pub(super) fn taken(&mut self, job: &Job) {
+    pub(super) fn taken(&mut self, job: &CopyJob) {
         self.queues.lift(&job.copy.to.name);
         self.single.lift(&job.number);
     }
 
     /// It came back: its queue was gone, which can be helped once.
-    pub(super) fn came_back(&mut self, mut job: Job) {
+    pub(super) fn came_back(&mut self, mut job: CopyJob) {
         if std::mem::replace(&mut job.came_back, true) {
             self.refuse(job, Reason::Told("the queue is missing".to_owned()));
         } else {
@@ -92,17 +93,17 @@ impl Waiting {
     }
 
     /// Its queue takes none now; the others for it need not be tried meanwhile.
-    pub(super) fn refuse(&mut self, job: Job, reason: Reason) {
+    pub(super) fn refuse(&mut self, job: CopyJob, reason: Reason) {
         self.queues.note(job.copy.to.name.clone(), reason, Instant::now());
         self.jobs.push_front(job);
     }
 
     /// A task that must not run before its copy is kept waits for the permission, too.
-    pub(super) fn not_allowed(&mut self, job: Job, error: &Error) {
+    pub(super) fn not_allowed(&mut self, job: CopyJob, error: &Error) {
         if job.copy.comes_first {
             self.refuse(job, Reason::Told(error.to_string()));
         } else {
-            job.requester.answer(Answer::NotAllowed(error.clone()));
+            job.requester.answer(CopyResult::NotAllowed(error.clone()));
         }
     }
 
@@ -114,10 +115,10 @@ impl Waiting {
     }
 
     /// The answer to a copy that is over the broker's limit.
-    pub(super) fn too_large(&self, job: &Job) -> Option<Answer> {
+    pub(super) fn too_large(&self, job: &CopyJob) -> Option<CopyResult> {
         let (limit, _) = self.limit.filter(|(_, told)| told.elapsed() < LIMIT_VALID)?;
         let length = job.body.len();
-        (length as u64 > limit).then_some(Answer::TooLarge { length, limit })
+        (length as u64 > limit).then_some(CopyResult::TooLarge { length, limit })
     }
 
     /// The connection is given up: what was under way will not tell.
@@ -126,7 +127,7 @@ impl Waiting {
     }
 
     /// The channel or the connection on which these were published is gone, and nothing is known of them.
-    pub(super) fn after_loss(&mut self, jobs: Vec<Job>, fault: &Fault) {
+    pub(super) fn after_loss(&mut self, jobs: Vec<CopyJob>, fault: &Fault) {
         if let FaultKind::TooLarge(Some(limit)) = fault.kind {
             self.limit = Some((limit, Instant::now()));
         }
@@ -137,7 +138,7 @@ impl Waiting {
             match becomes {
                 Becomes::Again | Becomes::AgainAlone => self.jobs.push_front(job),
                 Becomes::AgainAs(form) => {
-                    tell_form(&job, form, fault);
+                    tell(&Event::CopyReduced { id: job.original.id(), cause: fault, form });
                     job.form = form;
                     self.jobs.push_front(job);
                 }
@@ -151,10 +152,10 @@ impl Waiting {
     }
 
     /// Forgets those that nobody waits for any more, and the refusals that concern neither the rest nor the `published`.
-    pub(super) fn forget_withdrawn<'j>(&'j mut self, published: impl Iterator<Item = &'j Job>) {
+    pub(super) fn forget_withdrawn<'j>(&'j mut self, published: impl Iterator<Item = &'j CopyJob>) {
         self.jobs.retain(|job| !job.requester.is_gone());
         if self.longest().is_some() {
-            let wanted: Vec<&Job> = self.jobs.iter().chain(published).collect();
+            let wanted: Vec<&CopyJob> = self.jobs.iter().chain(published).collect();
             self.single.retain(|number| wanted.iter().any(|job| job.number == *number));
             self.queues.retain(|name| wanted.iter().any(|job| job.copy.to.name == *name));
         }
@@ -188,27 +189,13 @@ impl Waiting {
         let now = Instant::now();
         for (queue, reason) in self.queues.take_due(now) {
             let tasks = self.jobs.iter().filter(|job| job.copy.to.name == queue).count();
-            log::warn!(
-                "no copy is taken for {queue} ({reason}): the tasks wait here, unacknowledged, until it is ({tasks} now)"
-            );
+            tell(&Event::CopiesRefused { queue: &queue, reason: &reason, tasks });
         }
         for (number, reason) in self.single.take_due(now) {
             if let Some(job) = self.jobs.iter().find(|job| job.number == number) {
-                let (id, queue) = (output::escape(job.original.id()), &job.copy.to.name);
-                log::warn!(
-                    "no copy of the task {id} is taken for {queue} ({reason}): it waits here, unacknowledged, until it \
-                     is"
-                );
+                let (id, queue) = (job.original.id(), &*job.copy.to.name);
+                tell(&Event::CopyRefused { id, queue, reason: &reason });
             }
         }
     }
-}
-
-fn tell_form(job: &Job, form: CopyForm, fault: &Fault) {
-    let id = output::escape(job.original.id());
-    let without = match form {
-        CopyForm::WithoutReplyTo => "without reply_to",
-        CopyForm::Full | CopyForm::Bare => "with its id and taskq's own headers alone",
-    };
-    log::warn!("the broker does not take a copy of the task {id} ({fault}): copying it {without}");
 }

@@ -1,0 +1,125 @@
+//! The command line. Past this folder nobody knows it: each command turns its flags into plain options and runs.
+
+mod connection;
+mod dead;
+mod queue;
+mod send;
+mod work;
+
+use clap::{ArgAction, Parser, Subcommand};
+
+use crate::broker;
+use crate::duration;
+use crate::error::{Error, Exit, Result};
+use crate::output::{self, Verbosity};
+use crate::shortage;
+use crate::shutdown;
+
+/// A task queue for the shell on top of RabbitMQ.
+///
+/// `taskq send "hello..."` enqueues a task, `taskq work --threads 4` works through the queue. No task is ever lost.
+#[derive(Parser)]
+#[command(name = "taskq", version, max_term_width = 100, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Verb,
+    /// Say more about what happens underneath
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Say nothing but warnings and errors
+    #[arg(long, global = true, action = ArgAction::SetTrue)]
+    quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Send(send::Args),
+    Work(work::Args),
+    Dead(dead::Args),
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 all confirmed, or drained cleanly; 1 a bounded run finished but a task ended dead; 2 usage; 65 bad data;
+69 broker unreachable or lost; 70 internal error; 75 not confirmed, safe to try again; 77 access refused;
+78 configuration; 128+N forced to stop by signal N.";
+
+/// Parses the command line, runs the command and says how the process should end.
+#[must_use]
+pub fn run() -> Exit {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return tell(&error),
+    };
+    let verbosity = match (cli.verbose, cli.quiet) {
+        (true, _) => Verbosity::Verbose,
+        (false, true) => Verbosity::Quiet,
+        (false, false) => Verbosity::Normal,
+    };
+    if let Err(error) = output::install_logger(verbosity) {
+        return complain(&Error::internal(format!("cannot start a thread: {}", shortage::reason(&error))));
+    }
+    let result = shutdown::survive_file_limits().and_then(|()| match cli.command {
+        Verb::Send(args) => send::run(args),
+        Verb::Work(args) => work::run(args),
+        Verb::Dead(args) => dead::run(args),
+    });
+    result.unwrap_or_else(|error| {
+        log::error!("{error}");
+        error.exit
+    })
+}
+
+/// Prints clap's help or complaint. A complaint repeats what was typed, which may be a URL with its password.
+fn tell(error: &clap::Error) -> Exit {
+    use std::io::Write as _;
+    if error.use_stderr() {
+        let text = broker::redact(&error.render().to_string());
+        let _ = write!(std::io::stderr(), "{text}");
+        return Exit::Usage;
+    }
+    // Help and version.
+    match output::unless_closed(error.print().and_then(|()| std::io::stdout().flush())) {
+        Ok(_) => Exit::Success,
+        Err(error) => complain(&cannot_print(&error)),
+    }
+}
+
+/// Without the logger.
+fn complain(error: &Error) -> Exit {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "taskq: error: {error}");
+    error.exit
+}
+
+/// Such as a full disk behind stdout.
+fn cannot_print(error: &std::io::Error) -> Error {
+    Error::internal(format!("cannot write to stdout: {error}"))
+}
+
+/// For clap: a duration longer than zero.
+fn positive_duration(text: &str) -> std::result::Result<std::time::Duration, String> {
+    duration::parse_positive(text)
+}
+
+/// An environment variable that is set has to mean something: an empty one is more often a script's mistake than a
+/// wish for the default.
+fn environment(name: &str) -> Result<Option<String>> {
+    match std::env::var(name) {
+        Ok(value) if value.is_empty() => {
+            Err(Error::usage(format!("{name} is set but empty; unset it or give a value")))
+        }
+        Ok(value) => Ok(Some(value)),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => Err(Error::usage(format!("{name} is not UTF-8"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}
