@@ -252,6 +252,11 @@ impl<'a> Sending<'a> {
             FaultKind::Refused | FaultKind::Configuration => {
                 return SendStep::GiveUp(fault.clone().into_error());
             }
+            // All tasks have the same headers: what offends in one offends in all.
+            FaultKind::Unacceptable if self.link.is_unacceptable() => {
+                return SendStep::GiveUp(Error::bad_data(fault.to_string()));
+            }
+            FaultKind::Unacceptable => {}
             _ => self.link.rest(&fault.to_string()),
         }
         SendStep::Again

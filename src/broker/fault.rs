@@ -277,7 +277,7 @@ fn closed_channel(code: u16, message: &str) -> Fault {
         406 if message.contains(&format!("invalid arg '{TIMEOUT_ARGUMENT}'")) => {
             Fault::channel(FaultKind::NoTimeout, message)
         }
-        406 if message.contains("inequivalent arg") || message.contains("invalid arg") => {
+        406 if ["inequivalent arg", "invalid arg", "limit in vhost"].iter().any(|part| message.contains(part)) => {
             Fault::channel(FaultKind::Configuration, message)
         }
         406 | 540 if !message.contains("unknown delivery tag") => Fault::channel(
@@ -406,6 +406,12 @@ mod tests {
     fn a_queue_that_differs_is_a_matter_of_configuration() {
         let text = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'hello' in vhost '/': received 'true' \
                     but current is 'false'";
+        assert_eq!(channel_fault(406, text).kind, FaultKind::Configuration);
+    }
+
+    #[test]
+    fn a_vhost_that_takes_no_more_queues_is_a_matter_of_configuration() {
+        let text = "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost '/' (1) is reached";
         assert_eq!(channel_fault(406, text).kind, FaultKind::Configuration);
     }
 

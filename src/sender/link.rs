@@ -43,6 +43,8 @@ pub(super) struct SendingLink {
     /// What the last attempt to connect again ended with, where the broker did not let us in.
     turned_away: Option<Error>,
     refusal: LastRefusal,
+    /// Since the last confirm the broker has closed a channel or a connection over what it was sent.
+    was_unacceptable: bool,
     reminder: Reminder,
     /// Of connections that came back.
     returns: Reminder,
@@ -64,6 +66,7 @@ impl SendingLink {
             was_lost: false,
             turned_away: None,
             refusal: LastRefusal::None,
+            was_unacceptable: false,
             reminder: Reminder::default(),
             returns: Reminder::default(),
         }
@@ -98,8 +101,19 @@ impl SendingLink {
     pub(super) fn confirmed(&mut self) {
         if !matches!(self.refusal, LastRefusal::Here(_)) {
             self.refusal = LastRefusal::None;
+            self.was_unacceptable = false;
             self.backoff.reset();
         }
+    }
+
+    /// The broker has closed the channel or the connection over what it was sent. It is tried once more on another
+    /// connection; true where that was tried.
+    pub(super) fn is_unacceptable(&mut self) -> bool {
+        if !std::mem::replace(&mut self.was_unacceptable, true) {
+            self.pause();
+            return false;
+        }
+        true
     }
 
     /// Another connection, after a pause.

@@ -238,6 +238,34 @@ fn nothing_more_is_published_during_an_alarm() {
 }
 
 #[test]
+fn what_the_broker_closes_two_connections_over_is_given_up_with_its_words() {
+    for scope in [Scope::Channel, Scope::Connection] {
+        let run = given().start();
+        let end = move || Reply::End(fault(scope, FaultKind::Unacceptable, "invalid CC header"));
+        run.broker.answer(move |_| end());
+        run.send([1]);
+        let (summary, told, log) = run.finish();
+        let ended = summary.ended.unwrap();
+        assert_eq!((ended.exit, ended.to_string().as_str()), (Exit::BadData, "invalid CC header"));
+        assert_eq!((told, log), (vec![Abandoned(1)], entries([(1, 1), (2, 1)])));
+    }
+}
+
+#[test]
+fn a_connection_that_is_closed_over_a_task_once_costs_nothing() {
+    let run = given().start();
+    run.broker.answer(|published| match (published.connection, published.text().as_str()) {
+        (1, "1") | (2, "2") => Reply::End(fault(Scope::Connection, FaultKind::Unacceptable, "unexpected frame")),
+        _ => Reply::Confirm,
+    });
+    run.send([1]);
+    assert_eq!(run.next(), Confirmed(1));
+    run.send([2]);
+    let (summary, ..) = run.finish();
+    assert_eq!((summary.confirmed, summary.ended), (2, None));
+}
+
+#[test]
 fn a_refused_task_is_published_on_another_connection_and_the_others_are_not() {
     let run = given().start();
     run.broker.answer(|published| match (published.connection, published.text().as_str()) {

@@ -13,6 +13,17 @@ fn without_a_declaration_a_missing_queue_is_a_configuration_error() {
 }
 
 #[test]
+fn what_the_broker_takes_in_no_case_is_bad_data_at_once() {
+    let sandbox = Sandbox::new();
+    // It takes carbon copies from lists only.
+    for header in ["CC=a", "BCC=a"] {
+        let send = sandbox.taskq(["send", "--header", header, "--retry-for", "10m", "hello"]);
+        send.run().exits(65).in_one_line().says("header");
+    }
+    sandbox.broker().wait_ready(&sandbox.queue, 0);
+}
+
+#[test]
 fn without_a_declaration_an_existing_queue_is_used() {
     let sandbox = Sandbox::new();
     let broker = sandbox.broker();
