@@ -171,7 +171,7 @@ impl Dial<'_> {
             ConnectionPurpose::Consume => crossbeam_channel::never(),
         };
         let server = Server::told_by(connection.server_properties());
-        Ok(Session::new(connection, (kill, report), blocked, self.url.to_string(), server))
+        Ok(Session::new(connection, (kill, report), blocked, self.url.to_string(), (server, self.purpose)))
     }
 
     #[cfg(feature = "tls")]
@@ -281,7 +281,9 @@ fn together(mut failures: Vec<(SocketAddr, Fault)>) -> Fault {
 
 /// One error for all the brokers that were tried. Refusals are told apart only when there was nothing else: an
 /// unreachable broker may come back.
-fn combine(failures: Vec<(String, Fault)>) -> Error {
+fn combine(mut failures: Vec<(String, Fault)>) -> Error {
+    // In the same order each time, so that the same trouble reads the same: the first one tried is a random one.
+    failures.sort_by(|(one, _), (other, _)| one.cmp(other));
     let single = failures.len() == 1;
     let all = |kind| failures.iter().all(|(_, fault)| fault.kind == kind);
     let short = failures.iter().any(|(_, fault)| fault.kind == FaultKind::NoResources);
@@ -315,6 +317,13 @@ mod tests {
         assert_eq!(asked("amqp://h?channel_max=0"), CHANNEL_MAX);
         assert_eq!(asked("amqp://h?channel_max=10"), 10);
         assert_eq!(asked("amqp://h?channel_max=65535"), 65_534);
+    }
+
+    #[test]
+    fn the_order_of_attempts_does_not_change_what_is_said() {
+        let lost = |url: &str| (url.to_owned(), Fault::connection(FaultKind::Lost, "why"));
+        let (one, other) = (combine(vec![lost("a"), lost("b")]), combine(vec![lost("b"), lost("a")]));
+        assert_eq!(one, other);
     }
 
     #[test]

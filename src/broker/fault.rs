@@ -277,7 +277,10 @@ fn closed_channel(code: u16, message: &str) -> Fault {
         406 if message.contains(&format!("invalid arg '{TIMEOUT_ARGUMENT}'")) => {
             Fault::channel(FaultKind::NoTimeout, message)
         }
-        406 if ["inequivalent arg", "invalid arg", "limit in vhost"].iter().any(|part| message.contains(part)) => {
+        406 if ["inequivalent arg", "invalid arg", "limit in vhost"]
+            .iter()
+            .any(|part| message.contains(part)) =>
+        {
             Fault::channel(FaultKind::Configuration, message)
         }
         406 | 540 if !message.contains("unknown delivery tag") => Fault::channel(

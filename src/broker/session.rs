@@ -84,6 +84,7 @@ pub struct Session {
     /// The URL it came from, without the password.
     label: String,
     server: Server,
+    purpose: ConnectionPurpose,
 }
 
 impl Session {
@@ -92,10 +93,14 @@ impl Session {
         socket: (KillSwitch, SocketReport),
         blocked: Receiver<ConnectionBlockedNotification>,
         label: String,
-        server: Server,
+        (server, purpose): (Server, ConnectionPurpose),
     ) -> Self {
         let (kill, report) = socket;
-        Self { connection: Some(connection), kill, report, blocked, label, server }
+        Self { connection: Some(connection), kill, report, blocked, label, server, purpose }
+    }
+
+    pub(super) fn purpose(&self) -> ConnectionPurpose {
+        self.purpose
     }
 
     /// Opens a channel.

@@ -50,7 +50,7 @@ pub fn install_logger(verbosity: Verbosity) -> io::Result<()> {
     }
     let logger = Logger { filter: builder.build(), stderr: stderr()? };
     never_wait_here();
-    let max = logger.filter.filter();
+    let max = logger.filter.filter().max(LevelFilter::Error);
     if log::set_boxed_logger(Box::new(logger)).is_ok() {
         log::set_max_level(max);
     }
@@ -69,17 +69,23 @@ struct Logger {
 impl log::Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         let root = metadata.target().split("::").next().unwrap_or_default();
-        !SECRETIVE.contains(&root) && self.filter.enabled(metadata)
+        is_own_error(metadata) || !SECRETIVE.contains(&root) && self.filter.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) && self.filter.matches(record) {
+        let wanted = is_own_error(record.metadata()) || self.filter.matches(record);
+        if self.enabled(record.metadata()) && wanted {
             self.stderr.say(line(record).into_bytes(), record.level() == Level::Error);
         }
     }
 
     /// Everything is handed over at once; [`super::finish`] waits for it to be written.
     fn flush(&self) {}
+}
+
+/// An error ends the program, or a part of it: it is said whatever `RUST_LOG` asks for.
+fn is_own_error(metadata: &Metadata<'_>) -> bool {
+    metadata.level() == Level::Error && metadata.target().split("::").next() == Some("taskq")
 }
 
 fn line(record: &Record<'_>) -> String {

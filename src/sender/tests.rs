@@ -255,7 +255,9 @@ fn what_the_broker_closes_two_connections_over_is_given_up_with_its_words() {
 fn a_connection_that_is_closed_over_a_task_once_costs_nothing() {
     let run = given().start();
     run.broker.answer(|published| match (published.connection, published.text().as_str()) {
-        (1, "1") | (2, "2") => Reply::End(fault(Scope::Connection, FaultKind::Unacceptable, "unexpected frame")),
+        (1, "1") | (2, "2") => {
+            Reply::End(fault(Scope::Connection, FaultKind::Unacceptable, "unexpected frame"))
+        }
         _ => Reply::Confirm,
     });
     run.send([1]);

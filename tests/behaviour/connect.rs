@@ -26,6 +26,17 @@ fn port() -> u16 {
 }
 
 #[test]
+fn the_error_that_ends_the_program_is_said_whatever_rust_log_says() {
+    let sandbox = Sandbox::new();
+    let url = format!("amqp://127.0.0.1:{}", closed_port());
+    for filter in ["other=info", "off"] {
+        for command in both(&sandbox, &url) {
+            command.env("RUST_LOG", filter).run().exits(69).in_one_line().says("connection refused");
+        }
+    }
+}
+
+#[test]
 fn a_port_where_nobody_listens_is_unavailable_and_named() {
     let port = closed_port();
     for failed in both_fail(&format!("amqp://guest:guest@127.0.0.1:{port}"), 69) {

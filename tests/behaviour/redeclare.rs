@@ -1,7 +1,7 @@
 //! A queue of the same name with other properties: refused where tasks could be lost, used as it is elsewhere.
 
 use crate::support::broker::{arguments, durable, number, text};
-use crate::support::{Finished, Sandbox};
+use crate::support::{Finished, Sandbox, until};
 use amiquip::{AmqpProperties, AmqpValue, QueueDeclareOptions};
 
 /// Each command that declares or checks the queue before its first task.
@@ -73,6 +73,24 @@ fn durable_queues_of_all_kinds_are_used_as_they_are() {
         assert!(worked.stderr.contains("Received a message: hello\nDone\n"), "{kind:?}: {}", worked.stderr);
         sandbox.broker().delete(&sandbox.queue);
     }
+}
+
+#[test]
+fn who_works_on_a_queue_with_other_arguments_reads_so_once_and_who_sends_to_it_does_not() {
+    let mut sandbox = Sandbox::new();
+    let proxy = sandbox.through_proxy();
+    let arguments = arguments(&[("x-max-priority", number(10))]);
+    sandbox.broker().declare_with(&sandbox.queue, durable(arguments));
+    let send = |body: &str| sandbox.taskq(["send", body]).run().exits(0).in_one_line();
+    send("one");
+    let worker = sandbox.worker(["--threads", "2"]);
+    worker.says("Received a message: one\nDone\n");
+    let before = proxy.accepted();
+    proxy.cut();
+    until("a new connection", || (proxy.accepted() > before).then_some(()));
+    send("two");
+    worker.says("Received a message: two\nDone\n");
+    assert_eq!(worker.stderr().matches("is used as it is").count(), 1, "{}", worker.stderr());
 }
 
 #[test]

@@ -4,15 +4,19 @@
 //! again with what was told, until the broker agrees: then everything about it is known, as far as it was declared. AMQP
 //! does not tell of policies.
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
 use amiquip::QueueDeclareOptions;
 
 use super::super::channel::Channel;
 use super::super::count::{look, look_if_allowed};
 use super::super::fault::{Fault, FaultKind, Scope};
-use super::super::session::Session;
+use super::super::session::{ConnectionPurpose, Session};
 use super::arguments::{Arguments, Difference, QUEUE_TYPE, Value};
 use super::fitness::{FIT_TYPES, objection, objection_to_property};
 use super::{QueueSpec, QueueType, Role};
+use crate::lock::lock;
 
 /// How many differences are looked at, far more than there are arguments that the broker compares.
 const MAX_DIFFERENCES: usize = 32;
@@ -20,6 +24,9 @@ const MAX_DIFFERENCES: usize = 32;
 const OF_STREAMS: (&str, &str) = ("x-max-age", "9999Y");
 /// There is no such type: a queue that is there tells its own, and one that is missing stays so.
 const NO_TYPE: &str = "taskq-asks-for-the-type";
+
+/// Differences that are remembered as told: far more than a worker has queues.
+const MAX_TOLD: usize = 1000;
 
 /// A queue that is there.
 pub struct Found {
@@ -93,11 +100,27 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Found, Fa
         None => look(session, &spec.name)?.0,
     };
     if let Some(fault) = unclear {
-        log::info!("the queue {} exists with other settings and is used as it is ({fault})", spec.name);
+        let name = &spec.name;
+        tell(session, format!("the queue {name} exists with other settings and is used as it is ({fault})"));
     } else if !is_ours && found != wanted {
-        log::info!("the queue {} is used as it is ({})", spec.name, wanted.changes(&found));
+        tell(session, format!("the queue {} is used as it is ({})", spec.name, wanted.changes(&found)));
     }
     Ok(Found { channel, kind: kind(&found) })
+}
+
+/// Whoever works on a queue reads once that it is not as taskq would declare it; whoever sends, at each send, does not.
+fn tell(session: &Session, difference: String) {
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut told = lock(&TOLD);
+    if session.purpose() == ConnectionPurpose::Publish || told.contains(&difference) {
+        log::debug!("{difference}");
+    } else {
+        log::info!("{difference}");
+        if told.len() >= MAX_TOLD {
+            told.clear();
+        }
+        told.insert(difference);
+    }
 }
 
 /// As [`ensure_queue`], of a queue that was there before; whether it was gone, with what was in it.
