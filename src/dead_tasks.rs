@@ -278,6 +278,18 @@ fn why_not<T>(publisher: &mut Publisher<T>) -> Option<String> {
     }
 }
 
+/// There is no queue of dead tasks. Where there is no queue of tasks either, its name is wrong.
+fn none_died(session: &mut Session, queue: &QueueSpec) -> Result<Option<Place>> {
+    match count_messages(session, &queue.name) {
+        Err(fault) if fault.kind == FaultKind::NotFound => Err(Error::configuration(format!(
+            "there is no queue {}, and none for its dead tasks; is the name right (--queue, TASKQ_QUEUE)?",
+            queue.name
+        ))),
+        // It is there, or nobody tells.
+        _ => Ok(None),
+    }
+}
+
 impl Place {
     /// `None` where no task ever died.
     fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Option<Self>> {
@@ -285,7 +297,7 @@ impl Place {
             Session::open(options, ConnectionPurpose::Consume).map_err(Error::on_first_connect)?;
         let dead = QueueSpec { declare: false, ..queue.dead() };
         let kind = match kind_of(&mut session, &dead.name) {
-            Err(fault) if fault.kind == FaultKind::NotFound => return Ok(None),
+            Err(fault) if fault.kind == FaultKind::NotFound => return none_died(&mut session, queue),
             known => known.map_err(Fault::into_error)?,
         };
         let wears_out = kind != Some(QueueType::Classic) && session.counts_nacks();
@@ -293,7 +305,7 @@ impl Place {
             Ok(Count { ready: 0, .. }) if is_empty(&mut session, options, &dead)? => 0,
             Ok(Count { ready: 0, .. }) => count_again(&mut session, &dead.name)?,
             Ok(Count { ready, .. }) => ready,
-            Err(fault) if fault.kind == FaultKind::NotFound => return Ok(None),
+            Err(fault) if fault.kind == FaultKind::NotFound => return none_died(&mut session, queue),
             Err(fault) => return Err(fault.into_error()),
         };
         Ok(Some(Self { session, dead, ready, wears_out }))

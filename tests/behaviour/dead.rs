@@ -233,12 +233,28 @@ fn purge_does_not_delete_tasks_that_died_after_the_question() {
 #[test]
 fn where_no_task_ever_died_there_is_nothing_to_see_and_nothing_wrong() {
     let sandbox = Sandbox::new();
+    sandbox.broker().declare(&sandbox.queue);
     for args in [&["list"][..], &["list", "--json"], &["requeue", "--all"], &["purge", "--yes"], &["purge"]] {
         let looked = dead(&sandbox, args).exits(0);
         assert!(looked.stdout.is_empty(), "{args:?}");
     }
     dead(&sandbox, &["show", "any"]).exits(65);
     assert!(sandbox.broker().counts(&sandbox.dead_queue()).is_none(), "looking made a queue");
+}
+
+#[test]
+fn a_queue_that_is_not_there_is_not_taken_for_a_healthy_one() {
+    let sandbox = Sandbox::new();
+    for args in [
+        &["list"][..],
+        &["list", "--json"],
+        &["show", "any"],
+        &["requeue", "--all"],
+        &["purge", "--yes"],
+        &["purge"],
+    ] {
+        dead(&sandbox, args).exits(78).in_one_line().says(&sandbox.queue).says("--queue");
+    }
 }
 
 #[test]
