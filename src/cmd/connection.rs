@@ -1,5 +1,8 @@
 //! The flags that say which broker and how, common to all commands.
 
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -81,24 +84,41 @@ impl ConnectionArgs {
         if let Some(list) = environment("TASKQ_URL")? {
             return BrokerUrl::parse_list(&list).map_err(|error| error.context("TASKQ_URL"));
         }
-        if let Some(directory) = std::env::var_os("CREDENTIALS_DIRECTORY") {
-            let path = PathBuf::from(directory).join(CREDENTIAL);
-            if path.exists() {
-                return from_file(&path);
-            }
+        match credential()? {
+            Some(path) => from_file(&path),
+            None => BrokerUrl::parse_list(DEFAULT_URL),
         }
-        BrokerUrl::parse_list(DEFAULT_URL)
     }
 }
 
+/// The service manager's credential; `None` where it provides none. What cannot be looked at is an error: without it the
+/// tasks would go to another broker.
+fn credential() -> Result<Option<PathBuf>> {
+    const VARIABLE: &str = "CREDENTIALS_DIRECTORY";
+    let Some(directory) = std::env::var_os(VARIABLE) else { return Ok(None) };
+    if directory.is_empty() {
+        return Err(Error::usage(format!("{VARIABLE} is set but empty; unset it or give a value")));
+    }
+    let directory = PathBuf::from(directory);
+    let cannot_read = |error: io::Error| {
+        Error::configuration(format!("cannot read {VARIABLE} {}: {error}", directory.display()))
+    };
+    let mut entries = std::fs::read_dir(&directory).map_err(cannot_read)?;
+    let is_there = entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() == CREDENTIAL));
+    Ok(is_there.then(|| directory.join(CREDENTIAL)))
+}
+
 fn from_file(path: &PathBuf) -> Result<Vec<BrokerUrl>> {
-    use std::io::Read as _;
+    let cannot_read = |why: &dyn fmt::Display| {
+        Error::configuration(format!("cannot read the URL file {}: {why}", path.display()))
+    };
     let mut text = String::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_URL_FILE_BYTES).read_to_string(&mut text))
-        .map_err(|error| {
-            Error::configuration(format!("cannot read the URL file {}: {error}", path.display()))
-        })?;
+    File::open(path)
+        .and_then(|file| file.take(MAX_URL_FILE_BYTES + 1).read_to_string(&mut text))
+        .map_err(|error| cannot_read(&error))?;
+    if text.len() as u64 > MAX_URL_FILE_BYTES {
+        return Err(cannot_read(&"it is over 64 KiB, which no list of URLs is"));
+    }
     // One URL a line reads as well as commas.
     let list = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(",");
     BrokerUrl::parse_list(&list).map_err(|error| error.context(&path.display().to_string()))

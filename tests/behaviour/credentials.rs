@@ -3,6 +3,8 @@
 use crate::support::script::Script;
 use crate::support::{Finished, Sandbox, amqp};
 use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 
 const NOWHERE: &str = "amqp://guest:guest@127.0.0.1:1";
 
@@ -22,6 +24,38 @@ fn the_url_is_read_from_the_credentials_directory_of_systemd() {
     let send = sandbox.taskq(["send", "hello"]).without_env("TASKQ_URL");
     send.env("CREDENTIALS_DIRECTORY", file.parent().unwrap()).run().exits(0);
     assert_eq!(sandbox.broker().bodies(&sandbox.queue), ["hello"]);
+}
+
+/// Or the tasks would go to the broker that is the default.
+#[test]
+fn a_credential_that_cannot_be_read_is_told() {
+    let sandbox = Sandbox::new();
+    let send = |directory: &Path| {
+        sandbox
+            .taskq(["send", "hello"])
+            .without_env("TASKQ_URL")
+            .env("CREDENTIALS_DIRECTORY", directory)
+            .run()
+    };
+    send(Path::new("")).exits(2).in_one_line().says("CREDENTIALS_DIRECTORY");
+    send(&sandbox.path("missing")).exits(78).in_one_line().says("missing");
+    let dangling = sandbox.path("dangling");
+    std::fs::create_dir(&dangling).unwrap();
+    symlink("nowhere", dangling.join("taskq-url")).unwrap();
+    send(&dangling).exits(78).in_one_line().says("dangling/taskq-url");
+    // A directory that provides other credentials only: the default, where perhaps nobody listens here.
+    let others = sandbox.path("others");
+    std::fs::create_dir(&others).unwrap();
+    send(&others).exits_with_one_of(&[0, 69, 77]);
+}
+
+#[test]
+fn a_url_file_that_is_too_long_is_not_cut() {
+    let sandbox = Sandbox::new();
+    let url = format!("{}\n", sandbox.url());
+    let file = sandbox.file("url", url.repeat(70_000 / url.len()));
+    let args = ["send", "--url-file", file.to_str().unwrap(), "hello"];
+    sandbox.taskq(args).without_env("TASKQ_URL").run().exits(78).in_one_line().says("64 KiB");
 }
 
 #[test]
