@@ -7,6 +7,7 @@ mod stream;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
+use crate::blocking::Blocking;
 pub use logger::{Verbosity, install_logger, install_panic_message};
 pub use standard::{Patience, finish, flush_stderr, stderr, stdout};
 pub use stream::{Parcel, Stream, Unwritten};
@@ -106,7 +107,7 @@ fn is_invisible(c: char) -> bool {
 /// Writes data to stdout and flushes it. `false` where its reader has seen enough and closed the pipe: that is the
 /// reader's business, and no error.
 pub fn print(data: &[u8]) -> io::Result<bool> {
-    let mut stdout = io::stdout().lock();
+    let mut stdout = Blocking(io::stdout().lock());
     unless_closed(stdout.write_all(data).and_then(|()| stdout.flush()))
 }
 

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use super::connection::ConnectionArgs;
 use super::positive_duration;
 use super::queue::{QueueArgs, check_name, delay};
+use crate::blocking::Blocking;
 use crate::broker::{Day, MAX_HEADER_BYTES, Properties};
 use crate::error::{Error, Exit, Result};
 use crate::output;
@@ -122,7 +123,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     let form =
         UnsentForm { separator: bulk.then_some(separator), input: file.as_ref().and_then(InputFile::of) };
     let source = match file {
-        Some(file) if bulk => Source::Records { input: Box::new(file), separator },
+        Some(file) if bulk => Source::Records { input: Box::new(Blocking(file)), separator },
         Some(file) => Source::Single(read_body(file, args.file.as_deref())?),
         None => Source::Single(join_words(args.body)),
     };
@@ -273,7 +274,8 @@ fn open_input(path: Option<&Path>) -> Result<File> {
 fn read_body(file: File, path: Option<&Path>) -> Result<Vec<u8>> {
     let path = path.unwrap_or(Path::new(STDIN));
     let mut body = Vec::new();
-    file.take(MAX_BODY_BYTES as u64 + 1).read_to_end(&mut body).map_err(|error| cannot_read(path, &error))?;
+    let mut input = Blocking(file).take(MAX_BODY_BYTES as u64 + 1);
+    input.read_to_end(&mut body).map_err(|error| cannot_read(path, &error))?;
     if body.len() > MAX_BODY_BYTES {
         return Err(Error::bad_data(format!(
             "{} is larger than the {MAX_BODY_BYTES} bytes a task may have",

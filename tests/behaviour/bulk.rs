@@ -1,6 +1,8 @@
 //! `taskq send --lines` and `--null`: what a task is, in which order, and at what cost in memory.
 
 use crate::support::Sandbox;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use std::io::Write;
 
 /// What the tasks are after `input` went through `send` with `flags`.
 #[track_caller]
@@ -8,6 +10,20 @@ fn tasks(flags: &[&str], input: &[u8]) -> Vec<String> {
     let sandbox = Sandbox::new();
     sandbox.taskq(["send"].iter().chain(flags)).feed(input).exits(0);
     sandbox.broker().bodies(&sandbox.queue)
+}
+
+#[test]
+fn an_input_that_does_not_block_is_waited_for() {
+    let sandbox = Sandbox::new();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    let send = sandbox.taskq(["send", "--lines"]).start_on(reader);
+    writer.write_all(b"one\n").unwrap();
+    sandbox.broker().wait_ready(&sandbox.queue, 1);
+    writer.write_all(b"two\n").unwrap();
+    drop(writer);
+    send.end().exits(0);
+    assert_eq!(sandbox.broker().bodies(&sandbox.queue), ["one", "two"]);
 }
 
 #[test]

@@ -130,6 +130,12 @@ impl Invocation {
         self.spawn()
     }
 
+    /// Starts it with this as its stdin.
+    pub(crate) fn start_on(mut self, stdin: impl Into<Stdio>) -> Process {
+        self.command.stdin(stdin);
+        self.spawn()
+    }
+
     /// Runs it to its end with nothing on stdin.
     pub(crate) fn run(self) -> Finished {
         self.spawn().end()
