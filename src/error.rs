@@ -62,6 +62,10 @@ enum Stage {
     Unreached,
     /// The broker did not let us in.
     TurnedAway,
+    /// The broker had no room for another connection.
+    NoRoom,
+    /// This machine had no descriptor or thread left for a connection.
+    NoDescriptor,
     /// Beyond that, or nothing of the kind.
     Other,
 }
@@ -110,6 +114,16 @@ impl Error {
         Self { at: Stage::TurnedAway, ..Self::new(Exit::Refused, message) }
     }
 
+    /// See [`Exit::TryAgain`]: the broker allows no more connections now.
+    pub fn no_room(message: impl Into<String>) -> Self {
+        Self { at: Stage::NoRoom, ..Self::new(Exit::TryAgain, message) }
+    }
+
+    /// See [`Exit::Unavailable`]: what this machine lacks for a connection may be there again in a moment.
+    pub fn no_descriptor(message: impl Into<String>) -> Self {
+        Self { at: Stage::NoDescriptor, ..Self::new(Exit::Unavailable, message) }
+    }
+
     /// See [`Exit::Configuration`].
     pub fn configuration(message: impl Into<String>) -> Self {
         Self::new(Exit::Configuration, message)
@@ -119,15 +133,26 @@ impl Error {
     /// the same as one that refuses it (docs/amiquip.md, H8).
     #[must_use]
     pub fn may_pass(&self) -> bool {
-        self.at == Stage::TurnedAway || self.exit == Exit::Unavailable
+        matches!(self.at, Stage::TurnedAway | Stage::NoRoom) || self.exit == Exit::Unavailable
+    }
+
+    /// Whether a limit of the broker is reached, which passes when others leave: also for whoever was never let in.
+    #[must_use]
+    pub fn is_no_room(&self) -> bool {
+        self.at == Stage::NoRoom
     }
 
     /// What to look at when the broker could not be reached at all; of a broker that was there before it says nothing
     /// new.
     #[must_use]
     pub fn on_first_connect(mut self) -> Self {
-        if self.at == Stage::Unreached {
-            self.message.push_str(". Is RabbitMQ running there, and is the URL right (--url, TASKQ_URL)?");
+        match self.at {
+            Stage::Unreached => {
+                self.message
+                    .push_str(". Is RabbitMQ running there, and is the URL right (--url, TASKQ_URL)?");
+            }
+            Stage::NoDescriptor => self.exit = Exit::Internal,
+            Stage::TurnedAway | Stage::NoRoom | Stage::Other => {}
         }
         self
     }

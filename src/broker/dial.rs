@@ -287,16 +287,18 @@ fn combine(mut failures: Vec<(String, Fault)>) -> Error {
     let single = failures.len() == 1;
     let all = |kind| failures.iter().all(|(_, fault)| fault.kind == kind);
     let short = failures.iter().any(|(_, fault)| fault.kind == FaultKind::NoResources);
+    let no_room = failures.iter().any(|(_, fault)| fault.kind == FaultKind::NoRoom);
     let kind = [FaultKind::Refused, FaultKind::Configuration]
         .into_iter()
         .find(|kind| all(*kind))
-        .unwrap_or(FaultKind::Lost);
+        .unwrap_or(if no_room { FaultKind::NoRoom } else { FaultKind::Lost });
     let told: Vec<String> = failures.into_iter().map(|(url, fault)| format!("{url}: {fault}")).collect();
     let told = told.join("; ");
     match kind {
         FaultKind::Refused => Error::turned_away(format!("access to the broker was refused: {told}")),
         FaultKind::Configuration => Error::configuration(format!("cannot connect: {told}")),
-        _ if short => Error::unavailable(format!("cannot connect: {told}")),
+        FaultKind::NoRoom => Error::no_room(format!("cannot connect: {told}")),
+        _ if short => Error::no_descriptor(format!("cannot connect: {told}")),
         _ if single => Error::unreached(format!("cannot reach the broker: {told}")),
         _ => Error::unreached(format!("cannot reach any of the brokers: {told}")),
     }

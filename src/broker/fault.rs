@@ -39,6 +39,8 @@ pub enum FaultKind {
     NoResources,
     /// The broker (or TLS) refused us; trying again rarely helps.
     Refused,
+    /// The broker allows no more connections now; it does when others leave.
+    NoRoom,
     /// The queue is not as we need it; trying again does not help.
     Configuration,
     /// The queue may be a stream.
@@ -194,6 +196,7 @@ impl Fault {
             | FaultKind::ConsumerCancelled(_)
             | FaultKind::Unacceptable => Exit::Unavailable,
             FaultKind::Refused => Exit::Refused,
+            FaultKind::NoRoom => Exit::TryAgain,
             FaultKind::Configuration | FaultKind::MaybeStream | FaultKind::NotFound => Exit::Configuration,
             FaultKind::TooLarge(_) => Exit::BadData,
         };
@@ -243,6 +246,11 @@ impl From<amiquip::Error> for Fault {
 fn closed_connection(code: u16, message: &str) -> Fault {
     match code {
         320 => Fault::lost(format!("the broker closed the connection: {message}")),
+        530 if message.contains("connection limit") => Fault::connection(
+            FaultKind::NoRoom,
+            format!("the broker allows no more connections now: {message}"),
+        ),
+        530 if message.contains("number of channels") => Fault::connection(FaultKind::Configuration, message),
         403 | 530 => Fault::connection(FaultKind::Refused, format!("{REFUSED_ACCESS}{message}")),
         // A malformed or too large frame, a wrong field, something that is not implemented.
         501..=503 | 505 | 540 => Fault::connection(
@@ -410,6 +418,24 @@ mod tests {
         let text = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'hello' in vhost '/': received 'true' \
                     but current is 'false'";
         assert_eq!(channel_fault(406, text).kind, FaultKind::Configuration);
+    }
+
+    #[test]
+    fn limits_are_told_from_refusals() {
+        let closed = |message: &str| {
+            Fault::from(amiquip::Error::ServerClosedConnection { code: 530, message: message.to_owned() })
+                .kind
+        };
+        for full in [
+            "NOT_ALLOWED - access to vhost '/' refused for user 'guest': connection limit (0) is reached",
+            "NOT_ALLOWED - connection refused for user 'guest': user connection limit (1) is reached",
+        ] {
+            assert_eq!(closed(full), FaultKind::NoRoom);
+        }
+        let channels = "NOT_ALLOWED - number of channels opened for user 'guest' has reached the maximum allowed user \
+                        limit of (1)";
+        assert_eq!(closed(channels), FaultKind::Configuration);
+        assert_eq!(closed("NOT_ALLOWED - vhost x not found"), FaultKind::Refused);
     }
 
     #[test]

@@ -167,9 +167,9 @@ impl SendingLink {
                 self.state = broker::Link::Up(Box::new(publisher));
                 Ok(preparing.map(|queue| (queue, result)))
             }
-            Err(error) if self.connected_once && error.may_pass() => {
+            Err(error) if error.is_no_room() || self.connected_once && error.may_pass() => {
                 self.rest(&error.to_string());
-                self.turned_away = (error.exit == Exit::Refused).then_some(error);
+                self.turned_away = (error.exit == Exit::Refused || error.is_no_room()).then_some(error);
                 Ok(None)
             }
             Err(error) => Err(if self.connected_once { error } else { error.on_first_connect() }),
@@ -231,8 +231,11 @@ impl SendingLink {
     /// Why nothing was confirmed for as long as `waited` says.
     pub(super) fn why_stalled(&self, waited: &str) -> Error {
         if let Some(error) = &self.turned_away {
-            let before =
-                format!("the broker went away and did not let us in again within {waited} (--retry-for)");
+            let before = if error.is_no_room() {
+                format!("there was no room for another connection within {waited} (--retry-for)")
+            } else {
+                format!("the broker went away and did not let us in again within {waited} (--retry-for)")
+            };
             return error.clone().context(&before);
         }
         match &self.state {

@@ -76,7 +76,7 @@ impl RefusedSince {
     /// Whether it is worth trying again after an attempt that ended with `error` at the time `now`. How long the broker
     /// was away before it refused anything does not count: it may be dying again in the middle of a login.
     fn may_pass(&mut self, error: &Error, now: Instant) -> bool {
-        if error.exit != Exit::Refused {
+        if error.exit != Exit::Refused && !error.is_no_room() {
             self.since = None;
             return error.exit == Exit::Unavailable;
         }
@@ -264,7 +264,7 @@ impl Supervisor {
                 self.link = Link::Up(Box::new(session));
                 self.shared.set_connected(true);
             }
-            Err(error) if first || !self.refusals.may_pass(&error, Instant::now()) => {
+            Err(error) if first && !error.is_no_room() || !self.refusals.may_pass(&error, Instant::now()) => {
                 self.rest();
                 self.fatal(if first { error.on_first_connect() } else { error });
             }
@@ -377,5 +377,7 @@ mod tests {
         refusals.end();
         assert!(refusals.may_pass(&refused, minutes(16)) && !refusals.may_pass(&refused, minutes(17)));
         assert!(!refusals.may_pass(&Error::configuration("wrong"), start));
+        let full = Error::no_room("full");
+        assert!(refusals.may_pass(&full, minutes(20)) && !refusals.may_pass(&full, minutes(21)));
     }
 }

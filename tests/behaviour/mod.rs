@@ -67,5 +67,6 @@ mod retry_soak;
 
 mod inherited;
 mod interop;
+mod limits;
 
 mod chaos_checker;
