@@ -156,9 +156,13 @@ impl BrokerUrl {
     /// Whether a password that is a secret would cross the network in clear. The default one is none.
     #[must_use]
     pub fn exposes_password(&self) -> bool {
-        let secret =
-            matches!(&self.credentials, Credentials::Plain { password, .. } if password != DEFAULT_PASSWORD);
-        secret && !self.tls && !self.is_loopback()
+        self.holds_secret() && !self.tls && !self.is_loopback()
+    }
+
+    /// Whether it holds a password that is a secret.
+    #[must_use]
+    pub fn holds_secret(&self) -> bool {
+        matches!(&self.credentials, Credentials::Plain { password, .. } if password != DEFAULT_PASSWORD)
     }
 
     fn set_parameter(&mut self, parameter: &str) -> Result<()> {

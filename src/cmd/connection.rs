@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use clap::Args;
 use super::{environment, positive_duration};
 use crate::broker::{BrokerUrl, SessionOptions, TlsFiles};
 use crate::error::{Error, Result};
+use crate::output;
 
 /// Where nothing else is given.
 const DEFAULT_URL: &str = "amqp://guest:guest@localhost:5672";
@@ -21,6 +23,8 @@ Broker URL, amqp[s]://user:password@host:port/vhost; several (repeated, or separ
 const CREDENTIAL: &str = "taskq-url";
 /// A URL is not longer; something else was named by mistake.
 const MAX_URL_FILE_BYTES: u64 = 64 * 1024;
+/// In the mode of a file.
+const READABLE_BY_ALL: u32 = 0o004;
 
 /// Which broker, and how.
 #[derive(Args)]
@@ -112,16 +116,22 @@ fn from_file(path: &PathBuf) -> Result<Vec<BrokerUrl>> {
     let cannot_read = |why: &dyn fmt::Display| {
         Error::configuration(format!("cannot read the URL file {}: {why}", path.display()))
     };
+    let file = File::open(path).map_err(|error| cannot_read(&error))?;
+    let open_to_all =
+        file.metadata().is_ok_and(|metadata| metadata.permissions().mode() & READABLE_BY_ALL != 0);
     let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_URL_FILE_BYTES + 1).read_to_string(&mut text))
-        .map_err(|error| cannot_read(&error))?;
+    file.take(MAX_URL_FILE_BYTES + 1).read_to_string(&mut text).map_err(|error| cannot_read(&error))?;
     if text.len() as u64 > MAX_URL_FILE_BYTES {
         return Err(cannot_read(&"it is over 64 KiB, which no list of URLs is"));
     }
     // One URL a line reads as well as commas.
     let list = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(",");
-    BrokerUrl::parse_list(&list).map_err(|error| error.context(&path.display().to_string()))
+    let urls = BrokerUrl::parse_list(&list).map_err(|error| error.context(&path.display().to_string()))?;
+    if open_to_all && urls.iter().any(BrokerUrl::holds_secret) {
+        let path = output::escape(&path.display().to_string());
+        log::warn!("everybody on this machine can read the password in {path}; chmod 600 it");
+    }
+    Ok(urls)
 }
 
 /// For clap: AMQP counts heartbeats in whole seconds, 16 bits of them.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::cannot_print;
 use super::connection::ConnectionArgs;
-use super::queue::QueueNameArgs;
+use super::queue::{QueueNameArgs, check_name};
 use crate::broker::{QueueSpec, SessionOptions};
 use crate::dead_tasks::{self, DeadTask, Selection};
 use crate::error::{Error, Exit, Result};
@@ -90,7 +90,9 @@ pub(super) fn run(args: Args) -> Result<Exit> {
 
 impl Target {
     fn open(self) -> Result<(SessionOptions, QueueSpec)> {
-        Ok((self.connection.into_options()?, self.queue.into_existing()?))
+        let queue = self.queue.into_existing()?;
+        check_name("the name of the queue of dead tasks, made from the queue's,", &queue.dead().name)?;
+        Ok((self.connection.into_options()?, queue))
     }
 }
 

@@ -38,13 +38,13 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
     prefetch: u16,
     /// Attempts at a task before it is dead, the first included
-    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1_000_000), requires = "command")]
     attempts: u32,
     /// Deliveries of a task that may end without any answer (the worker was killed) before it is dead
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_deliveries: u32,
     /// Pauses after the first failed attempt, the second, ...; the last repeats
-    #[arg(long, value_name = "LIST", default_value = "5s,30s,2m,10m,1h", value_delimiter = ',', value_parser = delay)]
+    #[arg(long, value_name = "LIST", default_value = "5s,30s,2m,10m,1h", value_delimiter = ',', value_parser = delay, requires = "command")]
     backoff: Vec<Duration>,
     /// End an attempt that takes longer: SIGTERM to COMMAND and its children, after --grace SIGKILL. RabbitMQ from 4.3 on
     /// is asked to wait for as long

@@ -93,6 +93,6 @@ fn line(record: &Record<'_>) -> String {
         Level::Error => format!("taskq: error: {}\n", record.args()),
         Level::Warn => format!("taskq: warning: {}\n", record.args()),
         Level::Info => format!("{}\n", record.args()),
-        Level::Debug | Level::Trace => format!("taskq: {}: {}\n", record.target(), record.args()),
+        Level::Debug | Level::Trace => format!("taskq: debug: {}\n", record.args()),
     }
 }

@@ -2,8 +2,9 @@
 
 use crate::support::script::Script;
 use crate::support::{Finished, Sandbox, amqp};
+use std::fs::Permissions;
 use std::io::Write;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 const NOWHERE: &str = "amqp://guest:guest@127.0.0.1:1";
@@ -47,6 +48,21 @@ fn a_credential_that_cannot_be_read_is_told() {
     let others = sandbox.path("others");
     std::fs::create_dir(&others).unwrap();
     send(&others).exits_with_one_of(&[0, 69, 77]);
+}
+
+#[test]
+fn a_password_that_everybody_can_read_is_told() {
+    let sandbox = Sandbox::new();
+    let secret = sandbox.file("secret", "amqp://user:opensesame@127.0.0.1:1\n");
+    let known = sandbox.file("known", format!("{NOWHERE}\n"));
+    let send = |file: &Path, mode| {
+        std::fs::set_permissions(file, Permissions::from_mode(mode)).unwrap();
+        sandbox.taskq(["send", "--url-file", file.to_str().unwrap(), "hello"]).without_env("TASKQ_URL").run()
+    };
+    send(&secret, 0o644).exits(69).says("chmod 600").never_says("opensesame");
+    send(&secret, 0o640).exits(69).never_says("chmod");
+    // Everybody knows the password of guest.
+    send(&known, 0o644).exits(69).never_says("chmod");
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn senseless_values_are_usage_errors() {
 #[test]
 fn flags_about_a_command_need_a_command() {
     let sandbox = Sandbox::new();
-    for flag in ["--persistent", "--timeout=5s", "--on-exit=3=dead"] {
+    for flag in ["--persistent", "--timeout=5s", "--on-exit=3=dead", "--attempts=3", "--backoff=1s"] {
         sandbox.taskq(["work", "--until-empty", flag]).run().exits(2);
         sandbox.taskq(["work", "--until-empty", flag, "--"]).run().exits(2);
     }
@@ -64,6 +64,7 @@ fn a_queue_whose_name_leaves_no_room_for_the_names_made_from_it_is_refused() {
     let long = "q".repeat(250);
     sandbox.taskq(["work", "--until-empty", "--queue", &long, "--", "true"]).run().exits(65);
     sandbox.taskq(["send", "--delay", "1h", "--queue", &long, "hello"]).run().exits(65);
+    sandbox.taskq(["dead", "list", "--queue", &long.repeat(2)[..253]]).run().exits(65).in_one_line();
     assert!(sandbox.broker().counts(&long).is_none(), "something happened");
 }
 
