@@ -14,7 +14,7 @@ use super::session::{ConnectionPurpose, Session, SessionOptions, explain, host_n
 use super::socket::{Socket, SocketReport};
 use super::url::{BrokerUrl, Credentials};
 use super::watchdog::{self, KillSwitch};
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Result};
 use crate::output::counted;
 use crate::shortage;
 
@@ -44,7 +44,11 @@ impl Session {
     /// timeout.
     pub fn open(options: &SessionOptions, purpose: ConnectionPurpose) -> Result<Self> {
         watchdog::start()?;
-        dial(options, purpose)
+        match dial(options, purpose) {
+            // A password is changed in the broker and in the file, one after the other.
+            Err(error) if error.exit == Exit::Refused && options.urls.read_again() => dial(options, purpose),
+            opened => opened,
+        }
     }
 }
 
@@ -52,20 +56,18 @@ fn dial(options: &SessionOptions, purpose: ConnectionPurpose) -> Result<Session>
     // In time, because amiquip panics where it cannot start a thread, and a name that cannot be looked up for want of
     // descriptors looks like one that does not exist.
     if let Err(error) = shortage::probe(DESCRIPTORS, THREADS) {
-        return Err(Error::unavailable(format!("cannot connect: {}", shortage::reason(&error))));
+        return Err(Error::no_descriptor(format!("cannot connect: {}", shortage::reason(&error))));
     }
+    let urls = options.urls.current();
     #[cfg(feature = "tls")]
-    let tls = if options.urls.iter().any(|url| url.tls) {
-        Some(super::tls::Connector::new(&options.tls)?)
-    } else {
-        None
-    };
+    let tls =
+        if urls.iter().any(|url| url.tls) { Some(super::tls::Connector::new(&options.tls)?) } else { None };
     let deadline = Instant::now() + options.connect_timeout();
     let mut failures: Vec<(String, Fault)> = Vec::new();
-    let first = random_index(options.urls.len());
-    let turns = options.urls.len();
+    let first = random_index(urls.len());
+    let turns = urls.len();
     for turn in 0..turns {
-        let url = &options.urls[(first + turn) % turns];
+        let url = &urls[(first + turn) % turns];
         // A broker that accepts and then says nothing must not use up the time of the others.
         let share = remaining(deadline) / u32::try_from(turns - turn).unwrap_or(u32::MAX);
         let dial = Dial {
@@ -330,7 +332,6 @@ mod tests {
 
     #[test]
     fn several_failures_make_one_error() {
-        use crate::error::Exit;
         assert_eq!(combine(vec![failure(FaultKind::Lost)]).exit, Exit::Unavailable);
         assert_eq!(combine(vec![failure(FaultKind::Refused)]).exit, Exit::Refused);
         assert_eq!(
@@ -359,15 +360,16 @@ mod tests {
         let addresses = [&silent, &closed, &last].map(|listener| listener.local_addr().unwrap());
         let [first, second, third] = addresses;
         drop(closed);
+        let url = BrokerUrl::parse("amqp://several.example").unwrap();
         let options = SessionOptions {
-            urls: vec![BrokerUrl::parse("amqp://several.example").unwrap()],
+            urls: super::super::url_list::UrlList::fixed(vec![url.clone()]),
             tls: super::super::tls::TlsFiles::default(),
             connect_timeout: None,
             heartbeat: None,
         };
         super::super::watchdog::start().unwrap();
         let dial = Dial {
-            url: &options.urls[0],
+            url: &url,
             options: &options,
             purpose: ConnectionPurpose::Publish,
             deadline: Instant::now() + Duration::from_millis(600),

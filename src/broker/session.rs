@@ -13,7 +13,7 @@ use super::frames::FRAME_OVERHEAD;
 use super::server::{AckTimeout, Server};
 use super::socket::SocketReport;
 use super::tls::TlsFiles;
-use super::url::BrokerUrl;
+use super::url_list::UrlList;
 use super::watchdog::KillSwitch;
 
 /// How long any single question to the broker may stay unanswered while nothing else comes either, or next to nothing. Far more than a busy
@@ -23,8 +23,8 @@ const RPC_TIMEOUT: Duration = Duration::from_secs(15);
 /// How to reach a broker.
 #[derive(Debug, Clone)]
 pub struct SessionOptions {
-    /// Tried in turn, from a random one on.
-    pub urls: Vec<BrokerUrl>,
+    /// Which brokers.
+    pub urls: UrlList,
     /// For `amqps` URLs.
     #[cfg_attr(not(feature = "tls"), allow(dead_code))]
     pub tls: TlsFiles,
@@ -42,7 +42,7 @@ impl SessionOptions {
     #[must_use]
     pub fn connect_timeout(&self) -> Duration {
         self.connect_timeout
-            .or_else(|| self.urls.iter().filter_map(|url| url.connect_timeout).max())
+            .or_else(|| self.urls.current().iter().filter_map(|url| url.connect_timeout).max())
             .unwrap_or(DEFAULT_CONNECT_TIMEOUT)
     }
 }

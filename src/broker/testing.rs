@@ -471,5 +471,10 @@ pub fn queue() -> QueueSpec {
 
 /// Options that lead nowhere.
 pub fn no_session() -> SessionOptions {
-    SessionOptions { urls: Vec::new(), tls: TlsFiles::default(), connect_timeout: None, heartbeat: None }
+    SessionOptions {
+        urls: super::url_list::UrlList::fixed(Vec::new()),
+        tls: TlsFiles::default(),
+        connect_timeout: None,
+        heartbeat: None,
+    }
 }

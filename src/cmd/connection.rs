@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{environment, positive_duration};
-use crate::broker::{BrokerUrl, SessionOptions, TlsFiles};
+use crate::broker::{BrokerUrl, SessionOptions, TlsFiles, UrlList};
 use crate::error::{Error, Result};
 use crate::output;
 
@@ -56,7 +56,7 @@ pub(super) struct ConnectionArgs {
 impl ConnectionArgs {
     pub(super) fn into_options(self) -> Result<SessionOptions> {
         let urls = self.urls()?;
-        for url in &urls {
+        for url in &urls.current() {
             if url.tls && !cfg!(feature = "tls") {
                 return Err(Error::configuration(format!(
                     "{url} needs TLS, and this taskq was built without it"
@@ -77,20 +77,22 @@ impl ConnectionArgs {
     }
 
     /// The flags, else the environment, else the service manager's credential, else the default.
-    fn urls(&self) -> Result<Vec<BrokerUrl>> {
+    fn urls(&self) -> Result<UrlList> {
         if !self.url.is_empty() {
             let lists: Result<Vec<_>> = self.url.iter().map(|list| BrokerUrl::parse_list(list)).collect();
-            return Ok(lists?.into_iter().flatten().collect());
+            return Ok(UrlList::fixed(lists?.into_iter().flatten().collect()));
         }
-        if let Some(path) = &self.url_file {
-            return from_file(path);
+        if let Some(path) = self.url_file.clone() {
+            return UrlList::reading(move || from_file(&path));
         }
         if let Some(list) = environment("TASKQ_URL")? {
-            return BrokerUrl::parse_list(&list).map_err(|error| error.context("TASKQ_URL"));
+            return BrokerUrl::parse_list(&list)
+                .map(UrlList::fixed)
+                .map_err(|error| error.context("TASKQ_URL"));
         }
         match credential()? {
-            Some(path) => from_file(&path),
-            None => BrokerUrl::parse_list(DEFAULT_URL),
+            Some(path) => UrlList::reading(move || from_file(&path)),
+            None => BrokerUrl::parse_list(DEFAULT_URL).map(UrlList::fixed),
         }
     }
 }

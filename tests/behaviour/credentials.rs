@@ -66,6 +66,26 @@ fn a_password_that_everybody_can_read_is_told() {
 }
 
 #[test]
+fn a_password_that_changes_in_the_broker_and_in_the_file_is_read_again() {
+    let sandbox = Sandbox::exclusive();
+    sandbox.broker().declare(&sandbox.queue);
+    let node = sandbox.node();
+    node.ctl(&["add_user", "tester", "before"]);
+    node.ctl(&["set_permissions", "tester", ".*", ".*", ".*"]);
+    let url = |password: &str| format!("amqp://tester:{password}@127.0.0.1:{}", node.port());
+    let file = sandbox.file("url", url("before"));
+    let args = ["work", "--url-file", file.to_str().unwrap()];
+    let worker = sandbox.taskq(args).without_env("TASKQ_URL").start();
+    worker.says("Waiting");
+    node.ctl(&["change_password", "tester", "after"]);
+    std::fs::write(&file, url("after")).unwrap();
+    node.ctl(&["close_all_connections", "--vhost", "/", "rotation"]);
+    worker.says("lost the connection");
+    sandbox.broker().publish(&sandbox.queue, "task");
+    worker.says("Received a message: task");
+}
+
+#[test]
 fn a_url_file_that_is_too_long_is_not_cut() {
     let sandbox = Sandbox::new();
     let url = format!("{}\n", sandbox.url());
