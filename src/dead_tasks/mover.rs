@@ -87,6 +87,10 @@ impl<'c> Mover<'c> {
 
     /// Waits for confirms.
     fn settle(&mut self) -> Result<()> {
+        // Nothing more is confirmed for as long as an alarm lasts.
+        if self.publisher.is_blocked() {
+            self.interrupt.result()?;
+        }
         let deadline = self.since + CONFIRM_TIMEOUT;
         if Instant::now() >= deadline {
             return Err(Error::try_again("the broker did not confirm in time"));

@@ -176,12 +176,18 @@ pub(super) struct UnprovenAcks {
     dedup: Arc<Dedup>,
     /// As many as can be out at once: more than the channel's own where deliveries were set aside.
     prefetch: usize,
-    acknowledged: VecDeque<Fingerprint>,
+    /// `None` is a task without an id.
+    acknowledged: VecDeque<Option<Fingerprint>>,
 }
 
 impl UnprovenAcks {
     pub(super) fn new(dedup: &Arc<Dedup>, prefetch: u16) -> Self {
         Self { dedup: Arc::clone(dedup), prefetch: usize::from(prefetch), acknowledged: VecDeque::new() }
+    }
+
+    /// Whether there are any.
+    pub(super) fn are_some(&self) -> bool {
+        !self.acknowledged.is_empty()
     }
 
     /// A delivery stays unsettled while others come beside it.
@@ -191,23 +197,21 @@ impl UnprovenAcks {
 
     /// To be called before the acknowledgement is sent.
     pub(super) fn acknowledging(&mut self, fingerprint: Option<Fingerprint>) {
-        if let Some(fingerprint) = fingerprint {
-            self.dedup.remember(fingerprint);
-            self.acknowledged.push_back(fingerprint);
-        }
+        fingerprint.into_iter().for_each(|fingerprint| self.dedup.remember(fingerprint));
+        self.acknowledged.push_back(fingerprint);
     }
 
     /// A delivery has arrived.
     pub(super) fn delivered(&mut self) {
         while self.acknowledged.len() >= self.prefetch.max(1) {
             let Some(proven) = self.acknowledged.pop_front() else { break };
-            self.dedup.forget(proven);
+            proven.into_iter().for_each(|proven| self.dedup.forget(proven));
         }
     }
 
     /// The channel was closed in good order, after everything on it.
     pub(super) fn all_arrived(&mut self) {
-        for proven in self.acknowledged.drain(..) {
+        for proven in self.acknowledged.drain(..).flatten() {
             self.dedup.forget(proven);
         }
     }

@@ -89,7 +89,14 @@ impl WorkerThread {
         let hold = self.time_to_ask_for(ack_timeout);
         let mut unproven =
             UnprovenAcks::new(&self.context.shared.dedup, self.context.shared.options.prefetch);
-        consume(&self.context, &*channel, hold, &mut unproven, pauses, handler)?;
+        let consumed = consume(&self.context, &*channel, hold, &mut unproven, pauses, handler);
+        if let Err(fault) = consumed {
+            // No other channel follows, on which it could be recognised.
+            if self.context.stop.is_draining() && unproven.are_some() {
+                tell(&Event::LastAcknowledgementUnknown { cause: &fault });
+            }
+            return Err(fault);
+        }
         match channel.close() {
             Ok(()) => unproven.all_arrived(),
             Err(fault) => {

@@ -112,6 +112,25 @@ fn whoever_interrupts_a_look_loses_nothing() {
     assert_eq!(left.len(), TASKS as usize);
 }
 
+#[test]
+fn whoever_interrupts_moving_in_an_alarm_does_not_wait_for_its_end() {
+    const TASKS: u32 = 3000;
+    let sandbox = Sandbox::exclusive();
+    let (broker, dead) = (sandbox.broker(), sandbox.dead_queue());
+    let bodies = (0..TASKS).map(|n| n.to_string()).collect::<Vec<_>>().join("\n");
+    sandbox.taskq(["send", "--lines", "--queue", &dead]).feed(bodies).exits(0);
+    broker.declare(&sandbox.queue);
+    let mut moving = sandbox.taskq(["dead", "requeue", "--all"]).start();
+    until("it moves some", || (!moving.is_running() || broker.ready(&dead) < TASKS).then_some(()));
+    sandbox.node().memory_alarm(true);
+    // Or it was faster.
+    if moving.is_running() {
+        moving.signal(SIGINT);
+    }
+    moving.end().exits_with_one_of(&[0, 130]);
+    sandbox.node().memory_alarm(false);
+}
+
 /// It would count as a look, and no copy could take the place of what was looked at too often.
 #[test]
 fn nobody_looks_at_what_wears_out_while_publishing_is_blocked() {

@@ -25,6 +25,24 @@ fn idle_behind_a_proxy() -> (Sandbox, Proxy, Process) {
 }
 
 #[test]
+fn what_was_done_on_a_connection_that_is_lost_in_the_drain_is_told() {
+    let mut sandbox = Sandbox::new();
+    let proxy = sandbox.through_proxy();
+    let gate = sandbox.path("gate");
+    let script = format!("while ! test -e '{}'; do sleep 0.05; done", gate.display());
+    let worker = sandbox.handling(&[], &script);
+    sandbox.broker().publish(&sandbox.queue, "task");
+    worker.says("Received a message");
+    worker.signal(SIGTERM);
+    worker.says("finishing 1 running");
+    proxy.cut();
+    // The broker has noticed.
+    sandbox.broker().wait_ready(&sandbox.queue, 1);
+    std::fs::write(gate, "").unwrap();
+    worker.end().exits(0).says("Done\n").says("the last acknowledgement may be lost");
+}
+
+#[test]
 fn it_stops_while_it_reconnects() {
     for signal in SIGNALS {
         let (_sandbox, proxy, worker) = idle_behind_a_proxy();
