@@ -2,7 +2,7 @@
 //! trying again can help.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::day::Day;
 use crate::error::{Error, Exit};
@@ -52,10 +52,9 @@ pub enum FaultKind {
     /// The queue never takes back what is not acknowledged, and does not want to be told when to: a classic queue of
     /// RabbitMQ 4.3.
     NoTimeout,
-    /// The broker cancelled the consumer: its queue was deleted, or moved to another node. Or, where so much time had
-    /// passed since a delivery that is not answered, the broker waited too long for that
-    /// ([`super::AckTimeout::PerConsumer`]).
-    ConsumerCancelled(Option<Duration>),
+    /// The broker cancelled the consumer: its queue was deleted, or moved to another node. Or, where a delivery that is not
+    /// answered came then, the broker waited too long for that ([`super::AckTimeout::PerConsumer`]).
+    ConsumerCancelled(Option<Instant>),
     /// A message larger than the broker allows; its limit in bytes where it told.
     TooLarge(Option<u64>),
     /// The broker closed the channel or the connection over what it was sent: the same again is refused again.
@@ -103,11 +102,11 @@ impl Fault {
         Self::channel(FaultKind::NotFound, format!("the queue {queue} is gone, and tasks came back"))
     }
 
-    /// The broker cancelled the consumer, whose oldest unanswered delivery was here for so long.
+    /// The broker cancelled the consumer, whose oldest unanswered delivery came then.
     #[must_use]
-    pub fn cancelled(held: Option<Duration>) -> Self {
+    pub fn cancelled(since: Option<Instant>) -> Self {
         Self::channel(
-            FaultKind::ConsumerCancelled(held),
+            FaultKind::ConsumerCancelled(since),
             "the broker cancelled the consumer: the queue was deleted, or moved to another node",
         )
     }

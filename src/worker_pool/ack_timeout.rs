@@ -1,6 +1,6 @@
 //! How long the broker waits for the acknowledgement of a task, and what is asked of it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::shared::HOLD_LIMIT;
 use crate::broker::AckTimeout;
@@ -22,11 +22,11 @@ pub(super) fn is_exceeded(timeout: Option<Duration>, broker: AckTimeout) -> bool
     timeout.is_some_and(|timeout| timeout >= DEFAULT) && broker != AckTimeout::PerConsumer
 }
 
-/// Whether a consumer was cancelled because a task was not acknowledged in time. The task had been here for `held`; it
-/// is `missing_for` since its queue was last seen to be missing.
-pub(super) fn is_over(broker: AckTimeout, held: Option<Duration>, missing_for: Option<Duration>) -> bool {
-    let same_queue = |held| missing_for.is_none_or(|missing_for| missing_for >= held);
-    broker == AckTimeout::PerConsumer && held.is_some_and(same_queue)
+/// Whether a consumer was cancelled because a task was not acknowledged in time. The task had been here `since` then; its
+/// queue was last seen to be missing at `missing_at`.
+pub(super) fn is_over(broker: AckTimeout, since: Option<Instant>, missing_at: Option<Instant>) -> bool {
+    let same_queue = |since| missing_at.is_none_or(|missing_at| missing_at <= since);
+    broker == AckTimeout::PerConsumer && since.is_some_and(same_queue)
 }
 
 #[cfg(test)]
@@ -58,11 +58,13 @@ mod tests {
 
     #[test]
     fn a_consumer_that_was_cancelled_over_a_task_is_told_from_one_whose_queue_was_deleted() {
-        let over = |held, missing_for| is_over(AckTimeout::PerConsumer, held, missing_for);
-        assert!(over(Some(minutes(31)), None));
-        assert!(over(Some(minutes(31)), Some(minutes(40))), "it was declared again before the task came");
-        assert!(!over(Some(minutes(31)), Some(minutes(20))), "it was deleted while the task ran");
+        let start = Instant::now();
+        let at = |count| Some(start + minutes(count));
+        let over = |since, missing_at| is_over(AckTimeout::PerConsumer, since, missing_at);
+        assert!(over(at(10), None));
+        assert!(over(at(10), at(1)), "it was declared again before the task came");
+        assert!(!over(at(10), at(11)), "it was deleted while the task ran");
         assert!(!over(None, None), "it had no task");
-        assert!(!is_over(AckTimeout::PerQueue, Some(minutes(31)), None), "that one closes the channel");
+        assert!(!is_over(AckTimeout::PerQueue, at(10), None), "that one closes the channel");
     }
 }

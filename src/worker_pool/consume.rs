@@ -172,7 +172,7 @@ impl<'c> Consuming<'c> {
             self.answer(due)?;
         }
         if cancelled {
-            return Err(Fault::cancelled(Some(since.elapsed())));
+            return Err(Fault::cancelled(Some(since)));
         }
         Ok(match (next, pause) {
             (Some(next), _) => Step::Next(next),

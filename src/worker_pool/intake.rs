@@ -211,9 +211,7 @@ impl<'c> Intake<'c> {
     /// Why no further delivery comes, with what is not answered yet.
     pub(super) fn ended(&self, fault: Fault) -> Fault {
         match (fault.kind, self.aside.front()) {
-            (FaultKind::ConsumerCancelled(None), Some(oldest)) => {
-                Fault::cancelled(Some(oldest.since.elapsed()))
-            }
+            (FaultKind::ConsumerCancelled(None), Some(oldest)) => Fault::cancelled(Some(oldest.since)),
             _ => fault,
         }
     }

@@ -140,8 +140,8 @@ impl Supervisor {
                 (_, FaultKind::Refused | FaultKind::Configuration) => self.fatal(fault.clone().into_error()),
                 (_, FaultKind::MaybeStream) if current => self.ask_for_the_kind(fault),
                 (Scope::Connection, _) if current => self.connection_lost(fault),
-                (Scope::Channel, FaultKind::ConsumerCancelled(held)) if current => {
-                    self.cancelled(fault, held);
+                (Scope::Channel, FaultKind::ConsumerCancelled(since)) if current => {
+                    self.cancelled(fault, since);
                 }
                 // It could not be looked at before.
                 (Scope::Channel, FaultKind::NotFound) if self.is_first_use() => {
@@ -206,19 +206,21 @@ impl Supervisor {
         !self.shared.options.queue.declare && !self.shared.has_greeted()
     }
 
-    /// The broker cancelled a consumer, which had a task for `held`.
-    fn cancelled(&mut self, seen: &Fault, held: Option<Duration>) {
+    /// The broker cancelled a consumer, which had a task since then.
+    fn cancelled(&mut self, seen: &Fault, since: Option<Instant>) {
         let Some(session) = self.link.up() else { return };
         let broker = session.ack_timeout();
-        let missing_for = self.missing_at.map(|at| at.elapsed());
-        if !ack_timeout::is_over(broker, held, missing_for) {
+        if !ack_timeout::is_over(broker, since, self.missing_at) {
             return self.queue_gone(seen);
         }
         match count_messages(session, &self.shared.options.queue.name) {
             Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
             Err(fault) if fault.kind == FaultKind::NotFound => self.queue_gone(seen),
             // Or it cannot be looked at.
-            _ => tell(&Event::AcknowledgementLate { broker, held, words: None }),
+            _ => {
+                let held = since.map(|since| since.elapsed());
+                tell(&Event::AcknowledgementLate { broker, held, words: None });
+            }
         }
     }
 
