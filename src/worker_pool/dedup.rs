@@ -197,7 +197,9 @@ impl UnprovenAcks {
 
     /// To be called before the acknowledgement is sent.
     pub(super) fn acknowledging(&mut self, fingerprint: Option<Fingerprint>) {
-        fingerprint.into_iter().for_each(|fingerprint| self.dedup.remember(fingerprint));
+        if let Some(fingerprint) = fingerprint {
+            self.dedup.remember(fingerprint);
+        }
         self.acknowledged.push_back(fingerprint);
     }
 
@@ -205,7 +207,9 @@ impl UnprovenAcks {
     pub(super) fn delivered(&mut self) {
         while self.acknowledged.len() >= self.prefetch.max(1) {
             let Some(proven) = self.acknowledged.pop_front() else { break };
-            proven.into_iter().for_each(|proven| self.dedup.forget(proven));
+            if let Some(proven) = proven {
+                self.dedup.forget(proven);
+            }
         }
     }
 
