@@ -14,7 +14,9 @@ use crate::settlement::Uncounted;
 
 /// Says what happened. Never waits for whoever reads it: the lines are written by a thread of their own.
 pub fn tell(event: &Event<'_>) {
-    log::log!(target: "taskq", level(event), "{}", Text(event));
+    // What comes with each task can be filtered apart (`RUST_LOG=info,taskq::task=warn`).
+    let target = if matches!(event, Event::Received { .. } | Event::Done) { "taskq::task" } else { "taskq" };
+    log::log!(target: target, level(event), "{}", Text(event));
 }
 
 fn level(event: &Event<'_>) -> Level {
