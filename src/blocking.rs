@@ -5,7 +5,8 @@ use std::os::fd::AsFd;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Waits where the file would not.
+/// Waits where the file would not, without a deadline, as a file does that blocks: for threads that nobody waits for, and
+/// for output that is all a command still has to do.
 pub struct Blocking<F>(pub F);
 
 impl<F: AsFd> Blocking<F> {

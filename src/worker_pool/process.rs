@@ -148,16 +148,17 @@ impl Context {
             Disposition::Republish(purpose) => {
                 self.keep(delivery, purpose, record, &outcome.failure().cloned().unwrap_or_default())
             }
-            disposition => disposition.into(),
-        };
-        match &processed.disposition {
-            Disposition::Acknowledge if outcome == Outcome::Done => {
+            Disposition::Acknowledge => {
                 tell(&Event::Done);
                 self.shared.count_done();
+                Disposition::Acknowledge.into()
             }
-            Disposition::GiveBackAndStop(error) => self.stop_worker(error.clone()),
-            _ => {}
-        }
+            Disposition::GiveBackAndStop(error) => {
+                self.stop_worker(error.clone());
+                Disposition::GiveBackAndStop(error).into()
+            }
+            disposition => disposition.into(),
+        };
         Processed { ran, ..processed }
     }
 
