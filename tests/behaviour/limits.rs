@@ -30,5 +30,5 @@ fn a_user_with_too_few_channels_for_the_threads_is_a_matter_of_configuration() {
     sandbox.node().ctl(&["set_user_limits", "few", "{\"max-channels\":1}"]);
     let url = format!("amqp://few:secret@127.0.0.1:{}", sandbox.node().port());
     let worker = sandbox.taskq(["work", "--threads", "4", "--url", &url]).run().exits(78);
-    worker.says("channels").says("(1)").never_says("--no-declare");
+    worker.says("channels").says("maximum allowed user limit").never_says("--no-declare");
 }
