@@ -2,7 +2,7 @@
 
 use crate::support::broker::{arguments, durable, number, text};
 use crate::support::handler::{attempt, body};
-use crate::support::{Broker, Finished, Sandbox, until};
+use crate::support::{Broker, Finished, Sandbox, User, until};
 use amiquip::QueueDeclareOptions;
 use nix::sys::signal::Signal::SIGTERM;
 use std::collections::BTreeSet;
@@ -315,19 +315,6 @@ fn a_queue_of_dead_tasks_with_harmless_settings_is_used_as_it_is() {
     }
 }
 
-/// A user of the test's own with these permissions to configure and to write; it may read all.
-fn user(sandbox: &Sandbox, name: &str, configure: &str, write: &str) -> String {
-    let full = format!("{name}-{}", std::process::id());
-    sandbox.node().ctl(&["add_user", &full, "secret"]);
-    user_may(sandbox, name, configure, write);
-    format!("amqp://{full}:secret@127.0.0.1:{}", sandbox.node().port())
-}
-
-fn user_may(sandbox: &Sandbox, name: &str, configure: &str, write: &str) {
-    let name = format!("{name}-{}", std::process::id());
-    sandbox.node().ctl(&["set_permissions", &name, configure, write, ".*"]);
-}
-
 #[test]
 fn missing_permissions_are_found_at_the_start() {
     let sandbox = Sandbox::new();
@@ -336,7 +323,7 @@ fn missing_permissions_are_found_at_the_start() {
     broker.publish(&sandbox.queue, "waits");
     let main_only = format!("^{}$", sandbox.queue.replace('.', "\\."));
     for (name, configure, write) in [("unconfigured", main_only.as_str(), ".*"), ("mute", ".*", "")] {
-        let url = user(&sandbox, name, configure, write);
+        let url = User::add(&sandbox, name, "secret", [configure, write, ".*"]).url("secret");
         let refused = sandbox.work_with(&LATER, "exit 1").env("TASKQ_URL", &url).run().exits(77);
         let refused = refused.never_says("[*]").never_says("secret").in_one_line();
         assert!(!refused.stderr.contains("panicked"), "{}", refused.stderr);
@@ -350,7 +337,7 @@ fn without_the_permission_to_configure_existing_queues_serve_with_no_declare() {
     let broker = sandbox.broker();
     // A user who may configure declares the queues.
     sandbox.work_with(&LATER, "exit 1").run().exits(0);
-    let url = user(&sandbox, "guest-worker", "^$", ".*");
+    let url = User::add(&sandbox, "guest-worker", "secret", ["^$", ".*", ".*"]).url("secret");
     broker.publish(&sandbox.queue, "hello");
     let worked = sandbox.work_with(&["--no-declare", "--until-empty", "--backoff", "1h"], "exit 1");
     worked.env("TASKQ_URL", &url).run().exits(0);
@@ -360,11 +347,12 @@ fn without_the_permission_to_configure_existing_queues_serve_with_no_declare() {
 #[test]
 fn a_permission_that_was_taken_away_stops_the_worker_and_costs_no_task() {
     let sandbox = Sandbox::new();
-    let url = user(&sandbox, "demoted", ".*", ".*");
-    let worker = sandbox.work_with(&["--backoff", "1h"], "exit 1").env("TASKQ_URL", &url).start();
+    let user = User::add(&sandbox, "demoted", "secret", [".*"; 3]);
+    let worker =
+        sandbox.work_with(&["--backoff", "1h"], "exit 1").env("TASKQ_URL", user.url("secret")).start();
     worker.says("[*] Waiting");
     // The connection for copies is made when the first one is needed.
-    user_may(&sandbox, "demoted", "^$", ".*");
+    user.may(["^$", ".*", ".*"]);
     let broker = sandbox.broker();
     broker.publish(&sandbox.queue, "fails");
     worker.end().exits(77).says("lacks the permission \"configure\"").never_says("secret");

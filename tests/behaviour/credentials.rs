@@ -1,7 +1,7 @@
 //! Where the broker's URL comes from, and that its password never comes out again.
 
 use crate::support::script::Script;
-use crate::support::{Finished, Sandbox, amqp};
+use crate::support::{Finished, Sandbox, User, amqp};
 use std::fs::Permissions;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -70,15 +70,13 @@ fn a_password_that_changes_in_the_broker_and_in_the_file_is_read_again() {
     let sandbox = Sandbox::exclusive();
     sandbox.broker().declare(&sandbox.queue);
     let node = sandbox.node();
-    node.ctl(&["add_user", "tester", "before"]);
-    node.ctl(&["set_permissions", "tester", ".*", ".*", ".*"]);
-    let url = |password: &str| format!("amqp://tester:{password}@127.0.0.1:{}", node.port());
-    let file = sandbox.file("url", url("before"));
+    let user = User::add(&sandbox, "tester", "before", [".*"; 3]);
+    let file = sandbox.file("url", user.url("before"));
     let args = ["work", "--url-file", file.to_str().unwrap()];
     let worker = sandbox.taskq(args).without_env("TASKQ_URL").start();
     worker.says("Waiting");
-    node.ctl(&["change_password", "tester", "after"]);
-    std::fs::write(&file, url("after")).unwrap();
+    node.ctl(&["change_password", &user.name, "after"]);
+    std::fs::write(&file, user.url("after")).unwrap();
     node.ctl(&["close_all_connections", "--vhost", "/", "rotation"]);
     worker.says("lost the connection");
     sandbox.broker().publish(&sandbox.queue, "task");
@@ -145,20 +143,19 @@ fn loudest(sandbox: &Sandbox, url: &str, args: &[&str]) -> Finished {
 #[test]
 fn the_password_is_in_no_output_at_any_log_level() {
     let sandbox = Sandbox::exclusive();
-    sandbox.node().ctl(&["add_user", "tester", "opensesame/+"]);
-    sandbox.node().ctl(&["set_permissions", "tester", ".*", ".*", ".*"]);
+    let user = User::add(&sandbox, "tester", "opensesame/+", [".*"; 3]);
     // AMQP carries it as it is, a URL escaped; logs like to print bytes as a list of numbers.
     let secrets = ["opensesame", "opensesame%2F%2B", "111, 112, 101, 110, 115"];
-    let good = format!("amqp://tester:opensesame%2F%2B@127.0.0.1:{}", sandbox.node().port());
-    let wrong = format!("amqp://tester:opensesame%2F%2Bx@127.0.0.1:{}", sandbox.node().port());
-    let closed = "amqp://tester:opensesame%2F%2B@127.0.0.1:1";
+    let good = user.url("opensesame%2F%2B");
+    let wrong = user.url("opensesame%2F%2Bx");
+    let closed = user.url_at(1, "opensesame%2F%2B");
     let queue = format!("{good}/missing");
     for (url, args, code) in [
         (&*good, ["send", "hello"], 0),
         (&good, ["work", "--until-empty"], 0),
         (&wrong, ["send", "hello"], 77),
         (&wrong, ["work", "--until-empty"], 77),
-        (closed, ["send", "hello"], 69),
+        (&closed, ["send", "hello"], 69),
         (&queue, ["send", "hello"], 77),
     ] {
         let mut finished = loudest(&sandbox, url, &args).exits(code);

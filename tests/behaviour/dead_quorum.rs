@@ -5,7 +5,7 @@ use amiquip::{AmqpValue, ConsumerOptions};
 
 use crate::support::broker::{arguments, durable, number, text};
 use crate::support::handler::{attempt, body, header};
-use crate::support::{Sandbox, until};
+use crate::support::{Sandbox, User, until};
 use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGTERM};
 
 /// More than any limit in these tests.
@@ -196,11 +196,8 @@ fn dead_tasks_that_cannot_be_sent_again_are_not_worn_out_by_trying() {
 #[test]
 fn who_may_only_read_is_told_that_dead_tasks_wear_out() {
     let sandbox = Sandbox::new();
-    let reader = format!("reader-{}", std::process::id());
-    sandbox.node().ctl(&["add_user", &reader, "secret"]);
-    sandbox.node().ctl(&["set_permissions", &reader, "^$", "^$", ".*"]);
+    let url = User::add(&sandbox, "reader", "secret", ["^$", "^$", ".*"]).url("secret");
     two_dead(&sandbox, "quorum");
-    let url = format!("amqp://{reader}:secret@127.0.0.1:{}", sandbox.node().port());
     let mut told = 0;
     for _ in 0..LOOKS {
         let listed = sandbox.taskq(["dead", "list", "--url", &url]).run().exits(0);

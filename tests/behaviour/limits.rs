@@ -1,6 +1,6 @@
 //! Limits of the broker on connections and channels: they pass when others leave, and are no refusals.
 
-use crate::support::Sandbox;
+use crate::support::{Sandbox, User};
 
 fn limit_connections(sandbox: &Sandbox, limit: &str) {
     sandbox.node().ctl(&["set_vhost_limits", "-p", "/", &format!("{{\"max-connections\":{limit}}}")]);
@@ -25,10 +25,8 @@ fn a_vhost_without_room_for_a_connection_is_tried_again() {
 #[test]
 fn a_user_with_too_few_channels_for_the_threads_is_a_matter_of_configuration() {
     let sandbox = Sandbox::exclusive();
-    sandbox.node().ctl(&["add_user", "few", "secret"]);
-    sandbox.node().ctl(&["set_permissions", "few", ".*", ".*", ".*"]);
-    sandbox.node().ctl(&["set_user_limits", "few", "{\"max-channels\":1}"]);
-    let url = format!("amqp://few:secret@127.0.0.1:{}", sandbox.node().port());
-    let worker = sandbox.taskq(["work", "--threads", "4", "--url", &url]).run().exits(78);
+    let user = User::add(&sandbox, "few", "secret", [".*"; 3]);
+    sandbox.node().ctl(&["set_user_limits", &user.name, "{\"max-channels\":1}"]);
+    let worker = sandbox.taskq(["work", "--threads", "4", "--url", &user.url("secret")]).run().exits(78);
     worker.says("channels").says("maximum allowed user limit").never_says("--no-declare");
 }

@@ -1,7 +1,7 @@
 //! Users that may do little: it is enough, or what is missing is named. And what a command does not get to see.
 
 use crate::support::script::Script;
-use crate::support::{Finished, Invocation, Sandbox, amqp, until};
+use crate::support::{Finished, Invocation, Sandbox, User, amqp, until};
 use amiquip::ConsumerOptions;
 use nix::sys::signal::Signal::SIGTERM;
 use std::io::Write;
@@ -12,11 +12,8 @@ const NONE: &str = "^$";
 const DEFAULT_EXCHANGE: &str = "^amq\\.default$";
 
 /// A URL of a user of the test's own, who may configure, write and read this.
-fn user(sandbox: &Sandbox, name: &str, [configure, write, read]: [&str; 3]) -> String {
-    let name = format!("{name}-{}", sandbox.queue);
-    sandbox.node().ctl(&["add_user", &name, "opensesame"]);
-    sandbox.node().ctl(&["set_permissions", &name, configure, write, read]);
-    format!("amqp://{name}:opensesame@127.0.0.1:{}", sandbox.node().port())
+fn user(sandbox: &Sandbox, name: &str, permissions: [&str; 3]) -> String {
+    User::add(sandbox, name, "opensesame", permissions).url("opensesame")
 }
 
 /// The sandbox's queue alone.

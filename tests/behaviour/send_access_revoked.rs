@@ -3,7 +3,7 @@
 //! connection.
 
 use crate::support::script::{Script, hold};
-use crate::support::{Proxy, Sandbox, amqp};
+use crate::support::{Proxy, Sandbox, User, amqp};
 use std::io::{self, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -72,12 +72,10 @@ fn a_refusal_that_lasts_is_told_in_the_end() {
 }
 
 /// A bulk send of a user of the test's own that has had a task confirmed, by way of a proxy.
-fn bulk(sandbox: &Sandbox) -> (String, Proxy, crate::support::Process) {
-    let user = format!("user-{}", sandbox.queue);
-    sandbox.node().ctl(&["add_user", &user, "opensesame"]);
-    sandbox.node().ctl(&["set_permissions", &user, ".*", ".*", ".*"]);
+fn bulk(sandbox: &Sandbox) -> (User<'_>, Proxy, crate::support::Process) {
+    let user = User::add(sandbox, "user", "opensesame", [".*"; 3]);
     let proxy = Proxy::to(sandbox.node().port());
-    let url = format!("amqp://{user}:opensesame@127.0.0.1:{}", proxy.port());
+    let url = user.url_at(proxy.port(), "opensesame");
     let args = ["send", "--lines", "--print-ids", "--retry-for", "2m"];
     let mut send = sandbox.taskq(args).env("TASKQ_URL", url).start();
     send.write("before\n");
@@ -89,12 +87,12 @@ fn bulk(sandbox: &Sandbox) -> (String, Proxy, crate::support::Process) {
 fn a_password_that_is_wrong_for_a_while_costs_no_task() {
     let sandbox = Sandbox::new();
     let (user, proxy, mut send) = bulk(&sandbox);
-    sandbox.node().ctl(&["change_password", &user, "closesesame"]);
+    sandbox.node().ctl(&["change_password", &user.name, "closesesame"]);
     proxy.cut();
     send.write("after\n");
     send.close_stdin();
     send.says("user name or password refused");
-    sandbox.node().ctl(&["change_password", &user, "opensesame"]);
+    sandbox.node().ctl(&["change_password", &user.name, "opensesame"]);
     send.end().exits(0).says(" [x] Sent 2 tasks").never_says("sesame");
     assert_eq!(sandbox.broker().bodies(&sandbox.queue), ["before", "after"]);
 }
@@ -103,7 +101,7 @@ fn a_password_that_is_wrong_for_a_while_costs_no_task() {
 fn a_permission_that_was_taken_away_is_not_waited_for() {
     let sandbox = Sandbox::new();
     let (user, proxy, mut send) = bulk(&sandbox);
-    sandbox.node().ctl(&["set_permissions", &user, "^$", ".*", ".*"]);
+    user.may(["^$", ".*", ".*"]);
     proxy.cut();
     send.write("after\n");
     send.close_stdin();

@@ -12,6 +12,7 @@ pub(crate) mod raw;
 pub(crate) mod rng;
 pub(crate) mod sandbox;
 pub(crate) mod script;
+pub(crate) mod user;
 
 pub(crate) use broker::Broker;
 pub(crate) use cluster::Cluster;
@@ -21,3 +22,4 @@ pub(crate) use process::{Finished, Invocation, Process};
 pub(crate) use proxy::{Direction, Proxy};
 pub(crate) use rng::Rng;
 pub(crate) use sandbox::Sandbox;
+pub(crate) use user::User;
