@@ -52,6 +52,6 @@ pub use server::AckTimeout;
 pub use session::{ConnectionPurpose, Session, SessionOptions, host_name};
 pub use tls::TlsFiles;
 pub use topology::{MAX_DELAY, QueueSpec, QueueType, Role, ensure_queue, find_again, kind_of};
-pub use url::{BrokerUrl, redact};
+pub use url::BrokerUrl;
 pub use url_list::UrlList;
 pub use watch::DelayWatch;

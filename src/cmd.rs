@@ -6,9 +6,9 @@ mod queue;
 mod send;
 mod work;
 
+use clap::error::ErrorKind;
 use clap::{ArgAction, Parser, Subcommand};
 
-use crate::broker;
 use crate::duration;
 use crate::error::{Error, Exit, Result};
 use crate::output::{self, Verbosity};
@@ -46,6 +46,7 @@ Exit codes: 0 all confirmed, or drained cleanly; 1 a bounded run finished but a 
 /// Parses the command line, runs the command and says how the process should end.
 #[must_use]
 pub fn run() -> Exit {
+    hide_passwords();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return tell(&error),
@@ -69,13 +70,22 @@ pub fn run() -> Exit {
     })
 }
 
-/// Prints clap's help or complaint. A complaint repeats what was typed, which may be a URL with its password.
+/// A URL with its password may stand where none is expected, and then in what is said of that.
+fn hide_passwords() {
+    for text in std::env::args_os().chain(std::env::var_os("TASKQ_URL")) {
+        output::hide_urls_of(&text.to_string_lossy());
+    }
+}
+
+/// Prints clap's help or complaint.
 fn tell(error: &clap::Error) -> Exit {
     use std::io::Write as _;
-    if error.use_stderr() {
-        let text = broker::redact(&error.render().to_string());
-        let _ = write!(std::io::stderr(), "{text}");
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
         return Exit::Usage;
+    }
+    if error.use_stderr() {
+        return complain(&Error::usage(one_line(&error.render().to_string())));
     }
     // Help and version.
     match output::unless_closed(error.print().and_then(|()| std::io::stdout().flush())) {
@@ -84,10 +94,23 @@ fn tell(error: &clap::Error) -> Exit {
     }
 }
 
+/// What clap says in several paragraphs: what is wrong, without how the command is used, but with the command that
+/// tells.
+fn one_line(complaint: &str) -> String {
+    let (wrong, usage) = complaint.split_once("\n\nUsage: ").unwrap_or((complaint, ""));
+    let wrong = wrong.strip_prefix("error: ").unwrap_or(wrong);
+    let wrong = wrong.split_once("\n\nFor more information").map_or(wrong, |(wrong, _)| wrong);
+    let wrong = wrong.split_whitespace().collect::<Vec<_>>().join(" ");
+    let is_name = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase());
+    let command = usage.split_whitespace().take_while(is_name).collect::<Vec<_>>().join(" ");
+    let command = if command.is_empty() { "taskq" } else { &command };
+    format!("{} ({command} --help)", output::foreign(wrong))
+}
+
 /// Without the logger.
 fn complain(error: &Error) -> Exit {
     use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "taskq: error: {error}");
+    let _ = writeln!(std::io::stderr(), "taskq: error: {}", output::message(&error.to_string()));
     error.exit
 }
 

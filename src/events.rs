@@ -8,8 +8,8 @@ use crate::broker::{AckTimeout, CopyForm};
 use crate::error::Error;
 use crate::settlement::Uncounted;
 
-/// See the module. Ids, bodies and reasons of tasks are as they came, and escaped by the report; what the broker
-/// says is escaped already.
+/// See the module. Ids, bodies and reasons of tasks are as they came, and made fit for people by the report; what is
+/// composed already (errors, faults, `why`) holds what others said only as [`crate::output::foreign`] makes it.
 pub enum Event<'e> {
     /// A task arrived, and is about to run.
     Received { body: &'e [u8] },

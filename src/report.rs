@@ -1,6 +1,8 @@
 //! Renders what happens as lines for people.
 
 mod acknowledgement;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 
@@ -9,7 +11,7 @@ use log::Level;
 use crate::broker::CopyForm;
 use crate::duration;
 use crate::events::{Event, WhoWaits};
-use crate::output::{counted, escape, excerpt};
+use crate::output::{counted, excerpt, foreign};
 use crate::settlement::Uncounted;
 
 /// Says what happened. Never waits for whoever reads it: the lines are written by a thread of their own.
@@ -49,21 +51,21 @@ impl fmt::Display for Text<'_> {
             Event::Retried { attempt, attempts, exit, delay } => write!(
                 f,
                 "attempt {attempt} of {attempts} failed ({}); the next one is in {}",
-                escape(exit),
+                foreign(exit),
                 duration::show(*delay)
             ),
-            Event::Dead { why, queue } => write!(f, "dead ({}); kept in {queue}", escape(why)),
+            Event::Dead { why, queue } => write!(f, "dead ({}); kept in {queue}", foreign(why)),
             Event::FailedHereBefore { id } => {
-                let id = escape(id);
+                let id = foreign(id);
                 write!(f, "task {id} failed here before: its copy is tried again, without running it")
             }
             Event::FinishedHereBefore { id } => write!(
                 f,
                 "task {} was finished here before its connection was lost: acknowledged without running again",
-                escape(id)
+                foreign(id)
             ),
             Event::RunsHereAlready { id } => {
-                write!(f, "task {} came back while it is still running here: waiting for it", escape(id))
+                write!(f, "task {} came back while it is still running here: waiting for it", foreign(id))
             }
             Event::RunsUncounted { id, why } => runs_uncounted(f, id, why),
             Event::TooLargeToCopy { queue, length, limit, hold_limit } => write!(
@@ -130,7 +132,7 @@ impl fmt::Display for Text<'_> {
                     CopyForm::WithoutReplyTo => "without reply_to",
                     CopyForm::Full | CopyForm::Bare => "with its id and taskq's own headers alone",
                 };
-                let id = escape(id);
+                let id = foreign(id);
                 write!(f, "the broker does not take a copy of the task {id} ({cause}): copying it {without}")
             }
             Event::CopiesRefused { queue, reason, tasks } => write!(
@@ -140,7 +142,7 @@ impl fmt::Display for Text<'_> {
             Event::CopyRefused { id, queue, reason } => write!(
                 f,
                 "no copy of the task {} is taken for {queue} ({reason}): it waits here, unacknowledged, until it is",
-                escape(id)
+                foreign(id)
             ),
             Event::NotRefreshed { queue, error } => write!(
                 f,
@@ -187,7 +189,7 @@ fn runs_uncounted(f: &mut fmt::Formatter<'_>, id: &str, why: &Uncounted) -> fmt:
             f,
             "task {} runs now, before this worker ends: its deliveries cannot be counted, and the broker may drop it \
              when it goes back",
-            escape(id)
+            foreign(id)
         ),
     }
 }

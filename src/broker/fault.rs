@@ -73,7 +73,7 @@ pub struct Fault {
 
 impl Fault {
     pub(super) fn new(scope: Scope, kind: FaultKind, text: impl AsRef<str>) -> Self {
-        Self { scope, kind, text: output::escape(text.as_ref()) }
+        Self { scope, kind, text: output::foreign(text) }
     }
 
     pub(super) fn connection(kind: FaultKind, text: impl AsRef<str>) -> Self {
@@ -142,7 +142,7 @@ impl Fault {
     #[must_use]
     pub(super) fn because(mut self, text: Option<String>) -> Self {
         if let Some(text) = text {
-            self.text = output::escape(&text);
+            self.text = output::foreign(text);
         }
         self
     }
@@ -165,7 +165,7 @@ impl Fault {
     /// The same trouble with what it hindered before it.
     #[must_use]
     pub(super) fn because_also(mut self, text: &str) -> Self {
-        self.text = format!("{} ({})", output::escape(text), self.text);
+        self.text = format!("{} ({})", output::foreign(text), self.text);
         self
     }
 

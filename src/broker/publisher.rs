@@ -277,7 +277,7 @@ impl<T> Publisher<T> {
                 // The same again.
                 Ok(ConnectionBlockedNotification::Blocked(_)) if self.is_blocked() => Wake::Settled,
                 Ok(ConnectionBlockedNotification::Blocked(reason)) => {
-                    let reason = crate::output::escape(&reason);
+                    let reason = crate::output::foreign(&reason);
                     self.blocked = Some(reason.clone());
                     Wake::Blocked(reason)
                 }

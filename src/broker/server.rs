@@ -19,7 +19,7 @@ impl Server {
     pub(super) fn told_by(properties: &FieldTable) -> Self {
         let text = |key: &str| match properties.get(key) {
             Some(AmqpValue::LongString(text)) => {
-                output::escape(&text.chars().take(MAX_CHARS).collect::<String>())
+                output::foreign(text.chars().take(MAX_CHARS).collect::<String>())
             }
             _ => String::new(),
         };

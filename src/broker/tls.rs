@@ -27,6 +27,7 @@ mod with_tls {
     use crate::broker::fault::{Fault, FaultKind};
     use crate::broker::socket::TlsFailure;
     use crate::error::{Error, Result};
+    use crate::output;
 
     /// Ready to make TLS connections.
     #[derive(Clone)]
@@ -56,7 +57,7 @@ mod with_tls {
                         &format!(
                             "no client identity comes of it and {} ({error}); the key has to be PEM in PKCS#8 \
                              form, which `openssl pkcs8 -topk8 -nocrypt` makes",
-                            certificate.display()
+                            output::path(certificate)
                         ),
                     )
                 })?;
@@ -78,7 +79,7 @@ mod with_tls {
     }
 
     fn unusable(path: &Path, why: &str) -> Error {
-        Error::configuration(format!("cannot use the TLS file {}: {why}", path.display()))
+        Error::configuration(format!("cannot use the TLS file {}: {why}", output::path(path)))
     }
 
     /// The peer's own words that it refuses, if these are.

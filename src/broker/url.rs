@@ -10,6 +10,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::output;
 
 /// Where an `amqp` URL without a port leads.
 const AMQP_PORT: u16 = 5672;
@@ -165,6 +166,15 @@ impl BrokerUrl {
         matches!(&self.credentials, Credentials::Plain { password, .. } if password != DEFAULT_PASSWORD)
     }
 
+    /// Keeps its password out of all messages from now on. One that is also the user's name is no secret.
+    pub fn hide_password(&self) {
+        if let Credentials::Plain { user, password } = &self.credentials
+            && user != password
+        {
+            output::hide(password);
+        }
+    }
+
     fn set_parameter(&mut self, parameter: &str) -> Result<()> {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         match name {
@@ -205,11 +215,11 @@ impl fmt::Display for BrokerUrl {
         let scheme = if self.tls { "amqps" } else { "amqp" };
         match &self.credentials {
             Credentials::Plain { user, .. } => {
-                write!(f, "{scheme}://{}@{}", crate::output::escape(user), self.address())?;
+                write!(f, "{scheme}://{}@{}", output::foreign(user), self.address())?;
             }
             Credentials::External => write!(f, "{scheme}://{}", self.address())?,
         }
-        if self.vhost == "/" { Ok(()) } else { write!(f, "/{}", crate::output::escape(&self.vhost)) }
+        if self.vhost == "/" { Ok(()) } else { write!(f, "/{}", output::foreign(&self.vhost)) }
     }
 }
 
@@ -217,32 +227,6 @@ impl fmt::Debug for BrokerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
-}
-
-/// Replaces what looks like a URL's password in any text, for messages that others composed from what the user
-/// typed.
-#[must_use]
-pub fn redact(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find("://") {
-        let (before, after) = rest.split_at(at + 3);
-        out.push_str(before);
-        let end = after.find(char::is_whitespace).unwrap_or(after.len());
-        let (token, tail) = after.split_at(end);
-        match token.rsplit_once('@') {
-            Some((userinfo, host)) => {
-                let user = userinfo.split(':').next().unwrap_or_default();
-                out.push_str(user);
-                out.push_str(":***@");
-                out.push_str(host);
-            }
-            None => out.push_str(token),
-        }
-        rest = tail;
-    }
-    out.push_str(rest);
-    out
 }
 
 fn bad(what: &str) -> Error {

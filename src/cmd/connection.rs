@@ -79,22 +79,28 @@ impl ConnectionArgs {
     /// The flags, else the environment, else the service manager's credential, else the default.
     fn urls(&self) -> Result<UrlList> {
         if !self.url.is_empty() {
-            let lists: Result<Vec<_>> = self.url.iter().map(|list| BrokerUrl::parse_list(list)).collect();
+            let lists: Result<Vec<_>> = self.url.iter().map(|list| parse(list)).collect();
             return Ok(UrlList::fixed(lists?.into_iter().flatten().collect()));
         }
         if let Some(path) = self.url_file.clone() {
             return UrlList::reading(move || from_file(&path));
         }
         if let Some(list) = environment("TASKQ_URL")? {
-            return BrokerUrl::parse_list(&list)
-                .map(UrlList::fixed)
-                .map_err(|error| error.context("TASKQ_URL"));
+            return parse(&list).map(UrlList::fixed).map_err(|error| error.context("TASKQ_URL"));
         }
         match credential()? {
             Some(path) => UrlList::reading(move || from_file(&path)),
-            None => BrokerUrl::parse_list(DEFAULT_URL).map(UrlList::fixed),
+            None => parse(DEFAULT_URL).map(UrlList::fixed),
         }
     }
+}
+
+/// Whatever is wrong with them, from here on no message holds a password of theirs.
+fn parse(list: &str) -> Result<Vec<BrokerUrl>> {
+    output::hide_urls_of(list);
+    let urls = BrokerUrl::parse_list(list)?;
+    urls.iter().for_each(BrokerUrl::hide_password);
+    Ok(urls)
 }
 
 /// The service manager's credential; `None` where it provides none. What cannot be looked at is an error: without it the
@@ -107,7 +113,7 @@ fn credential() -> Result<Option<PathBuf>> {
     }
     let directory = PathBuf::from(directory);
     let cannot_read = |error: io::Error| {
-        Error::configuration(format!("cannot read {VARIABLE} {}: {error}", directory.display()))
+        Error::configuration(format!("cannot read {VARIABLE} {}: {error}", output::path(&directory)))
     };
     let mut entries = std::fs::read_dir(&directory).map_err(cannot_read)?;
     let is_there = entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() == CREDENTIAL));
@@ -116,7 +122,7 @@ fn credential() -> Result<Option<PathBuf>> {
 
 fn from_file(path: &PathBuf) -> Result<Vec<BrokerUrl>> {
     let cannot_read = |why: &dyn fmt::Display| {
-        Error::configuration(format!("cannot read the URL file {}: {why}", path.display()))
+        Error::configuration(format!("cannot read the URL file {}: {why}", output::path(path)))
     };
     let file = File::open(path).map_err(|error| cannot_read(&error))?;
     let open_to_all =
@@ -128,9 +134,9 @@ fn from_file(path: &PathBuf) -> Result<Vec<BrokerUrl>> {
     }
     // One URL a line reads as well as commas.
     let list = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(",");
-    let urls = BrokerUrl::parse_list(&list).map_err(|error| error.context(&path.display().to_string()))?;
+    let urls = parse(&list).map_err(|error| error.context(&output::path(path)))?;
     if open_to_all && urls.iter().any(BrokerUrl::holds_secret) {
-        let path = output::escape(&path.display().to_string());
+        let path = output::path(path);
         log::warn!("everybody on this machine can read the password in {path}; chmod 600 it");
     }
     Ok(urls)

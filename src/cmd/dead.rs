@@ -198,7 +198,7 @@ fn print(data: &[u8]) -> Result<()> {
 }
 
 fn not_found(ids: &[String], queue: &QueueSpec) -> Error {
-    let ids = output::escape(&ids.join(", "));
+    let ids = output::foreign(ids.join(", "));
     Error::bad_data(format!("no dead task with this id in {}: {ids}", queue.dead().name))
 }
 

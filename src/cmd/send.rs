@@ -130,7 +130,10 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     let unsent = match &args.unsent {
         None => None,
         Some(path) => Some(UnsentFile::create(path, &form).map_err(|error| {
-            Error::configuration(format!("cannot save what is not confirmed in {}: {error}", path.display()))
+            Error::configuration(format!(
+                "cannot save what is not confirmed in {}: {error}",
+                output::path(path)
+            ))
         })?),
     };
 
@@ -171,7 +174,7 @@ fn conclude(
     let why = ended.or(worst);
     let mut counts = format!("{} confirmed, {failed} not", tasks(confirmed));
     if let (Some((path, Ok(Saved::InPlace))), 1..) = (&unsent, failed) {
-        let _ = write!(counts, " (saved in {})", path.display());
+        let _ = write!(counts, " (saved in {})", output::path(path));
     }
     if why.is_some() && !all_was_read {
         let _ =
@@ -180,7 +183,8 @@ fn conclude(
     match unsent {
         Some((path, Err(unsaved))) => return Err(cannot_save(&counts, path, &unsaved, failed, why)),
         Some((path, Ok(Saved::InputLeft))) => {
-            let _ = write!(counts, " ({} was left as it was, the confirmed ones included)", path.display());
+            let _ =
+                write!(counts, " ({} was left as it was, the confirmed ones included)", output::path(path));
         }
         Some((_, Ok(Saved::InPlace))) | None => {}
     }
@@ -199,7 +203,7 @@ fn conclude(
 /// Whatever sending has ended with, this needs a person.
 fn cannot_save(counts: &str, path: &Path, unsaved: &Unsaved, failed: u64, why: Option<Error>) -> Error {
     let exit = unsaved.signal.map_or(Exit::Internal, Exit::Signal);
-    let (path, unsaved) = (path.display(), unsaved.told(failed));
+    let (path, unsaved) = (output::path(path), unsaved.told(failed));
     let text = format!("{counts}; cannot save what was not confirmed in {path}: {unsaved}");
     Error::new(exit, why.map_or(text.clone(), |why| format!("{text} ({why})")))
 }
@@ -231,10 +235,10 @@ fn parse_headers(headers: &[String]) -> Result<Vec<(String, String)>> {
             let (name, value) = header
                 .split_once('=')
                 .filter(|(name, _)| !name.is_empty())
-                .ok_or_else(|| Error::usage(format!("--header {}: expected NAME=VALUE", output::escape(header))))?;
+                .ok_or_else(|| Error::usage(format!("--header {}: expected NAME=VALUE", output::foreign(header))))?;
             check_name("a header's name", name)?;
             if name.starts_with("x-taskq-") {
-                return Err(Error::usage(format!("--header {}: x-taskq- is taskq's own", output::escape(name))));
+                return Err(Error::usage(format!("--header {}: x-taskq- is taskq's own", output::foreign(name))));
             }
             bytes += name.len() + value.len();
             if bytes > MAX_HEADER_BYTES {
@@ -279,14 +283,14 @@ fn read_body(file: File, path: Option<&Path>) -> Result<Vec<u8>> {
     if body.len() > MAX_BODY_BYTES {
         return Err(Error::bad_data(format!(
             "{} is larger than the {MAX_BODY_BYTES} bytes a task may have",
-            path.display()
+            output::path(path)
         )));
     }
     Ok(body)
 }
 
 fn cannot_read(path: &Path, error: &std::io::Error) -> Error {
-    Error::bad_data(format!("cannot read {}: {error}", path.display()))
+    Error::bad_data(format!("cannot read {}: {error}", output::path(path)))
 }
 
 #[cfg(test)]

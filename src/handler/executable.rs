@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
 
+use crate::output;
+
 /// Searched if there is no PATH, as by `execvp`.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
@@ -22,10 +24,11 @@ const SHEBANG_MAX: u64 = 256;
 pub(super) fn check(program: &OsStr) -> Result<(), String> {
     let path = find(program)?;
     match interpreter(&path) {
-        Some(interpreter) if !interpreter.exists() => {
-            let interpreter = interpreter.to_string_lossy();
-            Err(format!("{} needs {interpreter:?}, which does not exist", path.display()))
-        }
+        Some(interpreter) if !interpreter.exists() => Err(format!(
+            "{} needs \"{}\", which does not exist",
+            output::path(path),
+            output::path(interpreter)
+        )),
         _ => Ok(()),
     }
 }
@@ -33,7 +36,7 @@ pub(super) fn check(program: &OsStr) -> Result<(), String> {
 /// The file that `execvp` would execute now.
 pub(super) fn find(program: &OsStr) -> Result<PathBuf, String> {
     let path = env::var_os("PATH");
-    let name = program.display();
+    let name = output::path(program);
     if program.is_empty() {
         return Err("the command is empty".into());
     }
@@ -58,7 +61,7 @@ pub(super) fn find(program: &OsStr) -> Result<PathBuf, String> {
 }
 
 fn executable(path: &Path) -> Result<(), String> {
-    let name = path.display();
+    let name = output::path(path);
     match path.metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!("{name}: command not found")),
         Err(error) => Err(format!("{name}: {error}")),

@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 use std::str::FromStr;
 
 use super::task::{Failure, Outcome};
+use crate::output;
 
 /// `EX_DATAERR` of sysexits.h: no attempt at this task can succeed.
 const DATA_ERROR: i32 = 65;
@@ -106,7 +107,7 @@ fn cannot_run(code: i32, failure: &Failure) -> String {
     let meaning = if code == NOT_FOUND { "a command was not found" } else { "a command is not executable" };
     let stderr = String::from_utf8_lossy(&failure.stderr);
     let said = match stderr.trim().lines().next_back() {
-        Some(line) => format!(": {}", line.escape_debug()),
+        Some(line) => format!(": {}", output::foreign(line)),
         None => String::new(),
     };
     format!("{}, which says that {meaning}{said}", failure.exit)

@@ -15,6 +15,7 @@ use super::exit::ExitMap;
 use super::process::ProcessIo;
 use super::relay::Output;
 use super::session::Sessions;
+use crate::output;
 
 /// The command, the rules it runs under, and what all worker threads share. Clones are cheap: each handler has one, and
 /// they share one state.
@@ -107,7 +108,7 @@ impl Spec {
 
     /// The program as it was written, for messages.
     pub(super) fn name(&self) -> String {
-        self.0.options.program.display().to_string()
+        output::path(&self.0.options.program)
     }
 
     /// The file to execute. PATH is searched for each start, as a shell does: the file may have moved meanwhile.

@@ -4,9 +4,9 @@ use std::io;
 
 use log::{Level, LevelFilter, Metadata, Record};
 
-use super::escape;
 use super::standard::stderr;
 use super::stream::{Stream, never_wait_here};
+use super::text::message;
 
 /// Makes a panic one line on stderr. One in amiquip's threads is a lost connection, which is dealt with and told as
 /// such.
@@ -19,7 +19,7 @@ pub fn install_panic_message() {
         } else {
             let place = panic.location().map(ToString::to_string).unwrap_or_default();
             let what = panic.payload_as_str().unwrap_or("panic");
-            log::error!("a fault of taskq's own in thread {name}, at {place}: {}", escape(what));
+            log::error!("a fault of taskq's own in thread {name}, at {place}: {what}");
         }
     }));
 }
@@ -88,11 +88,13 @@ fn is_own_error(metadata: &Metadata<'_>) -> bool {
     metadata.level() == Level::Error && metadata.target().split("::").next() == Some("taskq")
 }
 
+/// Whoever composed it: one line that can drive no terminal and holds no password.
 fn line(record: &Record<'_>) -> String {
-    match record.level() {
-        Level::Error => format!("taskq: error: {}\n", record.args()),
-        Level::Warn => format!("taskq: warning: {}\n", record.args()),
-        Level::Info => format!("{}\n", record.args()),
-        Level::Debug | Level::Trace => format!("taskq: debug: {}\n", record.args()),
-    }
+    let prefix = match record.level() {
+        Level::Error => "taskq: error: ",
+        Level::Warn => "taskq: warning: ",
+        Level::Info => "",
+        Level::Debug | Level::Trace => "taskq: debug: ",
+    };
+    format!("{prefix}{}\n", message(&record.args().to_string()))
 }

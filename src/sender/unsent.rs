@@ -16,7 +16,7 @@ use self::directory::{LockRefusal, Locked};
 use self::merge::Kept;
 use self::place::{directory_of, open_there, resolve};
 use super::FileFingerprint;
-use crate::output::counted;
+use crate::output::{self, counted};
 
 /// Tasks that are written at once.
 const BUFFER: usize = 64 * 1024;
@@ -118,14 +118,18 @@ impl Unsaved {
         let are = |count| counted(count, "is", "are");
         match remains {
             Remains::Beside { path, kept } if *kept == unconfirmed => {
-                format!("{why}; {} kept in {}", if *kept == 1 { "it is" } else { "they are" }, path.display())
+                format!(
+                    "{why}; {} kept in {}",
+                    if *kept == 1 { "it is" } else { "they are" },
+                    output::path(path)
+                )
             }
             Remains::Beside { path, kept } => {
                 let of_them = counted(*kept, "of them is", "of them are");
-                format!("{why}; {of_them} kept in {}", path.display())
+                format!("{why}; {of_them} kept in {}", output::path(path))
             }
             Remains::NotForCertain { path } => {
-                format!("{why}; what could be written of them is in {}", path.display())
+                format!("{why}; what could be written of them is in {}", output::path(path))
             }
             Remains::Until { line, beside, input_remains } => {
                 let kept = beside.as_ref().map_or(0, |(_, kept)| *kept);
@@ -135,7 +139,7 @@ impl Unsaved {
                     Some((path, _)) => format!(
                         "{why}; {} kept in {}, {rest} {what}: nothing is kept from line {line} on",
                         counted(kept, "of them is", "of them are"),
-                        path.display()
+                        output::path(path)
                     ),
                     None => format!("{why}; nothing is kept, {rest} {what}"),
                 }

@@ -68,5 +68,6 @@ mod retry_soak;
 mod inherited;
 mod interop;
 mod limits;
+mod messages;
 
 mod chaos_checker;

@@ -53,7 +53,7 @@ impl Reporter {
         self.write_saved();
         if let Some(unsent) = self.unsent.as_ref().filter(|unsent| !stopped || unsent.replaces_input()) {
             if !input.is_at_its_end() && self.save_error.is_none() {
-                let path = unsent.path().display();
+                let path = output::path(unsent.path());
                 log::warn!("{why}; saving the rest of the input in {path}, until it ends or you stop it");
             }
             self.read_on(input, signals, summary);

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+use crate::output;
+
 /// How long others may take; they copy what is in the file, which may be gigabytes.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// The pause between two attempts: there is no lock with a deadline.
@@ -56,7 +58,7 @@ impl Locked {
                 told = true;
                 log::warn!(
                     "waiting for another program that has locked the directory {}",
-                    directory.display()
+                    output::path(directory)
                 );
             }
             match signals.recv_timeout(TRY_AGAIN_AFTER) {

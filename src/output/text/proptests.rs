@@ -4,9 +4,6 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The longest escape is that of a tag character, `\\u{e0000}`.
-const LONGEST_ESCAPE: usize = 10;
-
 fn is_harmless(text: &str) -> bool {
     !text.chars().any(|c| c.is_control() || is_invisible(c))
 }
@@ -17,7 +14,16 @@ proptest! {
         let body = body.repeat(times);
         let shown = excerpt(&body);
         prop_assert!(is_harmless(&shown));
-        prop_assert!(shown.chars().count() <= EXCERPT_CHARS * LONGEST_ESCAPE + 40);
+        prop_assert!(shown.chars().count() <= EXCERPT_CHARS + 40);
+    }
+
+    #[test]
+    fn text_in_a_message_is_one_harmless_line_of_bounded_length(text in any::<String>(), times in 1..50_usize) {
+        let text = text.repeat(times);
+        for (shown, most) in [(foreign(&text), FOREIGN_CHARS), (message(&text), MESSAGE_CHARS)] {
+            prop_assert!(is_harmless(&shown));
+            prop_assert!(shown.chars().count() <= most + 1);
+        }
     }
 
     #[test]

@@ -1,0 +1,185 @@
+//! Passwords that must not be printed, wherever a message repeats them: in a broker's words, a header, a command's name.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::sync::RwLock;
+
+use super::text;
+
+/// What stands in place of a password.
+const HIDDEN: &str = "***";
+/// In bytes. A shorter password hides in any word by chance: replacing it would spoil messages, and show where it was.
+const SHORTEST: usize = 4;
+
+/// Every form in which a password of this process may come back, the longest first.
+static PASSWORDS: RwLock<Vec<String>> = RwLock::new(Vec::new());
+
+/// From now on [`redact`] hides this password: as it is, as bytes, and escaped as in a URL or in a message.
+pub fn hide(password: &str) {
+    let upper = percent_encoded(password, |byte| format!("%{byte:02X}"));
+    let lower = percent_encoded(password, |byte| format!("%{byte:02x}"));
+    let bytes = password.bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(", ");
+    let quoted = password.escape_debug().to_string();
+    hide_forms(&[password, &upper, &lower, &bytes, &quoted, &text::escape(password)]);
+}
+
+/// Hides the passwords of all broker URLs in an argument or a variable, as they are written there, before anything
+/// else reads it: a complaint may repeat what is malformed, or stands where no URL is expected.
+pub fn hide_urls_of(argument: &str) {
+    for (before, password) in url_passwords(argument) {
+        let scheme = before.rsplit_once("://").map_or("", |(scheme, _)| scheme);
+        let word = scheme.rfind(|c: char| !c.is_ascii_alphanumeric()).map_or(scheme, |at| &scheme[at..]);
+        if word.to_ascii_lowercase().contains("amqp") {
+            hide(password);
+        }
+    }
+}
+
+fn hide_forms(forms: &[&str]) {
+    let mut known = PASSWORDS.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for form in forms.iter().filter(|form| form.len() >= SHORTEST) {
+        if !known.iter().any(|old| old == form) {
+            known.push((*form).to_owned());
+        }
+    }
+    // A password may be a part of another one.
+    known.sort_by_key(|form| std::cmp::Reverse(form.len()));
+}
+
+/// The same text without the passwords.
+#[must_use]
+pub fn redact(text: &str) -> Cow<'_, str> {
+    let known = PASSWORDS.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut text = Cow::Borrowed(text);
+    for form in known.iter() {
+        if text.contains(form.as_str()) {
+            text = Cow::Owned(text.replace(form.as_str(), HIDDEN));
+        }
+    }
+    text
+}
+
+/// The same of bytes that need not be text.
+#[must_use]
+pub fn redact_bytes(bytes: &[u8]) -> Cow<'_, [u8]> {
+    let known = PASSWORDS.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut bytes = Cow::Borrowed(bytes);
+    for form in known.iter() {
+        let form = form.as_bytes();
+        let mut at = 0;
+        while let Some(found) = bytes[at..].windows(form.len()).position(|window| window == form) {
+            let begin = at + found;
+            bytes.to_mut().splice(begin..begin + form.len(), HIDDEN.bytes());
+            at = begin + HIDDEN.len();
+        }
+    }
+    bytes
+}
+
+/// How many bytes the longest form of a password has: none of them lies across the end of a text that goes on for so
+/// long.
+#[must_use]
+pub fn longest() -> usize {
+    let known = PASSWORDS.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    known.first().map_or(0, String::len)
+}
+
+/// The same text without what stands for a password in anything like a URL, for text that was typed and may be a URL of
+/// any service.
+#[must_use]
+pub fn redact_urls(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    for (before, password) in url_passwords(text) {
+        let at = before.len() - (text.len() - rest.len());
+        out.push_str(&rest[..at]);
+        out.push_str(HIDDEN);
+        rest = &rest[at + password.len()..];
+    }
+    out.push_str(rest);
+    out
+}
+
+/// The passwords of what looks like URLs, each with all of the text before it. One goes on until the last @ before the
+/// next URL: any character may stand in it unescaped.
+fn url_passwords(text: &str) -> Vec<(&str, &str)> {
+    let mut passwords = Vec::new();
+    let begins: Vec<usize> = text.match_indices("://").map(|(at, found)| at + found.len()).collect();
+    for (number, &begin) in begins.iter().enumerate() {
+        let end = begins.get(number + 1).copied().unwrap_or(text.len());
+        let Some((userinfo, _)) = text[begin..end].rsplit_once('@') else { continue };
+        let Some((user, password)) = userinfo.split_once(':') else { continue };
+        // That one is no secret: it is shown as the name.
+        if !password.is_empty() && password != user {
+            passwords.push((&text[..=begin + user.len()], password));
+        }
+    }
+    passwords
+}
+
+fn percent_encoded(text: &str, escape: impl Fn(u8) -> String) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "{}", escape(byte));
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_hidden_in_every_form() {
+        hide("in the/house+\u{1b}");
+        for form in [
+            "in the/house+\u{1b}",
+            "in%20the%2Fhouse%2B%1B",
+            "in%20the%2fhouse%2b%1b",
+            "in the/house+\\x1b",
+            "in the/house+\\u{1b}",
+            "105, 110, 32, 116, 104, 101, 47, 104, 111, 117, 115, 101, 43, 27",
+        ] {
+            assert_eq!(redact(&format!("refused for {form}!")), "refused for ***!", "{form}");
+            let bytes = [b"\xff", form.as_bytes(), b"\xfe", form.as_bytes()].concat();
+            assert_eq!(&*redact_bytes(&bytes), b"\xff***\xfe***", "{form}");
+            assert!(longest() >= form.len());
+        }
+        assert!(matches!(redact("in the house"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_password_that_holds_another_one_is_hidden_whole() {
+        hide("swordfish");
+        hide("my swordfish too");
+        assert_eq!(redact("swordfish, my swordfish too"), "***, ***");
+    }
+
+    #[test]
+    fn one_that_any_word_may_hold_spoils_no_message() {
+        hide("err");
+        assert_eq!(redact("an error"), "an error");
+    }
+
+    #[test]
+    fn passwords_are_taken_from_broker_urls_alone() {
+        for url in ["x=AMQPS://u:bookcase@h", "amqpz://u:armchair@h", "http://u:tabletop@h see amqp://h"] {
+            hide_urls_of(url);
+        }
+        assert_eq!(redact("bookcase armchair tabletop"), "*** *** tabletop");
+    }
+
+    #[test]
+    fn passwords_are_found_in_urls_of_any_form() {
+        let found = |text| url_passwords(text).into_iter().map(|(_, password)| password).collect::<Vec<_>>();
+        assert_eq!(found("amqp://u:se cret@h/v"), ["se cret"]);
+        assert_eq!(found("'https://u:s3@c/r?et#@h/x' found"), ["s3@c/r?et#"]);
+        assert_eq!(found("amqp://u:one@h,amqp://u:two@h"), ["one", "two"]);
+        assert_eq!(found("amqp://guest:guest@h amqp://u:@h amqp://u@h https://example.org/x:y"), [""; 0]);
+        assert_eq!(redact_urls("a amqp://u:one@h, b://v:tw o@i/x c"), "a amqp://u:***@h, b://v:***@i/x c");
+        assert_eq!(redact_urls("see https://example.org/x"), "see https://example.org/x");
+    }
+}
