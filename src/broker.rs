@@ -46,7 +46,7 @@ pub use deliveries::{ConsumeOptions, Deliveries, Delivery, DeliveryChannel, Mess
 pub use fault::{Fault, FaultKind, Scope};
 pub use headers::Record;
 pub use link::{Link, on_a_thread};
-pub use message::{Body, CopyForm, MAX_HEADER_BYTES, MAX_NAME_BYTES, Properties};
+pub use message::{Body, CopyForm, MAX_NAME_BYTES, Properties};
 pub use publisher::{Opener, Publisher, Publishing, Wake};
 pub use server::AckTimeout;
 pub use session::{ConnectionPurpose, Session, SessionOptions, host_name};

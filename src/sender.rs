@@ -249,10 +249,10 @@ impl<'a> Sending<'a> {
             FaultKind::Refused | FaultKind::Configuration if !self.link.queue_verified() => {
                 self.link.recover(&self.job.queue);
             }
-            FaultKind::Refused | FaultKind::Configuration => {
+            // All tasks have the same headers: what offends in one offends in all.
+            FaultKind::Refused | FaultKind::Configuration | FaultKind::HeadersTooLarge => {
                 return SendStep::GiveUp(fault.clone().into_error());
             }
-            // All tasks have the same headers: what offends in one offends in all.
             FaultKind::Unacceptable if self.link.is_unacceptable() => {
                 return SendStep::GiveUp(Error::bad_data(fault.to_string()));
             }
@@ -299,6 +299,7 @@ impl<'a> Sending<'a> {
         {
             let Ok(body) = &entry.item.body else { break };
             let properties = self.job.properties.clone().with_id(&entry.id);
+            properties.fit(publisher.frame_max())?;
             publisher.publish(&to.name, body, &properties, sequence)?;
             self.window.in_flight(sequence);
         }

@@ -57,6 +57,8 @@ pub enum FaultKind {
     ConsumerCancelled(Option<Instant>),
     /// A message larger than the broker allows; its limit in bytes where it told.
     TooLarge(Option<u64>),
+    /// Headers and other properties of a message do not fit a frame of this connection.
+    HeadersTooLarge,
     /// The broker closed the channel or the connection over what it was sent: the same again is refused again.
     Unacceptable,
 }
@@ -132,6 +134,17 @@ impl Fault {
         )
     }
 
+    /// Of `size` bytes, which are more than `frame_max`.
+    pub(super) fn headers_too_large(size: usize, frame_max: usize) -> Self {
+        Self::channel(
+            FaultKind::HeadersTooLarge,
+            format!(
+                "headers, id and content type take {size} bytes, and a frame has {frame_max} at most; put large values \
+                 into the body"
+            ),
+        )
+    }
+
     /// The broker lives, and does not say what became of a publish.
     #[must_use]
     pub fn unconfirmed() -> Self {
@@ -197,7 +210,7 @@ impl Fault {
             FaultKind::Refused => Exit::Refused,
             FaultKind::NoRoom => Exit::TryAgain,
             FaultKind::Configuration | FaultKind::MaybeStream | FaultKind::NotFound => Exit::Configuration,
-            FaultKind::TooLarge(_) => Exit::BadData,
+            FaultKind::TooLarge(_) | FaultKind::HeadersTooLarge => Exit::BadData,
         };
         Error::new(exit, self.text)
     }

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 
 use super::dead_lettering::DeadLettering;
-use super::frames::FRAME_OVERHEAD;
+use super::fault::Fault;
+use super::frames::{FRAME_MAX, FRAME_OVERHEAD};
 use super::headers::{self, Dropped, Record};
 
 /// The body of a message. It is shared, because handing it over can outlast the interest in it.
@@ -16,12 +17,9 @@ pub type Body = Arc<Vec<u8>>;
 const PERSISTENT: u8 = 2;
 /// Names travel as AMQP short strings: their length is one byte.
 pub const MAX_NAME_BYTES: usize = 255;
-/// Properties and headers have to fit one frame (131,072 bytes); this leaves room for all that is not header.
-pub const MAX_HEADER_BYTES: usize = 120_000;
 
-/// What a content header's frame holds beside names and headers: its head and end, class, weight, body size, flags, and
-/// the properties of fixed length.
-const AROUND_PROPERTIES: usize = FRAME_OVERHEAD + (2 + 2 + 8 + 2) + (1 + 1 + 8);
+/// What a content header's frame holds beside properties: its head and end, class, weight, body size, flags.
+const AROUND_PROPERTIES: usize = FRAME_OVERHEAD + (2 + 2 + 8 + 2);
 const MESSAGE_ID: &str = "message_id";
 
 /// Three frames with the publish, the size of the body, and the properties that are short.
@@ -114,7 +112,7 @@ impl Properties {
     #[must_use]
     pub fn redelivered(self, count: u32, record: &Record) -> Self {
         let mut table = self.0.headers().clone().unwrap_or_default();
-        record.write(&mut table, MAX_HEADER_BYTES, Dropped::default());
+        record.write(&mut table, FRAME_MAX as usize, Dropped::default());
         table.insert("x-delivery-count".to_owned(), AmqpValue::LongInt(i32::try_from(count).unwrap()));
         Self(self.0.with_headers(table))
     }
@@ -206,18 +204,48 @@ impl Properties {
             }
             table.clear();
         }
+        let to = Self(to);
+        record.write(&mut table, frame_max.saturating_sub(to.frame_size()), dropped);
+        Self(to.0.with_headers(table))
+    }
+
+    /// How many bytes the frame takes that has them. All of them have to fit one.
+    fn frame_size(&self) -> usize {
+        let amqp = &self.0;
         let names = [
-            to.content_type(),
-            to.content_encoding(),
-            to.correlation_id(),
-            to.reply_to(),
-            to.message_id(),
-            to.type_(),
-            to.app_id(),
+            amqp.content_type(),
+            amqp.content_encoding(),
+            amqp.correlation_id(),
+            amqp.reply_to(),
+            amqp.expiration(),
+            amqp.message_id(),
+            amqp.type_(),
+            amqp.user_id(),
+            amqp.app_id(),
+            amqp.cluster_id(),
         ];
         let names: usize = names.into_iter().flatten().map(|name| 1 + name.len()).sum();
-        record.write(&mut table, frame_max.saturating_sub(AROUND_PROPERTIES + names), dropped);
-        Self(to.with_headers(table))
+        let octets = usize::from(amqp.delivery_mode().is_some()) + usize::from(amqp.priority().is_some());
+        let timestamp = amqp.timestamp().map_or(0, |_| 8);
+        let headers = amqp.headers().as_ref().map_or(0, headers::table_size);
+        AROUND_PROPERTIES + names + octets + timestamp + headers
+    }
+
+    /// Whether they fit a frame of `frame_max` bytes ([`super::Publisher::frame_max`]).
+    ///
+    /// # Errors
+    /// They do not, with both sizes.
+    pub fn fit(&self, frame_max: usize) -> Result<(), Fault> {
+        let size = self.frame_size();
+        if size <= frame_max { Ok(()) } else { Err(Fault::headers_too_large(size, frame_max)) }
+    }
+
+    /// Whether they fit any frame that taskq sends, before the broker has said what it takes.
+    ///
+    /// # Errors
+    /// See [`Properties::fit`].
+    pub fn fit_the_largest_frame(&self) -> Result<(), Fault> {
+        self.fit(FRAME_MAX as usize)
     }
 
     /// About how many bytes they and what else surrounds a body take on the wire.
@@ -317,7 +345,7 @@ mod tests {
         let record = Record { attempt: 2, error: Some("e".repeat(2048)), ..Record::default() };
         let kept = |frame_max| {
             let copy = original.copy(&record, CopyForm::Full, frame_max);
-            assert!(copy.size() < frame_max + 192);
+            assert_eq!(copy.fit(frame_max), Ok(()));
             (copy.record().attempt, copy.record().error.is_some(), copy.user_headers().len())
         };
         assert_eq!(kept(131_072), (2, true, 1));

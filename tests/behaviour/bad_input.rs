@@ -125,10 +125,28 @@ fn names_of_255_bytes_can_be_sent_to() {
 #[test]
 fn headers_too_large_for_a_frame_are_bad_data() {
     let sandbox = Sandbox::new();
-    let header = format!("large={}", "x".repeat(120_000));
-    let args = ["send", "--header", &header, "--header", &header.replace("large", "another"), "hello"];
-    sandbox.taskq(args).run().exits(65).in_one_line();
+    // No more than the arguments have, but each header takes 6 bytes more on the wire.
+    let many = (0..2900).flat_map(|n| ["--header".to_owned(), format!("header-{n:04}={}", "x".repeat(30))]);
+    let args = ["send", "hello"].map(str::to_owned).into_iter().chain(many);
+    sandbox.taskq(args).run().exits(65).in_one_line().says("headers");
     assert!(sandbox.broker().counts(&sandbox.queue).is_none_or(|(ready, _)| ready == 0));
+}
+
+#[test]
+fn headers_may_fill_the_frames_of_the_broker_at_hand_and_no_more() {
+    const FRAME: usize = 8192;
+    let sandbox = Sandbox::configured(&[&format!("frame_max = {FRAME}")]);
+    let send = |bytes: usize| {
+        let header = format!("large={}", "x".repeat(bytes));
+        sandbox.taskq(["send", "--lines", "--header", &header]).feed("one\ntwo\n")
+    };
+    let refused = send(FRAME).exits(65).in_one_line().says("frame").never_says("tried").stderr;
+    let (_, size) = refused.split_once("take ").unwrap();
+    let size: usize = size.split_once(" bytes").unwrap().0.parse().unwrap();
+    let room = FRAME - (size - FRAME);
+    send(room + 1).exits(65).in_one_line().says(&format!("{} bytes", FRAME + 1));
+    send(room).exits(0);
+    assert_eq!(sandbox.broker().bodies(&sandbox.queue), ["one", "two"]);
 }
 
 #[test]
