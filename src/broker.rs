@@ -39,7 +39,7 @@ mod watchdog;
 pub use channel::Channel;
 pub use confirms::Settlement;
 pub use consumer::Consumer;
-pub use count::{Count, count_messages, purge};
+pub use count::{Count, count_messages, is_a_stream, purge};
 pub use day::Day;
 pub use dead_lettering::DeadLettering;
 pub use deliveries::{ConsumeOptions, Deliveries, Delivery, DeliveryChannel, Message, Next, Watch, ack_all};

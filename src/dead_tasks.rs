@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use self::interrupt::Interrupt;
 use self::mover::{Mover, Moving, WINDOW};
 use self::refresher::Refresher;
-use self::walk::{Channels, Walk, WalkMode, Walked};
+use self::walk::{Channels, Walk, WalkMode, Walked, refuse_a_stream};
 use crate::broker::{
     ConnectionPurpose, ConsumeOptions, Consumer, Count, DeadLettering, Deliveries, Fault, FaultKind,
     Properties, Publisher, Publishing, QueueSpec, QueueType, Record, Session, SessionOptions, ack_all,
@@ -230,6 +230,7 @@ pub fn count(options: &SessionOptions, queue: &QueueSpec) -> Result<u32> {
 fn count_again(session: &mut Session, name: &str) -> Result<u32> {
     match count_messages(session, name).map_err(Fault::into_error)? {
         Count { ready: 0, .. } => {
+            refuse_a_stream(session, name)?;
             Err(Error::try_again(format!("what is in {name} could not be counted just now")))
         }
         Count { ready, .. } => Ok(ready),

@@ -1,5 +1,6 @@
 //! What reaches a person: bodies escaped so that they cannot drive a terminal, the logger, and the streams behind it.
 
+mod escape;
 mod logger;
 mod secrets;
 mod standard;
@@ -9,11 +10,12 @@ mod text;
 use std::io::{self, Write as _};
 
 use crate::blocking::Blocking;
+pub use escape::{escape, escape_lines};
 pub use logger::{Verbosity, install_logger, install_panic_message};
 pub use secrets::{hide, hide_urls_of};
 pub use standard::{Patience, finish, flush_stderr, stderr, stdout};
 pub use stream::{Parcel, Stream, Unwritten};
-pub use text::{escape, escape_lines, excerpt, foreign, message, path};
+pub use text::{excerpt, foreign, message, path};
 
 /// A number and what it is a number of: `1 task`, `2 tasks`.
 #[must_use]

@@ -21,7 +21,22 @@ pub fn count_messages(session: &mut Session, name: &str) -> Result<Count, Fault>
 /// Deletes what is ready in the queue and returns how much that was.
 pub fn purge(session: &mut Session, name: &str) -> Result<u32, Fault> {
     let channel = session.open_channel()?;
-    channel.call("queue.purge", |amqp| amqp.queue_purge(name))
+    let purged = channel.call("queue.purge", |amqp| amqp.queue_purge(name));
+    purged.map_err(|fault| match fault.kind {
+        FaultKind::Unacceptable => Fault::channel(FaultKind::Configuration, fault.to_string()),
+        _ => fault,
+    })
+}
+
+/// Whether the queue is a stream, for a user who may not ask for more than a message of it: the broker hands out none of
+/// a stream's, and ends the connection (540). What another queue hands out goes back to it.
+pub fn is_a_stream(session: &mut Session, name: &str) -> Result<bool, Fault> {
+    let channel = session.open_channel()?;
+    match channel.call("basic.get", |amqp| amqp.basic_get(name, false).map(drop)) {
+        Ok(()) => channel.close().map(|()| false),
+        Err(fault) if fault.kind == FaultKind::Unacceptable => Ok(true),
+        Err(fault) => Err(fault),
+    }
 }
 
 /// A passive declaration: changes nothing, fails where there is no such queue.

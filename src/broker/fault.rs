@@ -75,7 +75,7 @@ pub struct Fault {
 
 impl Fault {
     pub(super) fn new(scope: Scope, kind: FaultKind, text: impl AsRef<str>) -> Self {
-        Self { scope, kind, text: output::foreign(text) }
+        Self { scope, kind, text: output::message(text.as_ref()) }
     }
 
     pub(super) fn connection(kind: FaultKind, text: impl AsRef<str>) -> Self {
@@ -118,7 +118,20 @@ impl Fault {
     pub fn missing(queue: &str) -> Self {
         Self::channel(
             FaultKind::NotFound,
-            format!("there is no queue {queue}; create it, or let taskq declare it (without --no-declare)"),
+            format!(
+                "there is no queue {queue}; send and work declare it, unless they are given --no-declare"
+            ),
+        )
+    }
+
+    /// A queue whose arguments this user may not see is a stream.
+    #[must_use]
+    pub fn a_stream(queue: &str) -> Self {
+        Self::channel(
+            FaultKind::Configuration,
+            format!(
+                "the queue {queue} cannot hold tasks safely: it is a stream, and no task ever leaves a stream"
+            ),
         )
     }
 
@@ -155,7 +168,7 @@ impl Fault {
     #[must_use]
     pub(super) fn because(mut self, text: Option<String>) -> Self {
         if let Some(text) = text {
-            self.text = output::foreign(text);
+            self.text = output::message(&text);
         }
         self
     }
@@ -178,7 +191,7 @@ impl Fault {
     /// The same trouble with what it hindered before it.
     #[must_use]
     pub(super) fn because_also(mut self, text: &str) -> Self {
-        self.text = format!("{} ({})", output::foreign(text), self.text);
+        self.text = format!("{} ({})", output::message(text), self.text);
         self
     }
 
@@ -256,6 +269,7 @@ impl From<amiquip::Error> for Fault {
 }
 
 fn closed_connection(code: u16, message: &str) -> Fault {
+    let message = &output::foreign(message);
     match code {
         320 => Fault::lost(format!("the broker closed the connection: {message}")),
         530 if message.contains("connection limit") => Fault::connection(
@@ -274,6 +288,7 @@ fn closed_connection(code: u16, message: &str) -> Fault {
 }
 
 fn closed_channel(code: u16, message: &str) -> Fault {
+    let message = &output::foreign(message);
     match code {
         403 if message.contains("' in exclusive use") => Fault::channel(
             FaultKind::Refused,

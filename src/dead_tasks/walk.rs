@@ -6,6 +6,7 @@ use crossbeam_channel::never;
 
 use crate::broker::{
     Channel, ConsumeOptions, Consumer, Count, Deliveries, Delivery, Fault, Next, Session, count_messages,
+    is_a_stream,
 };
 use crate::error::{Error, Result};
 
@@ -120,6 +121,16 @@ pub(super) enum Walked<'c> {
     Pause,
 }
 
+/// Where a queue says nothing of what is in it. A stream does so: it hands out what comes after, and counts neither such
+/// consumers nor what has just come.
+pub(super) fn refuse_a_stream(session: &mut Session, queue: &str) -> Result<()> {
+    match is_a_stream(session, queue) {
+        Ok(true) => Err(Fault::a_stream(queue).into_error()),
+        Ok(false) => Ok(()),
+        Err(fault) => Err(fault.into_error()),
+    }
+}
+
 /// A walk through the first tasks of a queue, oldest first.
 pub(super) struct Walk<'c, 'p> {
     channels: std::slice::Iter<'c, Channel>,
@@ -216,6 +227,7 @@ impl<'c, 'p> Walk<'c, 'p> {
             return Ok(true);
         }
         let what = if consumers == 0 {
+            refuse_a_stream(self.session, self.queue)?;
             "nobody answers for it".to_owned()
         } else {
             format!("more tasks are ready there: {ready}")

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::RwLock;
 
-use super::text;
+use super::escape::escape;
 
 /// What stands in place of a password.
 const HIDDEN: &str = "***";
@@ -20,7 +20,7 @@ pub fn hide(password: &str) {
     let lower = percent_encoded(password, |byte| format!("%{byte:02x}"));
     let bytes = password.bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(", ");
     let quoted = password.escape_debug().to_string();
-    hide_forms(&[password, &upper, &lower, &bytes, &quoted, &text::escape(password)]);
+    hide_forms(&[password, &upper, &lower, &bytes, &quoted, &escape(password)]);
 }
 
 /// Hides the passwords of all broker URLs in an argument or a variable, as they are written there, before anything

@@ -1,9 +1,10 @@
-//! Text from outside, made fit for people: nothing in it can drive a terminal, hide or reorder what stands around it,
+//! Text from outside as a part of messages: nothing in it can drive a terminal, hide or reorder what stands around it,
 //! fill a screen, or show a password.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
+use super::escape::{escape, push_escaped};
 use super::secrets;
 
 /// How much of a body is shown in a message, in characters as they are shown.
@@ -66,50 +67,6 @@ pub fn message(text: &str) -> String {
     shortened(&escape(&secrets::redact(text)), MESSAGE_CHARS)
 }
 
-/// Text from outside as one printable line of any length.
-#[must_use]
-pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        push_escaped(&mut out, c);
-    }
-    out
-}
-
-/// Any bytes as printable lines: what [`escape`] does to one line, and line ends are kept.
-#[must_use]
-pub fn escape_lines(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            if c == '\n' {
-                out.push(c);
-            } else {
-                push_escaped(&mut out, c);
-            }
-        }
-        for byte in chunk.invalid() {
-            let _ = write!(out, "\\x{byte:02x}");
-        }
-    }
-    out
-}
-
-fn push_escaped(out: &mut String, c: char) {
-    match c {
-        '\n' => out.push_str("\\n"),
-        '\r' => out.push_str("\\r"),
-        '\t' => out.push_str("\\t"),
-        c if c.is_control() => {
-            let _ = write!(out, "\\x{:02x}", u32::from(c));
-        }
-        c if is_invisible(c) => {
-            let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
-        }
-        c => out.push(c),
-    }
-}
-
 /// Both ends of it, where it is too long: what a message says of a name stands after it.
 fn shortened(text: &str, most: usize) -> String {
     let chars = text.chars().count();
@@ -119,15 +76,6 @@ fn shortened(text: &str, most: usize) -> String {
     let at = |nth: usize| text.char_indices().nth(nth).map_or(text.len(), |(at, _)| at);
     let (head, tail) = (&text[..at(most / 2)], &text[at(chars - most / 2)..]);
     format!("{head}…{tail}")
-}
-
-/// Characters that reorder or hide the text around them, or that look like nothing (bidirectional controls, zero-width
-/// characters, fillers, line and paragraph separators, tags).
-pub(super) fn is_invisible(c: char) -> bool {
-    matches!(c,
-        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
-        | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{feff}'
-        | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]

@@ -36,16 +36,16 @@ impl Hostile {
         let url = format!("amqp://%1bu%e2%80%ae:swordfish%20of%207%20seas@host/{vhost}");
         Self {
             body: text.clone().into_bytes(),
+            fault: Fault::missing(&text[..head]),
+            error: Fault::missing(&text[..head]).into_error(),
+            why: Fault::missing(&text[..head]).to_string(),
             queue: text[..head].to_owned(),
             broker: BrokerUrl::parse(&url).map(|url| url.to_string()).unwrap_or_default(),
-            fault: Fault::missing(&text),
-            error: Fault::missing(&text).into_error(),
-            why: Fault::missing(&text).to_string(),
             uncounted: [
                 Uncounted::NoCopies,
                 Uncounted::TooLarge { length: usize::MAX, limit: u64::MAX },
                 Uncounted::QueueFull,
-                Uncounted::NotAllowed(Fault::missing(&text).into_error()),
+                Uncounted::NotAllowed(Fault::missing(&text[..head]).into_error()),
                 Uncounted::LastChance,
             ],
             text,

@@ -1,7 +1,7 @@
 //! A queue of the same name with other properties: refused where tasks could be lost, used as it is elsewhere.
 
 use crate::support::broker::{arguments, durable, number, text};
-use crate::support::{Finished, Sandbox, until};
+use crate::support::{Finished, Sandbox, User, until};
 use amiquip::{AmqpProperties, AmqpValue, QueueDeclareOptions};
 
 /// Each command that declares or checks the queue before its first task.
@@ -209,6 +209,20 @@ fn a_stream_for_the_dead_is_refused_before_anything_is_taken() {
             .says(&sandbox.dead_queue());
     }
     assert_eq!(broker.ready(&sandbox.queue), 1);
+}
+
+#[test]
+fn a_stream_for_the_dead_is_recognised_by_a_user_who_may_not_configure_it() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    broker.declare_with(&sandbox.dead_queue(), durable(arguments(&[("x-queue-type", text("stream"))])));
+    broker.publish(&sandbox.dead_queue(), "task");
+    broker.declare(&sandbox.queue);
+    let url = User::add(&sandbox, "reader", "secret", ["^$", ".*", ".*"]).url("secret");
+    for command in [&["list"][..], &["requeue", "--all"], &["purge", "--yes"]] {
+        let refused = sandbox.taskq(["dead"].iter().chain(command)).env("TASKQ_URL", &url).run();
+        refused.exits(78).in_one_line().says(" stream");
+    }
 }
 
 #[test]

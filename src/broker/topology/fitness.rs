@@ -27,14 +27,14 @@ pub(super) fn objection(role: &Role, wanted: &Arguments, found: &Arguments) -> O
     match found.get(QUEUE_TYPE) {
         Some(Value::Text(kind)) if kind == "stream" => {
             return Some(
-                "it is a stream, and no task ever leaves a stream (--queue-type quorum declares another kind)",
+                "it is a stream, and no task ever leaves a stream (send and work declare another kind with --queue-type quorum)",
             );
         }
         None => {}
         Some(Value::Text(kind)) if FIT_TYPES.contains(&kind.as_str()) => {}
         Some(_) => {
             return Some(
-                "it is neither a classic nor a quorum queue; perhaps a stream, which no task ever leaves (--queue-type quorum declares another kind)",
+                "it is neither a classic nor a quorum queue; perhaps a stream, which no task ever leaves (send and work declare another kind with --queue-type quorum)",
             );
         }
     }

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::output::escape::{escape_lines, is_invisible};
 
 fn is_harmless(text: &str) -> bool {
     !text.chars().any(|c| c.is_control() || is_invisible(c))
