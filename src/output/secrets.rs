@@ -26,7 +26,8 @@ pub fn hide(password: &str) {
 /// Hides the passwords of all broker URLs in an argument or a variable, as they are written there, before anything
 /// else reads it: a complaint may repeat what is malformed, or stands where no URL is expected.
 pub fn hide_urls_of(argument: &str) {
-    for (before, password) in url_passwords(argument) {
+    let urls = url_starts(argument);
+    for (before, password) in (0..urls.len()).filter_map(|number| password_at(argument, &urls, number).1) {
         let scheme = before.rsplit_once("://").map_or("", |(scheme, _)| scheme);
         let word = scheme.rfind(|c: char| !c.is_ascii_alphanumeric()).map_or(scheme, |at| &scheme[at..]);
         if word.to_ascii_lowercase().contains("amqp") {
@@ -100,21 +101,35 @@ pub fn redact_urls(text: &str) -> String {
     out
 }
 
-/// The passwords of what looks like URLs, each with all of the text before it. One goes on until the last @ before the
-/// next URL: any character may stand in it unescaped.
+/// The passwords of what looks like URLs, each with all of the text before it.
 fn url_passwords(text: &str) -> Vec<(&str, &str)> {
+    let urls = url_starts(text);
     let mut passwords = Vec::new();
-    let begins: Vec<usize> = text.match_indices("://").map(|(at, found)| at + found.len()).collect();
-    for (number, &begin) in begins.iter().enumerate() {
-        let end = begins.get(number + 1).copied().unwrap_or(text.len());
-        let Some((userinfo, _)) = text[begin..end].rsplit_once('@') else { continue };
-        let Some((user, password)) = userinfo.split_once(':') else { continue };
-        // That one is no secret: it is shown as the name.
-        if !password.is_empty() && password != user {
-            passwords.push((&text[..=begin + user.len()], password));
-        }
+    let mut number = 0;
+    while number < urls.len() {
+        let (next, password) = password_at(text, &urls, number);
+        passwords.extend(password);
+        number = next;
     }
     passwords
+}
+
+/// Where a user's name may begin.
+fn url_starts(text: &str) -> Vec<usize> {
+    text.match_indices("://").map(|(at, found)| at + found.len()).collect()
+}
+
+/// The number of the next URL, and the password of this one with all of the text before it. Any character may stand in
+/// it unescaped: it goes on until the last @ before the next URL, which cannot begin before the first @.
+fn password_at<'t>(text: &'t str, urls: &[usize], number: usize) -> (usize, Option<(&'t str, &'t str)>) {
+    let begin = urls[number];
+    let is_next = |at: &usize| text[begin..*at].contains('@');
+    let next = (number + 1..urls.len()).find(|&other| is_next(&urls[other])).unwrap_or(urls.len());
+    let end = urls.get(next).copied().unwrap_or(text.len());
+    let password = text[begin..end].rsplit_once('@').and_then(|(userinfo, _)| userinfo.split_once(':'));
+    // One that is the user's name is no secret: it is shown as that.
+    let secret = password.filter(|(user, password)| !password.is_empty() && password != user);
+    (next, secret.map(|(user, password)| (&text[..=begin + user.len()], password)))
 }
 
 fn percent_encoded(text: &str, escape: impl Fn(u8) -> String) -> String {
@@ -166,10 +181,15 @@ mod tests {
 
     #[test]
     fn passwords_are_taken_from_broker_urls_alone() {
-        for url in ["x=AMQPS://u:bookcase@h", "amqpz://u:armchair@h", "http://u:tabletop@h see amqp://h"] {
+        for url in [
+            "x=AMQPS://u:bookcase@h",
+            "amqpz://u:armchair@h",
+            "http://u:tabletop@h see amqp://h",
+            "http://a:80 and amqp://u:footstool@h",
+        ] {
             hide_urls_of(url);
         }
-        assert_eq!(redact("bookcase armchair tabletop"), "*** *** tabletop");
+        assert_eq!(redact("bookcase armchair footstool tabletop"), "*** *** *** tabletop");
     }
 
     #[test]
@@ -178,6 +198,8 @@ mod tests {
         assert_eq!(found("amqp://u:se cret@h/v"), ["se cret"]);
         assert_eq!(found("'https://u:s3@c/r?et#@h/x' found"), ["s3@c/r?et#"]);
         assert_eq!(found("amqp://u:one@h,amqp://u:two@h"), ["one", "two"]);
+        assert_eq!(found("amqp://u:a://b@h"), ["a://b"]);
+        assert_eq!(found("'amqp://://secret@h'"), ["//secret"]);
         assert_eq!(found("amqp://guest:guest@h amqp://u:@h amqp://u@h https://example.org/x:y"), [""; 0]);
         assert_eq!(redact_urls("a amqp://u:one@h, b://v:tw o@i/x c"), "a amqp://u:***@h, b://v:***@i/x c");
         assert_eq!(redact_urls("see https://example.org/x"), "see https://example.org/x");

@@ -228,3 +228,24 @@ fn a_delay_queue_that_vanishes_is_declared_anew() {
     send.end().exits(0);
     assert_eq!(sandbox.broker().bodies(&waiting), ["after"]);
 }
+
+/// The README names the setting; unless it is set, the broker waits for three minutes.
+#[test]
+fn a_retry_whose_queue_is_full_comes_after_the_pause_that_the_broker_is_given() {
+    let sandbox = Sandbox::configured(&[]);
+    sandbox
+        .node()
+        .ctl(&["eval", "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 2000)."]);
+    let broker = sandbox.broker();
+    let full = [("x-max-length", number(1)), ("x-overflow", text("reject-publish"))];
+    broker.declare_with(&sandbox.queue, durable(arguments(&full)));
+    broker.publish(&sandbox.queue, "fails");
+    sandbox.work_with(&["--max-tasks", "1", "--backoff", "1s"], "exit 1").run().exits(0);
+    let delay = sandbox.delay_queue(1000);
+    broker.publish(&sandbox.queue, "in its place");
+    broker.wait_ready(&delay, 0);
+    // Time has come, and the queue has taken nothing.
+    assert_eq!(body(&broker.take(&sandbox.queue)), "in its place");
+    let retry = broker.take(&sandbox.queue);
+    assert_eq!((body(&retry).as_str(), attempt(&retry)), ("fails", Some(2)));
+}
