@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::broker::{AckTimeout, CopyForm};
 use crate::error::Error;
-use crate::settlement::Uncounted;
+use crate::settlement::{Death, Uncounted};
 
 /// See the module. Ids, bodies and reasons of tasks are as they came, and made fit for people by the report; what is
 /// composed already (errors, faults, `why`) holds what others said only as [`crate::output::foreign`] makes it.
@@ -17,8 +17,8 @@ pub enum Event<'e> {
     Done,
     /// An attempt failed, and another one follows.
     Retried { attempt: u32, attempts: u32, exit: &'e str, delay: Duration },
-    /// A task is dead, and kept.
-    Dead { why: &'e str, queue: &'e str },
+    /// A task is dead after this attempt, and kept.
+    Dead { attempt: u32, death: &'e Death, queue: &'e str },
     /// A task came back that failed here before its copy was kept.
     FailedHereBefore { id: &'e str },
     /// A task came back that was finished here before its connection was lost.

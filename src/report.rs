@@ -12,7 +12,7 @@ use crate::broker::CopyForm;
 use crate::duration;
 use crate::events::{Event, WhoWaits};
 use crate::output::{counted, excerpt, foreign};
-use crate::settlement::Uncounted;
+use crate::settlement::{Death, Uncounted};
 
 /// Says what happened. Never waits for whoever reads it: the lines are written by a thread of their own.
 pub fn tell(event: &Event<'_>) {
@@ -54,7 +54,7 @@ impl fmt::Display for Text<'_> {
                 foreign(exit),
                 duration::show(*delay)
             ),
-            Event::Dead { why, queue } => write!(f, "dead ({}); kept in {queue}", foreign(why)),
+            Event::Dead { attempt, death, queue } => dead(f, *attempt, death, queue),
             Event::FailedHereBefore { id } => {
                 let id = foreign(id);
                 write!(f, "task {id} failed here before: its copy is tried again, without running it")
@@ -173,6 +173,14 @@ impl fmt::Display for Text<'_> {
             Event::Failed { error } => write!(f, "{error}"),
         }
     }
+}
+
+fn dead(f: &mut fmt::Formatter<'_>, attempt: u32, death: &Death, queue: &str) -> fmt::Result {
+    f.write_str("dead (")?;
+    if let Some(attempts) = death.of_attempts {
+        write!(f, "attempt {attempt} of {attempts}: ")?;
+    }
+    write!(f, "{}); kept in {queue}", foreign(&death.exit))
 }
 
 fn runs_uncounted(f: &mut fmt::Formatter<'_>, id: &str, why: &Uncounted) -> fmt::Result {

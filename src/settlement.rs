@@ -46,11 +46,20 @@ pub enum Purpose {
         /// The number of the attempt that follows.
         attempt: u32,
     },
-    /// A person: the task is dead, for this reason.
-    DeadLetter(String),
+    /// A person: the task is dead.
+    DeadLetter(Death),
     /// The next delivery of a task that may run. The copy carries this count of deliveries that ended without an answer;
     /// should the task take the worker down, the count is there.
     Count(u32),
+}
+
+/// Why a task is dead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    /// How it ended, in a short phrase. Its record says this alone: the attempt stands beside it.
+    pub exit: String,
+    /// How many attempts it had, where the last of them failed; otherwise it is dead whichever attempt this was.
+    pub of_attempts: Option<u32>,
 }
 
 /// Why the deliveries of a task cannot be counted.

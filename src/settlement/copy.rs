@@ -114,12 +114,13 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settlement::Death;
     use std::time::Duration;
 
     #[test]
     fn a_delivery_is_acknowledged_only_when_its_copy_is_kept() {
         let retry = Purpose::Retry { delay: Duration::from_secs(5), attempt: 2 };
-        let dead = Purpose::DeadLetter("exit status 3".to_owned());
+        let dead = Purpose::DeadLetter(Death { exit: "exit status 3".to_owned(), of_attempts: Some(5) });
         let too_large = CopyResult::TooLarge { length: 10, limit: 9 };
         let refused = Error::configuration("no");
         for purpose in [&retry, &dead, &Purpose::Count(3)] {

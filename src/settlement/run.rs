@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use super::{Disposition, Purpose, Uncounted};
+use super::{Death, Disposition, Purpose, Uncounted};
 use crate::broker::QueueType;
 use crate::error::Error;
 use crate::handler::{Failure, Outcome};
@@ -39,7 +39,7 @@ impl Earlier {
     pub fn before_run(&self, policy: &Policy, copies_possible: bool) -> Disposition {
         let unanswered = self.unanswered();
         if let Some(why) = policy.poisoned(unanswered) {
-            return Disposition::Republish(Purpose::DeadLetter(why));
+            return dead(why, None);
         }
         if !self.must_be_counted() {
             return Disposition::Run;
@@ -104,7 +104,7 @@ impl Policy {
             Outcome::CannotRun(obstacle) => {
                 Disposition::GiveBackAndStop(Error::configuration(obstacle.why.clone()))
             }
-            Outcome::Dead(Failure { exit, .. }) => dead(exit.clone()),
+            Outcome::Dead(Failure { exit, .. }) => dead(exit.clone(), None),
             Outcome::Failed(failure)
             | Outcome::Terminated(failure)
             | Outcome::CommandMissing { failure, .. } => self.after_failure(attempt, failure),
@@ -113,7 +113,7 @@ impl Policy {
 
     fn after_failure(&self, attempt: u32, failure: &Failure) -> Disposition {
         if attempt >= self.attempts {
-            return dead(format!("attempt {attempt} of {}: {}", self.attempts, failure.exit));
+            return dead(failure.exit.clone(), Some(self.attempts));
         }
         let (delay, next) = (self.pause_after(attempt), attempt.saturating_add(1));
         Disposition::Republish(Purpose::Retry { delay, attempt: next })
@@ -134,8 +134,8 @@ impl Policy {
     }
 }
 
-fn dead(why: String) -> Disposition {
-    Disposition::Republish(Purpose::DeadLetter(why))
+fn dead(exit: String, of_attempts: Option<u32>) -> Disposition {
+    Disposition::Republish(Purpose::DeadLetter(Death { exit, of_attempts }))
 }
 
 #[cfg(test)]
@@ -188,8 +188,7 @@ mod tests {
             // Whatever stands in the way of a copy: the next return may be the last.
             assert_eq!(before(QUORUM, true, Some(2), 1, copies_possible), count(3));
             assert_eq!(before(None, true, Some(2), 1, copies_possible), count(2));
-            let dead = "6 deliveries ended without an answer".to_owned();
-            let dead = Disposition::Republish(Purpose::DeadLetter(dead));
+            let dead = dead("6 deliveries ended without an answer".to_owned(), None);
             assert_eq!(before(QUORUM, true, Some(2), 4, copies_possible), dead);
             assert_eq!(before(CLASSIC, true, None, 5, copies_possible), dead);
         }
@@ -228,14 +227,14 @@ mod tests {
         assert_eq!(after(2), retry(2, 3));
         assert_eq!(after(3), retry(3, 4));
         assert_eq!(after(4), retry(3, 5));
-        assert_eq!(after(5), dead("attempt 5 of 5: exit status 3".into()));
-        assert_eq!(after(u32::MAX), dead(format!("attempt {} of 5: exit status 3", u32::MAX)));
+        assert_eq!(after(5), dead("exit status 3".into(), Some(5)));
+        assert_eq!(after(u32::MAX), dead("exit status 3".into(), Some(5)));
     }
 
     #[test]
     fn one_attempt_is_no_retry() {
         let policy = Policy { attempts: 1, ..policy() };
-        assert_eq!(policy.after(1, &failed()), dead("attempt 1 of 1: exit status 3".into()));
+        assert_eq!(policy.after(1, &failed()), dead("exit status 3".into(), Some(1)));
     }
 
     #[test]
@@ -260,7 +259,7 @@ mod tests {
                 after(&Outcome::CannotRun(obstacle)),
                 Disposition::GiveBackAndStop(Error::configuration("why"))
             );
-            assert_eq!(after(&hopeless), dead("DEAD no such order".into()));
+            assert_eq!(after(&hopeless), dead("DEAD no such order".into(), None));
         }
     }
 

@@ -33,7 +33,7 @@ impl PlannedCopy {
             Purpose::Retry { delay, attempt } => {
                 (queue.delay(*delay), after_failure(*attempt, &failure.exit))
             }
-            Purpose::DeadLetter(why) => (queue.dead(), after_failure(record.attempt, why)),
+            Purpose::DeadLetter(death) => (queue.dead(), after_failure(record.attempt, &death.exit)),
             Purpose::Count(deliveries) => {
                 (queue.clone(), Record { deliveries: *deliveries, ..record.clone() })
             }

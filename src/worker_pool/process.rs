@@ -193,13 +193,13 @@ impl Context {
     /// What a copy that was asked for means for its delivery; [`Disposition::Wait`] when nothing is known of it within
     /// `patience`.
     pub(super) fn look_at(&self, pending_copy: &PendingCopy, patience: Duration) -> Disposition {
-        let PlannedCopy { to, purpose, .. } = &*pending_copy.copy;
+        let PlannedCopy { to, purpose, record, .. } = &*pending_copy.copy;
         let Some(result) = pending_copy.pending.wait(patience, self.stop.aborting()) else {
             return Disposition::Wait;
         };
         match (purpose, &result) {
-            (Purpose::DeadLetter(why), CopyResult::Kept) => {
-                tell(&Event::Dead { why, queue: &to.name });
+            (Purpose::DeadLetter(death), CopyResult::Kept) => {
+                tell(&Event::Dead { attempt: record.attempt, death, queue: &to.name });
                 self.shared.died();
             }
             (Purpose::Retry { .. } | Purpose::DeadLetter(_), CopyResult::TooLarge { length, limit }) => {
