@@ -6,6 +6,7 @@
 mod backoff;
 mod blocking;
 mod broker;
+mod calendar;
 mod cancel;
 mod cmd;
 mod dead_tasks;

@@ -2,7 +2,7 @@
 
 use amiquip::{AmqpValue, FieldTable};
 
-use super::headers::integer;
+use super::headers::moment;
 
 /// Why, from where and when the broker has moved a message the last time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl DeadLettering {
         Some(Self {
             reason: words("reason")?,
             queue: words("queue"),
-            at: latest.get("time").and_then(integer),
+            at: latest.get("time").and_then(moment),
         })
     }
 }
@@ -59,6 +59,17 @@ mod tests {
         let expected =
             DeadLettering { reason: "maxlen".to_owned(), queue: Some("q".to_owned()), at: Some(7) };
         assert_eq!(read, Some(expected));
+    }
+
+    #[test]
+    fn a_time_that_is_none_is_not_written() {
+        let death = [
+            ("reason", AmqpValue::LongString("expired".to_owned())),
+            ("time", AmqpValue::Timestamp(u64::MAX)),
+        ];
+        let table = death.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let deaths = AmqpValue::FieldArray(vec![AmqpValue::FieldTable(table)]);
+        assert_eq!(DeadLettering::read(&headers(deaths)).map(|read| read.at), Some(None));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::day::Day;
+use crate::calendar::Day;
 use crate::error::{Error, Exit};
 use crate::output;
 use crate::shortage;

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use amiquip::{AmqpValue, FieldTable};
 
+use crate::calendar::Moment;
 use crate::output;
 
 const ATTEMPT: &str = "x-taskq-attempt";
@@ -110,8 +111,8 @@ impl Record {
             deliveries: count(DELIVERIES).unwrap_or(0),
             exit: words(EXIT),
             error: words(ERROR),
-            first_failed_at: table.get(FIRST_FAILED_AT).and_then(integer),
-            failed_at: table.get(FAILED_AT).and_then(integer),
+            first_failed_at: table.get(FIRST_FAILED_AT).and_then(moment),
+            failed_at: table.get(FAILED_AT).and_then(moment),
             host: words(HOST),
             queue: words(QUEUE),
             dropped: words(DROPPED),
@@ -290,6 +291,11 @@ pub(super) fn integer(value: &AmqpValue) -> Option<u64> {
         AmqpValue::Timestamp(value) => Some(*value),
         _ => None,
     }
+}
+
+/// A time in seconds since 1970 that can be one.
+pub(super) fn moment(value: &AmqpValue) -> Option<u64> {
+    integer(value).filter(|seconds| Moment::from_unix(*seconds).is_some())
 }
 
 /// A header's value as a handler sees it.

@@ -6,7 +6,7 @@ mod fitness;
 
 use std::time::Duration;
 
-use super::day::Day;
+use crate::calendar::Day;
 use arguments::{Arguments, QUEUE_TYPE, Value};
 pub(super) use ensure::declare_unseen;
 pub use ensure::{ensure_queue, find_again, kind_of};

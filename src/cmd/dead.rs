@@ -12,6 +12,7 @@ use super::cannot_print;
 use super::connection::ConnectionArgs;
 use super::queue::{QueueNameArgs, check_name};
 use crate::broker::{QueueSpec, SessionOptions};
+use crate::calendar::Moment;
 use crate::dead_tasks::{self, DeadTask, Selection};
 use crate::error::{Error, Exit, Result};
 use crate::output;
@@ -209,8 +210,8 @@ fn object(task: &DeadTask<'_>) -> Value {
         "attempts": record.attempt,
         "exit": record.exit,
         "error": record.error,
-        "first_failed_at": record.first_failed_at,
-        "failed_at": record.failed_at,
+        "first_failed_at": moment(record.first_failed_at),
+        "failed_at": moment(record.failed_at),
         "host": record.host,
         "queue": record.queue,
         "content_type": task.properties.content_type(),
@@ -287,8 +288,8 @@ fn details(task: &DeadTask<'_>) -> String {
     field("id", task.properties.id());
     field("attempts", &record.attempt.to_string());
     field("exit", record.exit.as_deref().unwrap_or_default());
-    field("first failed", &ago(record.first_failed_at));
-    field("failed", &ago(record.failed_at));
+    field("first failed", &when(record.first_failed_at));
+    field("failed", &when(record.failed_at));
     field("host", record.host.as_deref().unwrap_or_default());
     field("queue", record.queue.as_deref().unwrap_or_default());
     field("content type", task.properties.content_type());
@@ -303,11 +304,14 @@ fn details(task: &DeadTask<'_>) -> String {
     text
 }
 
-fn ago(at: Option<u64>) -> String {
-    match at {
-        Some(at) => format!("{} ago (unix time {at})", age(Some(at))),
-        None => String::new(),
-    }
+/// `2026-11-28T22:40:31Z`, for scripts.
+fn moment(at: Option<u64>) -> Option<String> {
+    at.and_then(Moment::from_unix).map(|moment| moment.to_string())
+}
+
+/// The same for people; empty where it is not known.
+fn when(at: Option<u64>) -> String {
+    moment(at).map(|moment| format!("{moment} ({} ago)", age(at))).unwrap_or_default()
 }
 
 fn unix_time() -> u64 {

@@ -17,7 +17,8 @@ use super::connection::ConnectionArgs;
 use super::positive_duration;
 use super::queue::{QueueArgs, check_name, delay};
 use crate::blocking::Blocking;
-use crate::broker::{Day, Fault, Properties};
+use crate::broker::{Fault, Properties};
+use crate::calendar::Day;
 use crate::error::{Error, Exit, Result};
 use crate::output;
 use crate::sender::{

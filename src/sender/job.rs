@@ -3,7 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use super::source::Item;
-use crate::broker::{Day, Properties, QueueSpec, SessionOptions};
+use crate::broker::{Properties, QueueSpec, SessionOptions};
+use crate::calendar::Day;
 use crate::error::Error;
 
 /// What to send, and how.

@@ -6,7 +6,8 @@ use amiquip::{AmqpProperties, AmqpValue};
 use nix::sys::signal::Signal::SIGKILL;
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::time::{Duration, SystemTime};
+use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Three dead tasks, `id-1` to `id-3`, each with an error of its own.
 fn three_dead() -> Sandbox {
@@ -62,8 +63,24 @@ fn the_table_has_a_line_for_each_task_oldest_first() {
     }
 }
 
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Since 1970, of a time in ISO 8601, UTC.
+fn seconds(at: &Value) -> u64 {
+    let at = at.as_str().unwrap_or_else(|| panic!("not in ISO 8601: {at}"));
+    assert!(
+        at.len() == "2026-11-28T22:40:31Z".len() && at.as_bytes()[10] == b'T' && at.ends_with('Z'),
+        "{at}"
+    );
+    let read = Command::new("date").args(["-u", "+%s", "-d", at]).output().unwrap();
+    String::from_utf8(read.stdout).unwrap().trim().parse().unwrap()
+}
+
 #[test]
 fn the_json_is_one_object_a_line() {
+    let before = unix_time();
     let sandbox = three_dead();
     let listed = objects(&dead(&sandbox, &["list", "--json"]).exits(0));
     assert_eq!(listed.len(), 3);
@@ -72,8 +89,11 @@ fn the_json_is_one_object_a_line() {
         assert_eq!(task["attempts"], 1);
         assert_eq!(task["queue"], sandbox.queue.as_str());
         assert_eq!(task["error"].as_str().unwrap().trim_end(), format!("first line of id-{n}\nsecond line"));
-        assert!(task["exit"].as_str().unwrap().contains("65"));
-        assert!(task["failed_at"].is_u64() && task["first_failed_at"].is_u64());
+        assert_eq!(task["exit"], "exit status 65");
+        for name in ["first_failed_at", "failed_at"] {
+            let at = seconds(&task[name]);
+            assert!((before..=unix_time()).contains(&at), "{task}");
+        }
         assert_eq!(task["headers"]["colour"], "green");
         assert!(task.to_string().contains(&format!("body {n}")));
     }
@@ -89,6 +109,11 @@ fn show_has_the_whole_story_and_show_body_only_the_body() {
         assert!(shown.contains(part), "no {part:?} in {shown}");
     }
     assert!(!shown.contains("id-1") && !shown.contains("body 3"), "{shown}");
+    let listed = objects(&dead(&sandbox, &["list", "--json"]).exits(0));
+    for (field, name) in [("first failed", "first_failed_at"), ("failed", "failed_at")] {
+        let at = format!("{field:<14} {} (", listed[1][name].as_str().unwrap());
+        assert!(shown.lines().any(|line| line.starts_with(&at) && line.ends_with(" ago)")), "{at}: {shown}");
+    }
     assert_eq!(dead(&sandbox, &["show", "--body", "id-2"]).exits(0).stdout, b"body 2");
 }
 

@@ -42,7 +42,7 @@ fn what_the_broker_gave_up_on_says_so_however_often_it_is_looked_at() {
             let task = only_dead(&sandbox);
             assert!(task["exit"].as_str().unwrap().contains("the broker gave up on it"), "{task}");
             assert_eq!((&task["id"], &task["queue"]), (&"one".into(), &sandbox.queue.as_str().into()));
-            assert!(task["failed_at"].is_u64() && task["failed_at"] == first["failed_at"], "{task}");
+            assert!(task["failed_at"].is_string() && task["failed_at"] == first["failed_at"], "{task}");
         }
         let table = sandbox.taskq(["dead", "list"]).run().exits(0).stdout_text();
         assert!(table.contains("the broker gave up on it: delivery limit  "), "{table}");

@@ -4,6 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// The first second of the year 10000.
+const MAX_SECONDS: u64 = 253_402_300_800;
+
 fn values() -> impl Strategy<Value = AmqpValue> {
     let value = prop_oneof![
         any::<bool>().prop_map(AmqpValue::Boolean),
@@ -35,7 +38,7 @@ fn tables() -> impl Strategy<Value = FieldTable> {
 
 fn records() -> impl Strategy<Value = Record> {
     let texts = prop::array::uniform4(prop::option::of(any::<String>()));
-    let times = prop::array::uniform2(prop::option::of(any::<u64>()));
+    let times = prop::array::uniform2(prop::option::of(0..MAX_SECONDS));
     (2..1_000_000_u32, 0..1_000_000_u32, texts, times).prop_map(
         |(attempt, deliveries, [exit, error, host, queue], [first_failed_at, failed_at])| Record {
             attempt,
@@ -57,6 +60,9 @@ proptest! {
         let record = Record::read(&table);
         prop_assert!(record.attempt >= 1 && u64::from(record.attempt) <= MAX_COUNT);
         prop_assert!(u64::from(record.deliveries) <= MAX_COUNT);
+        for at in [record.first_failed_at, record.failed_at] {
+            prop_assert!(at.is_none_or(|at| at < MAX_SECONDS));
+        }
         for value in table.values() {
             let _ = (text(value), integer(value));
         }

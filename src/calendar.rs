@@ -1,9 +1,11 @@
-//! A day of the calendar, in UTC, as part of a queue's name.
+//! Days and moments of the calendar, in UTC, as queues' names and scripts have them.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-const SECONDS: u64 = 24 * 60 * 60;
+const DAY: u64 = 24 * 60 * 60;
+/// The first second of the year 10000, which has no place in four digits.
+const END: u64 = 253_402_300_800;
 
 /// Days since 1970. Shown as `2026-11-28`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,11 +15,12 @@ impl Day {
     /// The day of this moment; what is before 1970 counts as its first day.
     #[must_use]
     pub fn of(moment: SystemTime) -> Self {
-        Self(moment.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / SECONDS)
+        Self(moment.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / DAY)
     }
 
     /// Whether a day is shown like this.
-    pub(in crate::broker) fn is_shown_as(text: &str) -> bool {
+    #[must_use]
+    pub fn is_shown_as(text: &str) -> bool {
         let mut parts = text.split('-');
         let digits = |part: Option<&str>, least: usize| {
             part.is_some_and(|part| part.len() >= least && part.bytes().all(|byte| byte.is_ascii_digit()))
@@ -41,6 +44,26 @@ impl fmt::Display for Day {
         let day = day - (153 * month + 2) / 5 + 1;
         let (month, next_year) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
         write!(f, "{:04}-{month:02}-{day:02}", period * 400 + year + next_year)
+    }
+}
+
+/// A second before the year 10000. Shown as ISO 8601 has it: `2026-11-28T22:40:31Z`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment(u64);
+
+impl Moment {
+    /// So many seconds after the beginning of 1970. `None` for what is too late to be the time of anything.
+    #[must_use]
+    pub fn from_unix(seconds: u64) -> Option<Self> {
+        (seconds < END).then_some(Self(seconds))
+    }
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let second = self.0 % DAY;
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        write!(f, "{}T{hour:02}:{minute:02}:{second:02}Z", Day(self.0 / DAY))
     }
 }
 
@@ -68,6 +91,20 @@ mod tests {
             assert!(Day::is_shown_as(shown));
         }
         assert_eq!(Day::of(UNIX_EPOCH - Duration::from_secs(1)), Day(0));
+    }
+
+    #[test]
+    fn moments_are_those_of_the_clock() {
+        for (seconds, shown) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_868_799, "2000-02-29T23:59:59Z"),
+            (1_795_905_631, "2026-11-28T22:40:31Z"),
+            (253_402_300_799, "9999-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(Moment::from_unix(seconds).unwrap().to_string(), shown, "{seconds}");
+        }
+        assert_eq!(Moment::from_unix(253_402_300_800), None);
+        assert_eq!(Moment::from_unix(u64::MAX), None);
     }
 
     #[test]
