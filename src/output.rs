@@ -1,5 +1,6 @@
 //! What reaches a person: bodies escaped so that they cannot drive a terminal, the logger, and the streams behind it.
 
+mod columns;
 mod escape;
 mod logger;
 mod secrets;
@@ -10,6 +11,7 @@ mod text;
 use std::io::{self, Write as _};
 
 use crate::blocking::Blocking;
+pub use columns::{fit, width};
 pub use escape::{escape, escape_lines};
 pub use logger::{Verbosity, install_logger, install_panic_message};
 pub use secrets::{hide, hide_urls_of};

@@ -9,8 +9,8 @@ use crate::calendar::Moment;
 use crate::dead_tasks::DeadTask;
 use crate::output;
 
-/// How much of an error or a body a table shows, in characters.
-const CELL_CHARS: usize = 40;
+/// How wide a cell of a table may be, in columns: a UUID fits, and what others wrote cannot push the rest aside.
+const CELL_COLUMNS: usize = 40;
 
 /// One object in a line.
 pub(super) fn line_of_json(task: &DeadTask<'_>) -> String {
@@ -58,7 +58,7 @@ pub(super) fn row(task: &DeadTask<'_>) -> [String; 6] {
     let error = record.error.as_deref().unwrap_or_default();
     let first_line = error.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     [
-        output::escape(task.properties.id()),
+        cell(task.properties.id()),
         record.attempt.to_string(),
         age(record.failed_at),
         cell(record.exit.as_deref().unwrap_or_default()),
@@ -69,11 +69,7 @@ pub(super) fn row(task: &DeadTask<'_>) -> [String; 6] {
 
 /// Headers can be written by anyone, so they are escaped like everything from outside.
 fn cell(text: &str) -> String {
-    let text = output::escape(text);
-    match text.char_indices().nth(CELL_CHARS) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
+    output::fit(&output::escape(text), CELL_COLUMNS)
 }
 
 pub(super) fn table(rows: &[[String; 6]]) -> String {
@@ -82,11 +78,11 @@ pub(super) fn table(rows: &[[String; 6]]) -> String {
     }
     let header = COLUMNS.map(str::to_owned);
     let lines = || std::iter::once(&header).chain(rows);
-    let width = |column: usize| lines().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let width = |column: usize| lines().map(|row| output::width(&row[column])).max().unwrap_or_default();
     let widths: Vec<usize> = (0..COLUMNS.len()).map(width).collect();
     let render = |row: &[String; 6]| {
-        let cells: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}", width = *width)).collect();
+        let padded = |cell: &String, width: usize| cell.clone() + &" ".repeat(width - output::width(cell));
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| padded(cell, *width)).collect();
         cells.join("  ").trim_end().to_owned()
     };
     lines().map(render).collect::<Vec<_>>().join("\n")
@@ -158,13 +154,16 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert!(lines[0].starts_with("ID      ATTEMPTS  AGE  EXIT"));
         assert!(lines[1].starts_with("a       1         2s   exit status 3"));
+        let wide = table(&[row("全角"), row("four")]);
+        assert!(wide.contains("\n全角  1  ") && wide.contains("\nfour  1  "), "{wide}");
         assert_eq!(table(&[]), "");
     }
 
     #[test]
     fn cells_are_cut_and_harmless() {
         assert_eq!(cell("\x1b[2J"), "\\x1b[2J");
-        assert_eq!(cell(&"ü".repeat(41)), format!("{}…", "ü".repeat(40)));
+        assert_eq!(cell(&"ü".repeat(41)), format!("{}…", "ü".repeat(39)));
+        assert_eq!(cell(&"全".repeat(21)), format!("{}…", "全".repeat(19)));
         assert_eq!(cell(&"ü".repeat(40)), "ü".repeat(40));
     }
 
