@@ -1,28 +1,36 @@
 //! The tasks in `<queue>.dead`: looked at without taking them out, and sent again without losing them.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use self::interrupt::Interrupt;
-use self::mover::{Mover, Moving, WINDOW};
+use self::mover::{Moved, Mover, Moving, WINDOW};
+use self::names::Found;
 use self::refresher::Refresher;
 use self::walk::{Channels, Walk, WalkMode, Walked, refuse_a_stream};
 use crate::broker::{
-    ConnectionPurpose, ConsumeOptions, Consumer, Count, DeadLettering, Deliveries, Fault, FaultKind,
-    Properties, Publisher, Publishing, QueueSpec, QueueType, Record, Session, SessionOptions, ack_all,
-    count_messages, kind_of, purge,
+    ConnectionPurpose, ConsumeOptions, Consumer, Count, DeadLettering, Deliveries, Delivery, Fault,
+    FaultKind, Properties, Publisher, Publishing, QueueSpec, QueueType, Record, Session, SessionOptions,
+    ack_all, count_messages, kind_of, purge,
 };
 use crate::error::{Error, Result};
 
 mod interrupt;
+mod key;
 mod mover;
+mod names;
 mod refresher;
 mod walk;
+
+pub use key::Key;
+pub use names::{Candidate, Search, Unclear};
 
 /// Dead tasks that are taken together when they are deleted one by one: only they are in memory, without their bodies.
 const PURGED_AT_ONCE: u32 = 1000;
 
 /// One dead task, as a person looks at it.
 pub struct DeadTask<'a> {
+    /// By which it can be named.
+    pub key: Key,
     /// Its properties.
     pub properties: &'a Properties,
     /// What taskq wrote about it, and where the broker itself moved it here, what that says.
@@ -35,8 +43,8 @@ pub struct DeadTask<'a> {
 pub enum Selection {
     /// All that are there now; not those that die while this runs.
     All,
-    /// Those with one of these ids.
-    Ids(HashSet<String>),
+    /// Those that these names mean, each of them one: see [`Search`].
+    Named(HashSet<String>),
 }
 
 /// What [`requeue`] did.
@@ -44,8 +52,10 @@ pub enum Selection {
 pub struct Requeued {
     /// Tasks that were sent again.
     pub count: u32,
-    /// The ids of those of a [`Selection::Ids`].
-    pub ids: HashSet<String>,
+    /// Names of a [`Selection::Named`] that only begin an id or a key, and what they were taken for.
+    pub taken_for: Vec<(String, Candidate)>,
+    /// Names that mean no task, or no single one. Of those nothing was sent.
+    pub unclear: Unclear,
 }
 
 /// Shows every dead task to `look`, oldest first, until it returns false. They stay where they are.
@@ -56,13 +66,22 @@ pub fn browse(
 ) -> Result<()> {
     let Some(mut place) = Place::open(options, queue)? else { return Ok(()) };
     let interrupt = place.interrupt()?;
-    let refresher = place.refresher(options, &interrupt)?;
-    let channels = Channels::open(&mut place.session, place.ready, WalkMode::Held)?;
-    let looked = browse_on(&channels, refresher, &mut place, &interrupt, look);
-    let closed = channels.close(&mut place.session, &place.dead.name);
-    looked.and(closed).and(interrupt.result())?;
+    browse_in(&mut place, options, &interrupt, look)?;
     place.session.close();
     Ok(())
+}
+
+fn browse_in(
+    place: &mut Place,
+    options: &SessionOptions,
+    interrupt: &Interrupt,
+    look: &mut dyn FnMut(&DeadTask<'_>) -> bool,
+) -> Result<()> {
+    let refresher = place.refresher(options, interrupt)?;
+    let channels = Channels::open(&mut place.session, place.ready, WalkMode::Held)?;
+    let looked = browse_on(&channels, refresher, place, interrupt, look);
+    let closed = channels.close(&mut place.session, &place.dead.name);
+    looked.and(closed).and(interrupt.result())
 }
 
 fn browse_on<'c>(
@@ -79,7 +98,8 @@ fn browse_on<'c>(
         match event {
             Walked::Task(delivery) => {
                 let properties = &delivery.properties;
-                let task = DeadTask { properties, record: record_of(properties), body: &delivery.body };
+                let (key, record) = (key_of(&delivery), record_of(properties));
+                let task = DeadTask { key, properties, record, body: &delivery.body };
                 looking = look(&task);
                 refresher.consider(delivery);
             }
@@ -90,6 +110,11 @@ fn browse_on<'c>(
     });
     refresher.close();
     walked
+}
+
+fn key_of(delivery: &Delivery<'_>) -> Key {
+    let properties = &delivery.properties;
+    Key::of(properties.id(), &record_of(properties), &delivery.body)
 }
 
 /// What is known of how the task ended. The broker's own word is the latest: what taskq copies comes without it.
@@ -116,32 +141,80 @@ fn record_of(properties: &Properties) -> Record {
 /// Sends the selected tasks to their queue again, as if they were new. Each is taken out only after the broker has
 /// confirmed its copy: whatever dies meanwhile leaves a task twice, never not at all.
 pub fn requeue(options: &SessionOptions, queue: &QueueSpec, selection: &Selection) -> Result<Requeued> {
-    let Some(mut place) = Place::open(options, queue)? else { return Ok(Requeued::default()) };
+    let names = match selection {
+        Selection::All => None,
+        Selection::Named(names) => Some(Search::new(names.iter().cloned())),
+    };
+    let Some(mut place) = Place::open(options, queue)? else {
+        let unclear = names.map(Search::unclear).unwrap_or_default();
+        return Ok(Requeued { unclear, ..Requeued::default() });
+    };
     // Nothing would ever be taken out of a stream.
     kind_of(&mut place.session, &queue.name).map_err(Fault::into_error)?;
     let mut publisher = Publisher::open_verified(options, queue)?;
     if let Some(why) = why_not(&mut publisher) {
         return Err(Error::try_again(format!("{why}; 0 sent again, all are still in {}", place.dead.name)));
     }
-    let mode = match selection {
-        Selection::All => WalkMode::Answered(WINDOW),
-        // What is not wanted must not keep the broker from sending what is.
-        Selection::Ids(_) => WalkMode::Held,
-    };
     // Copies that are confirmed are there beside their originals until those are acknowledged.
     let interrupt = Interrupt::heard()?;
+    let found = match names.map(|search| find(search, &mut place, options, &interrupt)).transpose() {
+        Ok(found) => found,
+        Err(error) => {
+            publisher.cut();
+            return Err(error.context(&format!("0 sent again, all are still in {}", place.dead.name)));
+        }
+    };
+    let (meant, taken_for, unclear) = match found {
+        None => (None, Vec::new(), Unclear::default()),
+        Some(Found { meant, taken_for, unclear }) => (Some(meant), taken_for, unclear),
+    };
+    let mut requeued = Requeued { taken_for, unclear, ..Requeued::default() };
+    if meant.as_ref().is_some_and(HashMap::is_empty) {
+        publisher.close();
+        place.session.close();
+        return Ok(requeued);
+    }
+    let mode = match meant {
+        None => WalkMode::Answered(WINDOW),
+        // What is not wanted must not keep the broker from sending what is.
+        Some(_) => WalkMode::Held,
+    };
     let refresher = Refresher::new(options, &place.dead, &interrupt);
     let mover = Mover::new(publisher, &interrupt);
     let channels = Channels::open(&mut place.session, place.ready, mode)?;
-    let (done, outcome) =
-        move_on(&channels, mover, refresher, &mut place, &interrupt, (queue, selection, mode));
+    let (sent, outcome) =
+        move_on(&channels, mover, refresher, &mut place, &interrupt, (queue, meant.as_ref(), mode));
     // The close is what makes sure that the last acknowledgements arrived.
     let closed = channels.close(&mut place.session, &place.dead.name);
     place.session.close();
     outcome.and(closed).and(interrupt.result()).map_err(|error| {
-        error.context(&format!("{} sent again, the others are still in {}", done.count, place.dead.name))
+        error.context(&format!("{} sent again, the others are still in {}", sent.count, place.dead.name))
     })?;
-    Ok(done)
+    requeued.count = sent.count;
+    // Somebody else has taken them meanwhile.
+    let gone = meant.into_iter().flatten().filter(|(key, _)| !sent.keys.contains(key));
+    requeued.unclear.missing.extend(gone.flat_map(|(_, names)| names));
+    requeued.unclear.missing.sort();
+    Ok(requeued)
+}
+
+/// Looks at all tasks for those that the names mean: whether a name is clear is known only when all were seen, and so many
+/// bodies cannot be kept until then.
+fn find(
+    mut search: Search,
+    place: &mut Place,
+    options: &SessionOptions,
+    interrupt: &Interrupt,
+) -> Result<Found> {
+    browse_in(place, options, interrupt, &mut |task| {
+        search.meet(task.properties.id(), task.key);
+        true
+    })?;
+    // Others may have died since; the ones that were looked at may take a moment to be counted again.
+    let Count { ready, .. } =
+        count_messages(&mut place.session, &place.dead.name).map_err(Fault::into_error)?;
+    place.ready = place.ready.max(ready);
+    Ok(search.found())
 }
 
 fn move_on<'c>(
@@ -150,8 +223,8 @@ fn move_on<'c>(
     mut refresher: Refresher<'c>,
     place: &mut Place,
     interrupt: &Interrupt,
-    (queue, selection, mode): (&QueueSpec, &Selection, WalkMode),
-) -> (Requeued, Result<()>) {
+    (queue, meant, mode): (&QueueSpec, Option<&HashMap<Key, Vec<String>>>, WalkMode),
+) -> (Moved, Result<()>) {
     let Place { session, dead, ready, .. } = place;
     let mut wanted = VecDeque::new();
     let mut walk = Walk::new(channels, session, &dead.name, *ready, mode);
@@ -162,12 +235,16 @@ fn move_on<'c>(
     };
     let walked = walk.each(|event| {
         match event {
-            Walked::Task(delivery) => match selection {
-                Selection::All => move_one(&mut mover, delivery.into())?,
-                Selection::Ids(ids) if ids.contains(delivery.properties.id()) => {
-                    wanted.push_back(Moving::from(delivery));
+            Walked::Task(delivery) => match meant {
+                None => move_one(&mut mover, delivery.into())?,
+                Some(meant) => {
+                    let key = key_of(&delivery);
+                    if meant.contains_key(&key) {
+                        wanted.push_back(Moving { key: Some(key), ..delivery.into() });
+                    } else {
+                        refresher.consider(delivery);
+                    }
                 }
-                Selection::Ids(_) => refresher.consider(delivery),
             },
             Walked::Extra(delivery) => refresher.consider(delivery),
             Walked::Pause => {

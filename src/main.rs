@@ -11,6 +11,7 @@ mod cancel;
 mod cmd;
 mod dead_tasks;
 mod descriptors;
+mod digest;
 mod duration;
 mod error;
 mod events;

@@ -2,17 +2,17 @@
 
 mod shown;
 
-use std::collections::HashSet;
 use std::io::{IsTerminal, Write as _};
 
 use clap::Subcommand;
+use clap::builder::NonEmptyStringValueParser;
 
-use self::shown::{details, line_of_json, row, table, unix_time};
+use self::shown::{candidate, details, line_of_json, row, table, unix_time, why_unclear};
 use super::cannot_print;
 use super::connection::ConnectionArgs;
 use super::queue::{QueueNameArgs, check_name};
 use crate::broker::{QueueSpec, SessionOptions};
-use crate::dead_tasks::{self, Selection};
+use crate::dead_tasks::{self, Search, Selection, Unclear};
 use crate::error::{Error, Exit, Result};
 use crate::output;
 
@@ -46,9 +46,9 @@ enum Action {
     },
     /// Show one dead task with its error and its body
     Show {
-        /// The task's id
-        #[arg(value_name = "ID")]
-        id: String,
+        /// Its id, its key, or the beginning of one (of a key, 4 digits or more)
+        #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+        name: String,
         /// Only the body, byte for byte
         #[arg(long)]
         body: bool,
@@ -57,9 +57,14 @@ enum Action {
     },
     /// Send dead tasks to their queue again, as if they were new
     Requeue {
-        /// Their ids
-        #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
-        ids: Vec<String>,
+        /// Their ids, their keys, or the beginnings of some (of a key, 4 digits or more)
+        #[arg(
+            value_name = "ID",
+            required_unless_present = "all",
+            conflicts_with = "all",
+            value_parser = NonEmptyStringValueParser::new()
+        )]
+        names: Vec<String>,
         /// All that are dead now
         #[arg(long)]
         all: bool,
@@ -79,8 +84,8 @@ enum Action {
 pub(super) fn run(args: Args) -> Result<Exit> {
     match args.action {
         Action::List { json, place } => list(json, place),
-        Action::Show { id, body, place } => show(&id, body, place),
-        Action::Requeue { ids, all, place } => requeue(ids, all, place),
+        Action::Show { name, body, place } => show(name, body, place),
+        Action::Requeue { names, all, place } => requeue(names, all, place),
         Action::Purge { yes, place } => purge(yes, place),
     }
 }
@@ -124,31 +129,33 @@ fn list(as_json: bool, place: Target) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn show(id: &str, body_only: bool, place: Target) -> Result<Exit> {
+fn show(name: String, body_only: bool, place: Target) -> Result<Exit> {
     let (options, queue) = place.open()?;
-    let mut found = None;
+    let mut search = Search::new([name]);
+    let mut text = Vec::new();
     dead_tasks::browse(&options, &queue, &mut |task| {
-        if task.properties.id() == id {
-            found = Some(if body_only { task.body.to_vec() } else { details(task).into_bytes() });
+        if search.meet(task.properties.id(), task.key) {
+            text = if body_only { task.body.to_vec() } else { details(task).into_bytes() };
         }
-        found.is_none()
+        true
     })?;
-    let text = found.ok_or_else(|| not_found(&[id.to_owned()], &queue))?;
+    refuse(&search.unclear(), &queue)?;
     print(&text)?;
     Ok(Exit::Success)
 }
 
-fn requeue(ids: Vec<String>, all: bool, place: Target) -> Result<Exit> {
+fn requeue(names: Vec<String>, all: bool, place: Target) -> Result<Exit> {
     let (options, queue) = place.open()?;
-    let wanted: HashSet<String> = ids.into_iter().collect();
-    let selection = if all { Selection::All } else { Selection::Ids(wanted.clone()) };
+    let selection = if all { Selection::All } else { Selection::Named(names.into_iter().collect()) };
     let done = dead_tasks::requeue(&options, &queue, &selection)?;
-    let mut missing: Vec<String> = wanted.difference(&done.ids).cloned().collect();
-    missing.sort();
-    if done.count > 0 || missing.is_empty() {
+    for (name, task) in &done.taken_for {
+        log::info!("{} was taken for {}", output::escape(name), candidate(task));
+    }
+    if done.count > 0 || done.unclear.is_empty() {
         log::info!("{} sent again to {}", done.count, queue.name);
     }
-    if missing.is_empty() { Ok(Exit::Success) } else { Err(not_found(&missing, &queue)) }
+    refuse(&done.unclear, &queue)?;
+    Ok(Exit::Success)
 }
 
 fn purge(yes: bool, place: Target) -> Result<Exit> {
@@ -193,7 +200,7 @@ fn print(data: &[u8]) -> Result<()> {
     output::print(data).map(drop).map_err(|error| cannot_print(&error))
 }
 
-fn not_found(ids: &[String], queue: &QueueSpec) -> Error {
-    let ids = output::foreign(ids.join(", "));
-    Error::bad_data(format!("no dead task with this id in {}: {ids}", queue.dead().name))
+/// Names that are not clear are bad data.
+fn refuse(unclear: &Unclear, queue: &QueueSpec) -> Result<()> {
+    if unclear.is_empty() { Ok(()) } else { Err(Error::bad_data(why_unclear(unclear, &queue.dead().name))) }
 }

@@ -1,11 +1,12 @@
 //! Replaces tasks by copies, some of them at a time: a task is taken out when the broker has confirmed its copy, and not
 //! before.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Requeued;
 use super::interrupt::Interrupt;
+use super::key::Key;
 use crate::broker::{Body, CopyForm, Delivery, Fault, Publisher, Record, Settlement, Wake, ack_all};
 use crate::error::{Error, Result};
 use crate::events::{Event, WhoWaits};
@@ -19,7 +20,7 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// See the module.
 pub(super) struct Mover<'c> {
     publisher: Publisher<Moving<'c>>,
-    done: Requeued,
+    done: Moved,
     /// Originals whose copies are confirmed. They are acknowledged together: see [`ack_all`].
     confirmed: Vec<Delivery<'c>>,
     /// Those that the broker did not take.
@@ -33,11 +34,22 @@ pub(super) struct Mover<'c> {
 pub(super) struct Moving<'c> {
     pub(super) original: Delivery<'c>,
     pub(super) body: Body,
+    /// Its key, where that has to be told when it is done.
+    pub(super) key: Option<Key>,
+}
+
+/// What was replaced by copies.
+#[derive(Default)]
+pub(super) struct Moved {
+    /// How many tasks.
+    pub(super) count: u32,
+    /// The keys of those that had to be told.
+    pub(super) keys: HashSet<Key>,
 }
 
 impl<'c> Mover<'c> {
     pub(super) fn new(publisher: Publisher<Moving<'c>>, interrupt: &Interrupt) -> Self {
-        let (done, since, interrupt) = (Requeued::default(), Instant::now(), interrupt.clone());
+        let (done, since, interrupt) = (Moved::default(), Instant::now(), interrupt.clone());
         Self { publisher, done, confirmed: Vec::new(), left: Vec::new(), since, interrupt }
     }
 
@@ -77,7 +89,7 @@ impl<'c> Mover<'c> {
     }
 
     /// What was done, and what was begun and not done.
-    pub(super) fn close(mut self) -> (Requeued, Vec<Moving<'c>>) {
+    pub(super) fn close(mut self) -> (Moved, Vec<Moving<'c>>) {
         // Where the channel is gone as well they come again, beside their copies.
         let _ = self.take_out_confirmed();
         self.left.extend(self.publisher.take_unsettled());
@@ -118,7 +130,7 @@ impl<'c> Mover<'c> {
                 Settlement::Confirmed => {
                     self.since = Instant::now();
                     self.done.count += 1;
-                    self.done.ids.insert(moving.original.properties.id().to_owned());
+                    self.done.keys.extend(moving.key);
                     self.confirmed.push(moving.original);
                     continue;
                 }
@@ -139,6 +151,6 @@ impl<'c> Mover<'c> {
 impl<'c> From<Delivery<'c>> for Moving<'c> {
     fn from(mut original: Delivery<'c>) -> Self {
         let body = Arc::new(original.take_body());
-        Self { original, body }
+        Self { original, body, key: None }
     }
 }

@@ -349,6 +349,39 @@ fn what_strangers_wrote_cannot_drive_a_terminal() {
     assert_eq!(objects(&dead(&sandbox, &["list", "--json"]))[0]["id"], "id\u{1b}[2J\n");
 }
 
+/// Columns of a terminal: wide characters take two.
+#[test]
+fn no_id_widens_the_table() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    broker.declare(&sandbox.dead_queue());
+    let uuid = "01a204a2-499c-7598-8b3f-bb9077d323e2";
+    let ids = [
+        uuid.to_owned(),
+        "x".repeat(255),
+        "\u{ff37}".repeat(85),
+        "\u{1b}]0;".repeat(50),
+        "\u{202e}x".repeat(60),
+        "\u{1f600}".repeat(60),
+    ];
+    for id in &ids {
+        broker.publish_with(&sandbox.dead_queue(), "", AmqpProperties::default().with_message_id(id.clone()));
+    }
+    let lines = dead(&sandbox, &["list"]).exits(0).stdout_lines();
+    let columns = |text: &str| -> usize { text.chars().map(|c| 1 + usize::from(c > '\u{ff00}')).sum() };
+    let end_of_ids = lines[0].find("KEY").unwrap();
+    assert!(lines[1].contains(uuid) && end_of_ids < 45, "{lines:#?}");
+    for line in &lines[2..] {
+        let id = line.split("  ").next().unwrap();
+        assert!(id.ends_with('…') && columns(id) < end_of_ids, "{lines:#?}");
+        // The columns after it begin where their headings do.
+        let rest = line[id.len()..].trim_start();
+        assert_eq!(columns(line) - columns(rest), end_of_ids, "{lines:#?}");
+    }
+    // Nowhere else is an id cut.
+    assert_eq!(objects(&dead(&sandbox, &["list", "--json"]))[2]["id"], ids[2].as_str());
+}
+
 #[test]
 fn tasks_without_an_id_can_be_listed_and_sent_again() {
     let sandbox = Sandbox::new();

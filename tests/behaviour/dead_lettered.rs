@@ -43,10 +43,12 @@ fn what_the_broker_gave_up_on_says_so_however_often_it_is_looked_at() {
             assert!(task["exit"].as_str().unwrap().contains("the broker gave up on it"), "{task}");
             assert_eq!((&task["id"], &task["queue"]), (&"one".into(), &sandbox.queue.as_str().into()));
             assert!(task["failed_at"].is_string() && task["failed_at"] == first["failed_at"], "{task}");
+            assert!(task["key"].is_string() && task["key"] == first["key"], "{task}");
         }
         let table = sandbox.taskq(["dead", "list"]).run().exits(0).stdout_text();
         assert!(table.contains("the broker gave up on it: delivery limit  "), "{table}");
-        let shown = sandbox.taskq(["dead", "show", "one"]).run().exits(0).stdout_text();
+        let key = first["key"].as_str().unwrap();
+        let shown = sandbox.taskq(["dead", "show", key]).run().exits(0).stdout_text();
         assert!(shown.contains("the broker gave up on it"), "{shown}");
         sandbox.taskq(["dead", "requeue", "one"]).run().exits(0);
         let again = broker.take(&sandbox.queue);

@@ -57,6 +57,7 @@ mod copies_refused;
 mod copy_forms;
 mod dead;
 mod dead_lettered;
+mod dead_names;
 mod dead_quorum;
 mod delay;
 mod delivery_limit;

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::calendar::Moment;
-use crate::dead_tasks::DeadTask;
+use crate::dead_tasks::{Candidate, DeadTask, Unclear};
 use crate::output;
 
 /// How wide a cell of a table may be, in columns: a UUID fits, and what others wrote cannot push the rest aside.
@@ -22,6 +22,7 @@ fn object(task: &DeadTask<'_>) -> Value {
     let record = &task.record;
     json!({
         "id": task.properties.id(),
+        "key": task.key.to_string(),
         "attempts": record.attempt,
         "exit": record.exit,
         "error": record.error,
@@ -51,14 +52,15 @@ fn ascii(json: &str) -> String {
     out
 }
 
-const COLUMNS: [&str; 6] = ["ID", "ATTEMPTS", "AGE", "EXIT", "ERROR", "BODY"];
+const COLUMNS: [&str; 7] = ["ID", "KEY", "ATTEMPTS", "AGE", "EXIT", "ERROR", "BODY"];
 
-pub(super) fn row(task: &DeadTask<'_>) -> [String; 6] {
+pub(super) fn row(task: &DeadTask<'_>) -> [String; 7] {
     let record = &task.record;
     let error = record.error.as_deref().unwrap_or_default();
     let first_line = error.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     [
-        cell(task.properties.id()),
+        id(task.properties.id()),
+        task.key.to_string(),
         record.attempt.to_string(),
         age(record.failed_at),
         cell(record.exit.as_deref().unwrap_or_default()),
@@ -67,12 +69,41 @@ pub(super) fn row(task: &DeadTask<'_>) -> [String; 6] {
     ]
 }
 
+/// Never empty: the columns after it would be taken for it.
+fn id(id: &str) -> String {
+    if id.is_empty() { "-".to_owned() } else { cell(id) }
+}
+
+/// A task that a name may mean: its key and its id.
+pub(super) fn candidate(task: &Candidate) -> String {
+    format!("{} ({})", task.key, id(&task.id))
+}
+
+/// Which names mean nothing, and which too much.
+pub(super) fn why_unclear(unclear: &Unclear, queue: &str) -> String {
+    let mut reasons = Vec::new();
+    if !unclear.missing.is_empty() {
+        let names = output::escape(&unclear.missing.join(", "));
+        reasons.push(format!("no dead task with this id or key in {queue}: {names}"));
+    }
+    for ambiguous in &unclear.ambiguous {
+        let mut candidates: Vec<String> = ambiguous.candidates.iter().map(candidate).collect();
+        if ambiguous.more {
+            candidates.push("...".to_owned());
+        }
+        let (name, candidates) = (output::escape(&ambiguous.name), candidates.join(", "));
+        reasons
+            .push(format!("several dead tasks in {queue} go by {name}, name one by its key: {candidates}"));
+    }
+    reasons.join("; ")
+}
+
 /// Headers can be written by anyone, so they are escaped like everything from outside.
 fn cell(text: &str) -> String {
     output::fit(&output::escape(text), CELL_COLUMNS)
 }
 
-pub(super) fn table(rows: &[[String; 6]]) -> String {
+pub(super) fn table(rows: &[[String; 7]]) -> String {
     if rows.is_empty() {
         return String::new();
     }
@@ -80,7 +111,7 @@ pub(super) fn table(rows: &[[String; 6]]) -> String {
     let lines = || std::iter::once(&header).chain(rows);
     let width = |column: usize| lines().map(|row| output::width(&row[column])).max().unwrap_or_default();
     let widths: Vec<usize> = (0..COLUMNS.len()).map(width).collect();
-    let render = |row: &[String; 6]| {
+    let render = |row: &[String; 7]| {
         let padded = |cell: &String, width: usize| cell.clone() + &" ".repeat(width - output::width(cell));
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| padded(cell, *width)).collect();
         cells.join("  ").trim_end().to_owned()
@@ -97,6 +128,7 @@ pub(super) fn details(task: &DeadTask<'_>) -> String {
         }
     };
     field("id", task.properties.id());
+    field("key", &task.key.to_string());
     field("attempts", &record.attempt.to_string());
     field("exit", record.exit.as_deref().unwrap_or_default());
     field("first failed", &when(record.first_failed_at));
@@ -148,14 +180,14 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let row = |id: &str| [id, "1", "2s", "exit status 3", "", "body"].map(str::to_owned);
+        let row = |id: &str| [id, "3f2a9c81d04e", "1", "2s", "exit status 3", "", "body"].map(str::to_owned);
         let text = table(&[row("a"), row("longer")]);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3);
-        assert!(lines[0].starts_with("ID      ATTEMPTS  AGE  EXIT"));
-        assert!(lines[1].starts_with("a       1         2s   exit status 3"));
+        assert!(lines[0].starts_with("ID      KEY           ATTEMPTS  AGE  EXIT"));
+        assert!(lines[1].starts_with("a       3f2a9c81d04e  1         2s   exit status 3"));
         let wide = table(&[row("全角"), row("four")]);
-        assert!(wide.contains("\n全角  1  ") && wide.contains("\nfour  1  "), "{wide}");
+        assert!(wide.contains("\n全角  3f2a") && wide.contains("\nfour  3f2a"), "{wide}");
         assert_eq!(table(&[]), "");
     }
 
