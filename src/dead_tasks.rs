@@ -5,12 +5,12 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use self::interrupt::Interrupt;
 use self::mover::{Moved, Mover, Moving, WINDOW};
 use self::names::Found;
+use self::place::{Place, why_not};
 use self::refresher::Refresher;
-use self::walk::{Channels, Walk, WalkMode, Walked, refuse_a_stream};
+use self::walk::{Channels, Walk, WalkMode, Walked};
 use crate::broker::{
-    ConnectionPurpose, ConsumeOptions, Consumer, Count, DeadLettering, Deliveries, Delivery, Fault,
-    FaultKind, Properties, Publisher, Publishing, QueueSpec, QueueType, Record, Session, SessionOptions,
-    ack_all, count_messages, kind_of, purge,
+    Count, DeadLettering, Delivery, Fault, Properties, Publisher, QueueSpec, Record, SessionOptions, ack_all,
+    count_messages, kind_of, purge,
 };
 use crate::error::{Error, Result};
 
@@ -18,6 +18,7 @@ mod interrupt;
 mod key;
 mod mover;
 mod names;
+mod place;
 mod refresher;
 mod walk;
 
@@ -272,7 +273,7 @@ pub fn purge_oldest(options: &SessionOptions, queue: &QueueSpec, count: u32, unt
     let mut deleted = 0;
     while deleted < count {
         let part = (count - deleted).min(PURGED_AT_ONCE);
-        let purged = place.purge_part(options, part, until).map_err(|error| {
+        let purged = purge_part(&mut place, options, part, until).map_err(|error| {
             error.context(&format!(
                 "{deleted} deleted, perhaps some more; the others are still in {}",
                 place.dead.name
@@ -285,6 +286,32 @@ pub fn purge_oldest(options: &SessionOptions, queue: &QueueSpec, count: u32, unt
         }
     }
     place.session.close();
+    Ok(deleted)
+}
+
+/// Nothing is acknowledged before all have come: each answer would have the broker hand out one more.
+fn purge_part(place: &mut Place, options: &SessionOptions, count: u32, until: u64) -> Result<u32> {
+    let channels = Channels::open(&mut place.session, count, WalkMode::Held)?;
+    let mut refresher = Refresher::new(options, &place.dead, &Interrupt::ignored());
+    let mut walk = Walk::new(&channels, &mut place.session, &place.dead.name, count, WalkMode::Held);
+    let mut taken = Vec::new();
+    walk.each(|event| {
+        match event {
+            Walked::Task(mut delivery)
+                if record_of(&delivery.properties).failed_at.is_none_or(|at| at <= until) =>
+            {
+                drop(delivery.take_body());
+                taken.push(delivery);
+            }
+            Walked::Task(delivery) | Walked::Extra(delivery) => refresher.consider(delivery),
+            Walked::Pause => {}
+        }
+        Ok(true)
+    })?;
+    refresher.close();
+    let deleted = u32::try_from(taken.len()).unwrap_or(u32::MAX);
+    ack_all(taken).map_err(Fault::into_error)?;
+    channels.close(&mut place.session, &place.dead.name)?;
     Ok(deleted)
 }
 
@@ -301,143 +328,4 @@ pub fn count(options: &SessionOptions, queue: &QueueSpec) -> Result<u32> {
     let Some(place) = Place::open(options, queue)? else { return Ok(0) };
     place.session.close();
     Ok(place.ready)
-}
-
-/// There was something in the queue after all: it has only just come, or the queue has only now begun to answer.
-fn count_again(session: &mut Session, name: &str) -> Result<u32> {
-    match count_messages(session, name).map_err(Fault::into_error)? {
-        Count { ready: 0, .. } => {
-            refuse_a_stream(session, name)?;
-            Err(Error::try_again(format!("what is in {name} could not be counted just now")))
-        }
-        Count { ready, .. } => Ok(ready),
-    }
-}
-
-/// Whether the queue is empty, as it says itself: one whose leader does not answer counts no messages, and not even the
-/// consumer that it is asked by.
-fn is_empty(session: &mut Session, options: &SessionOptions, dead: &QueueSpec) -> Result<bool> {
-    let channels = Channels::open(session, 1, WalkMode::Held)?;
-    let mut refresher = Refresher::new(options, dead, &Interrupt::ignored());
-    let empty = {
-        let consumer = Consumer::start(channels.first()?, &dead.name, ConsumeOptions::prefetching(1))
-            .map_err(Fault::into_error)?;
-        let Count { ready, consumers } = count_messages(session, &dead.name).map_err(Fault::into_error)?;
-        consumer.cancel().map_err(Fault::into_error)?;
-        // One has come after all.
-        let come = consumer.leftover();
-        let empty = ready == 0 && consumers > 0 && come.is_none();
-        if let Some(delivery) = come {
-            refresher.consider(delivery);
-        }
-        empty
-    };
-    refresher.close();
-    channels.close(session, &dead.name)?;
-    Ok(empty)
-}
-
-/// A connection, and what was in the queue of dead tasks when it was opened.
-struct Place {
-    session: Session,
-    /// The queue, as it is.
-    dead: QueueSpec,
-    ready: u32,
-    /// A task that is looked at and goes back too often may be dropped for it.
-    wears_out: bool,
-}
-
-/// Why the broker takes no copies now. A permission that is missing is told where a copy is needed.
-fn why_not<T>(publisher: &mut Publisher<T>) -> Option<String> {
-    match publisher.probe() {
-        Ok(Publishing::Works) | Err(_) => None,
-        Ok(Publishing::Blocked(reason)) => Some(format!("the broker has blocked publishing ({reason})")),
-        Ok(Publishing::Unknown) => Some("the broker does not answer what is published".to_owned()),
-    }
-}
-
-/// There is no queue of dead tasks. Where there is no queue of tasks either, its name is wrong.
-fn none_died(session: &mut Session, queue: &QueueSpec) -> Result<Option<Place>> {
-    match count_messages(session, &queue.name) {
-        Err(fault) if fault.kind == FaultKind::NotFound => Err(Error::configuration(format!(
-            "there is no queue {}, and none for its dead tasks; is the name right (--queue, TASKQ_QUEUE)?",
-            queue.name
-        ))),
-        // It is there, or nobody tells.
-        _ => Ok(None),
-    }
-}
-
-impl Place {
-    /// `None` where no task ever died.
-    fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Option<Self>> {
-        let mut session =
-            Session::open(options, ConnectionPurpose::Consume).map_err(Error::on_first_connect)?;
-        let dead = QueueSpec { declare: false, ..queue.dead() };
-        let kind = match kind_of(&mut session, &dead.name) {
-            Err(fault) if fault.kind == FaultKind::NotFound => return none_died(&mut session, queue),
-            known => known.map_err(Fault::into_error)?,
-        };
-        let wears_out = kind != Some(QueueType::Classic) && session.counts_nacks();
-        let ready = match count_messages(&mut session, &dead.name) {
-            Ok(Count { ready: 0, .. }) if is_empty(&mut session, options, &dead)? => 0,
-            Ok(Count { ready: 0, .. }) => count_again(&mut session, &dead.name)?,
-            Ok(Count { ready, .. }) => ready,
-            Err(fault) if fault.kind == FaultKind::NotFound => return none_died(&mut session, queue),
-            Err(fault) => return Err(fault.into_error()),
-        };
-        Ok(Some(Self { session, dead, ready, wears_out }))
-    }
-
-    /// Where to look is to wear tasks out, nobody looks while the broker takes no copies that could take their place.
-    fn refresher<'c>(&self, options: &SessionOptions, interrupt: &Interrupt) -> Result<Refresher<'c>> {
-        if self.wears_out && self.ready > 0 {
-            match Publisher::open_verified(options, &self.dead) {
-                Ok(mut publisher) => match why_not(&mut publisher) {
-                    None => return Ok(Refresher::with(publisher, options, &self.dead, interrupt)),
-                    Some(why) => {
-                        publisher.cut();
-                        return Err(Error::try_again(format!(
-                            "{why}, and {} cannot be looked at meanwhile: each look counts as a delivery, and what was \
-                             delivered too often could not be replaced by a copy",
-                            self.dead.name
-                        )));
-                    }
-                },
-                Err(error) => log::debug!("no connection for copies: {error}"),
-            }
-        }
-        Ok(Refresher::new(options, &self.dead, interrupt))
-    }
-
-    /// Where tasks wear out, a signal must not end the process while it holds some: they would go back once more.
-    fn interrupt(&self) -> Result<Interrupt> {
-        if self.wears_out { Interrupt::heard() } else { Ok(Interrupt::ignored()) }
-    }
-
-    /// Nothing is acknowledged before all have come: each answer would have the broker hand out one more.
-    fn purge_part(&mut self, options: &SessionOptions, count: u32, until: u64) -> Result<u32> {
-        let channels = Channels::open(&mut self.session, count, WalkMode::Held)?;
-        let mut refresher = Refresher::new(options, &self.dead, &Interrupt::ignored());
-        let mut walk = Walk::new(&channels, &mut self.session, &self.dead.name, count, WalkMode::Held);
-        let mut taken = Vec::new();
-        walk.each(|event| {
-            match event {
-                Walked::Task(mut delivery)
-                    if record_of(&delivery.properties).failed_at.is_none_or(|at| at <= until) =>
-                {
-                    drop(delivery.take_body());
-                    taken.push(delivery);
-                }
-                Walked::Task(delivery) | Walked::Extra(delivery) => refresher.consider(delivery),
-                Walked::Pause => {}
-            }
-            Ok(true)
-        })?;
-        refresher.close();
-        let deleted = u32::try_from(taken.len()).unwrap_or(u32::MAX);
-        ack_all(taken).map_err(Fault::into_error)?;
-        channels.close(&mut self.session, &self.dead.name)?;
-        Ok(deleted)
-    }
 }

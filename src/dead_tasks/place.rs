@@ -1,0 +1,128 @@
+//! Where the dead tasks are: a connection to their queue, and whether it may be looked at.
+
+use super::interrupt::Interrupt;
+use super::refresher::Refresher;
+use super::walk::{Channels, WalkMode, refuse_a_stream};
+use crate::broker::{
+    ConnectionPurpose, ConsumeOptions, Consumer, Count, Deliveries, Fault, FaultKind, Publisher, Publishing,
+    QueueSpec, QueueType, Session, SessionOptions, count_messages, kind_of,
+};
+use crate::error::{Error, Result};
+
+/// A connection, and what was in the queue of dead tasks when it was opened.
+pub(super) struct Place {
+    pub(super) session: Session,
+    /// The queue, as it is.
+    pub(super) dead: QueueSpec,
+    /// How many tasks were in it.
+    pub(super) ready: u32,
+    /// A task that is looked at and goes back too often may be dropped for it.
+    wears_out: bool,
+}
+
+impl Place {
+    /// `None` where no task ever died.
+    pub(super) fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Option<Self>> {
+        let mut session =
+            Session::open(options, ConnectionPurpose::Consume).map_err(Error::on_first_connect)?;
+        let dead = QueueSpec { declare: false, ..queue.dead() };
+        let kind = match kind_of(&mut session, &dead.name) {
+            Err(fault) if fault.kind == FaultKind::NotFound => return none_died(&mut session, queue),
+            known => known.map_err(Fault::into_error)?,
+        };
+        let wears_out = kind != Some(QueueType::Classic) && session.counts_nacks();
+        let ready = match count_messages(&mut session, &dead.name) {
+            Ok(Count { ready: 0, .. }) if is_empty(&mut session, options, &dead)? => 0,
+            Ok(Count { ready: 0, .. }) => count_again(&mut session, &dead.name)?,
+            Ok(Count { ready, .. }) => ready,
+            Err(fault) if fault.kind == FaultKind::NotFound => return none_died(&mut session, queue),
+            Err(fault) => return Err(fault.into_error()),
+        };
+        Ok(Some(Self { session, dead, ready, wears_out }))
+    }
+
+    /// Where to look is to wear tasks out, nobody looks while the broker takes no copies that could take their place.
+    pub(super) fn refresher<'c>(
+        &self,
+        options: &SessionOptions,
+        interrupt: &Interrupt,
+    ) -> Result<Refresher<'c>> {
+        if self.wears_out && self.ready > 0 {
+            match Publisher::open_verified(options, &self.dead) {
+                Ok(mut publisher) => match why_not(&mut publisher) {
+                    None => return Ok(Refresher::with(publisher, options, &self.dead, interrupt)),
+                    Some(why) => {
+                        publisher.cut();
+                        return Err(Error::try_again(format!(
+                            "{why}, and {} cannot be looked at meanwhile: each look counts as a delivery, and what was \
+                             delivered too often could not be replaced by a copy",
+                            self.dead.name
+                        )));
+                    }
+                },
+                Err(error) => log::debug!("no connection for copies: {error}"),
+            }
+        }
+        Ok(Refresher::new(options, &self.dead, interrupt))
+    }
+
+    /// Where tasks wear out, a signal must not end the process while it holds some: they would go back once more.
+    pub(super) fn interrupt(&self) -> Result<Interrupt> {
+        if self.wears_out { Interrupt::heard() } else { Ok(Interrupt::ignored()) }
+    }
+}
+
+/// Why the broker takes no copies now. A permission that is missing is told where a copy is needed.
+pub(super) fn why_not<T>(publisher: &mut Publisher<T>) -> Option<String> {
+    match publisher.probe() {
+        Ok(Publishing::Works) | Err(_) => None,
+        Ok(Publishing::Blocked(reason)) => Some(format!("the broker has blocked publishing ({reason})")),
+        Ok(Publishing::Unknown) => Some("the broker does not answer what is published".to_owned()),
+    }
+}
+
+/// There is no queue of dead tasks. Where there is no queue of tasks either, its name is wrong.
+fn none_died(session: &mut Session, queue: &QueueSpec) -> Result<Option<Place>> {
+    match count_messages(session, &queue.name) {
+        Err(fault) if fault.kind == FaultKind::NotFound => Err(Error::configuration(format!(
+            "there is no queue {}, and none for its dead tasks; is the name right (--queue, TASKQ_QUEUE)?",
+            queue.name
+        ))),
+        // It is there, or nobody tells.
+        _ => Ok(None),
+    }
+}
+
+/// Whether the queue is empty, as it says itself: one whose leader does not answer counts no messages, and not even the
+/// consumer that it is asked by.
+fn is_empty(session: &mut Session, options: &SessionOptions, dead: &QueueSpec) -> Result<bool> {
+    let channels = Channels::open(session, 1, WalkMode::Held)?;
+    let mut refresher = Refresher::new(options, dead, &Interrupt::ignored());
+    let empty = {
+        let consumer = Consumer::start(channels.first()?, &dead.name, ConsumeOptions::prefetching(1))
+            .map_err(Fault::into_error)?;
+        let Count { ready, consumers } = count_messages(session, &dead.name).map_err(Fault::into_error)?;
+        consumer.cancel().map_err(Fault::into_error)?;
+        // One has come after all.
+        let come = consumer.leftover();
+        let empty = ready == 0 && consumers > 0 && come.is_none();
+        if let Some(delivery) = come {
+            refresher.consider(delivery);
+        }
+        empty
+    };
+    refresher.close();
+    channels.close(session, &dead.name)?;
+    Ok(empty)
+}
+
+/// There was something in the queue after all: it has only just come, or the queue has only now begun to answer.
+fn count_again(session: &mut Session, name: &str) -> Result<u32> {
+    match count_messages(session, name).map_err(Fault::into_error)? {
+        Count { ready: 0, .. } => {
+            refuse_a_stream(session, name)?;
+            Err(Error::try_again(format!("what is in {name} could not be counted just now")))
+        }
+        Count { ready, .. } => Ok(ready),
+    }
+}
