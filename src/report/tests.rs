@@ -6,6 +6,7 @@ use super::*;
 use crate::broker::{AckTimeout, BrokerUrl, Fault};
 use crate::error::Error;
 use crate::output;
+use crate::settlement::Death;
 
 const PASSWORD: &str = "swordfish of 7 seas";
 /// What a terminal would execute, hide, reorder or break.
@@ -23,6 +24,7 @@ struct Hostile {
     broker: String,
     fault: Fault,
     error: Error,
+    death: Death,
     /// Composed here, with something from outside in it.
     why: String,
     uncounted: [Uncounted; 5],
@@ -41,6 +43,7 @@ impl Hostile {
             why: Fault::missing(&text[..head]).to_string(),
             queue: text[..head].to_owned(),
             broker: BrokerUrl::parse(&url).map(|url| url.to_string()).unwrap_or_default(),
+            death: Death { exit: text.clone(), of_attempts: Some(u32::MAX) },
             uncounted: [
                 Uncounted::NoCopies,
                 Uncounted::TooLarge { length: usize::MAX, limit: u64::MAX },
@@ -63,7 +66,7 @@ impl Hostile {
             Some(Event::Done) => {
                 Event::Retried { attempt: u32::MAX, attempts: u32::MAX, exit: text, delay: long }
             }
-            Some(Event::Retried { .. }) => Event::Dead { why: text, queue },
+            Some(Event::Retried { .. }) => Event::Dead { attempt: u32::MAX, death: &self.death, queue },
             Some(Event::Dead { .. }) => Event::FailedHereBefore { id: text },
             Some(Event::FailedHereBefore { .. }) => Event::FinishedHereBefore { id: text },
             Some(Event::FinishedHereBefore { .. }) => Event::RunsHereAlready { id: text },
