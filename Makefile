@@ -1,8 +1,8 @@
-# `make` builds; `make help` lists everything. `demo`, `test` and what they need work on a fresh machine.
+# `make` builds taskq; `make help` lists everything. `demo`, `test` and what they need work on a fresh machine.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
-.DEFAULT_GOAL := build
+.DEFAULT_GOAL := release
 # Each of these targets has the machine for itself: demos and tests measure time.
 .NOTPARALLEL:
 
@@ -15,7 +15,7 @@ CLUSTER := scripts/rabbitmq-cluster
 # The suites of Debian whose RabbitMQ 4 is tested: 4.0, and the newest that Debian has.
 SUITES := trixie forky
 TASKQ := target/release/taskq
-SCRIPTS := scripts/install-deps scripts/rabbitmq-node scripts/rabbitmq-cluster scripts/rabbitmq4-tree scripts/bench \
+SCRIPTS := scripts/check-rust scripts/install-deps scripts/rabbitmq-node scripts/rabbitmq-cluster scripts/rabbitmq4-tree scripts/bench \
 	$(wildcard scripts/demos/*) tests/chaos/handler.sh .ci/run
 BROKER := .nodes/broker
 BROKERS := .nodes/cluster
@@ -29,6 +29,11 @@ help: ## List the targets
 
 ##@ Building
 
+# Before anything is installed.
+.PHONY: rust
+rust:
+	@CARGO='$(CARGO)' scripts/check-rust
+
 .PHONY: deps
 deps: ## Install RabbitMQ and what the build needs (Debian, Ubuntu)
 	@scripts/install-deps
@@ -38,16 +43,18 @@ test-deps: ## Install these and what the tests need
 	@scripts/install-deps test
 
 .PHONY: build
-build: ## Build target/debug/taskq
+build: rust ## Build target/debug/taskq
 	$(CARGO) build --locked
 
 .PHONY: release
-release: ## Build target/release/taskq
+release: rust ## Build target/release/taskq: what `make` alone does
 	$(CARGO) build --locked --release
 
-# Into any prefix, so that packages can be made from it; `cargo install` would not take DESTDIR.
+# Into any prefix, so that packages can be made from it; `cargo install` would not take DESTDIR. It builds nothing: root
+# has no cargo where it came from rustup.
 .PHONY: install
-install: release ## Install taskq into $(DESTDIR)$(PREFIX)/bin
+install: ## Install what `make` has built into $(DESTDIR)$(PREFIX)/bin
+	@test -x $(TASKQ) || { echo "there is no $(TASKQ) to install yet: run \`make\` first, as yourself" >&2; exit 1; }
 	install -D -m 755 $(TASKQ) $(DESTDIR)$(PREFIX)/bin/taskq
 
 .PHONY: clean
@@ -68,19 +75,19 @@ demo-retry: ## Failed tasks are tried again, and kept after the last attempt
 demo-persistent: ## A handler that is kept running against one started for each task
 
 # Each beside a broker of its own, which is gone when the demo ends.
-$(DEMOS): deps release
+$(DEMOS): rust deps release
 	@$(NODE) with -- scripts/demos/$(if $(filter demo,$@),work,$(patsubst demo-%,%,$@))
 
 # It needs a client that is not taskq.
-demo-redeclare: test-deps
+demo-redeclare: rust test-deps
 
-demo-cluster: deps release ## A cluster loses one node after the other under load: nothing is lost
+demo-cluster: rust deps release ## A cluster loses one node after the other under load: nothing is lost
 	@$(CLUSTER) with -- scripts/demos/cluster
 
 demos: $(DEMOS) demo-cluster ## All of them
 
 .PHONY: bench
-bench: test-deps release ## How fast it is beside amqp-publish and xargs; quiet machines only
+bench: rust test-deps release ## How fast it is beside amqp-publish and xargs; quiet machines only
 	@scripts/bench
 
 .PHONY: broker
@@ -128,7 +135,7 @@ unit: ## The tests that need no broker
 # something to happen, so more of them run at a time than there are cores.
 test test-rabbitmq4 test-differences: export RUST_TEST_THREADS ?= 4
 .PHONY: test
-test: test-deps ## All tests, against real brokers, with and without TLS support
+test: rust test-deps ## All tests, against real brokers, with and without TLS support
 	$(NODE) with -- $(CARGO) test --locked
 	$(NODE) with -- $(CARGO) test --locked --no-default-features
 
@@ -151,14 +158,14 @@ with_rabbitmq4 = for suite in $(SUITES); do \
 	RABBITMQ_BIN=$$bin $(NODE) with -- $(CARGO) test --locked $(1); done
 
 .PHONY: test-rabbitmq4
-test-rabbitmq4: test-deps ## All tests, against nodes of RabbitMQ 4.0 and of the newest
+test-rabbitmq4: rust test-deps ## All tests, against nodes of RabbitMQ 4.0 and of the newest
 	$(call with_rabbitmq4,)
 
 .PHONY: test-differences
-test-differences: test-deps ## The same of those tests that see what RabbitMQ has changed between versions
+test-differences: rust test-deps ## The same of those tests that see what RabbitMQ has changed between versions
 	$(call with_rabbitmq4,--test tests -- $(patsubst %,behaviour::%::,$(DIFFERENCES)))
 
 # `make chaos CHAOS_SECONDS=3600 CHAOS_ON=cluster CHAOS_SEED=7 CHAOS_LIMIT=0 CHAOS_HANDLER=command`: all of them optional.
 .PHONY: chaos
-chaos: deps ## Five minutes of faults of all kinds, then every task is accounted for: docs/reliability.md
+chaos: rust deps ## Five minutes of faults of all kinds, then every task is accounted for: docs/reliability.md
 	$(CARGO) test --locked --release --test chaos
