@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Nodes that end with a process: `serve` and `with` of rabbitmq-node and rabbitmq-cluster, which source this. Both have
 # `start DIR [OPTION]...`, which leaves the URL in DIR/env, and `remove DIR`; here they are $self, $dir and $options.
+# With `--keep`, which rabbitmq-node has, the node is left with `close DIR` instead, and taken up again by the next one.
 
 set_dir() {
     [[ -n ${1-} ]] || usage
@@ -14,6 +15,12 @@ end_starter() {
     [[ -z $starter ]] || { kill -KILL -- "$starter" "-$starter" && wait "$starter"; } 2>/dev/null || true
 }
 
+# How the node is left in the end, whatever state it is in then.
+leave() {
+    # shellcheck disable=SC2154 # the two scripts set keep
+    if [[ -z $keep ]]; then "$self" remove "$dir"; else "$self" close "$dir"; fi
+}
+
 serve() {
     # shellcheck disable=SC2154 # the two scripts set self and options
     # A terminal's Ctrl-C, or a kill of the whole process group, is not for this process: it ends when stdin does.
@@ -23,11 +30,11 @@ serve() {
     unset TASKQ_NODE_SERVE
     # What a killed session left, or what is somebody's.
     if something_runs; then die "a node runs in $dir already"; fi
-    [[ ! -e $dir/env ]] || "$self" remove "$dir"
+    [[ ! -e $dir/env || -n $keep ]] || "$self" remove "$dir"
     trap '' PIPE
     # Not local, as the trap runs outside of this function too.
     starter=
-    trap 'trap "" INT TERM HUP; end_starter; "$self" remove "$dir"' EXIT
+    trap 'trap "" INT TERM HUP; end_starter; leave' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
     trap 'exit 129' HUP
