@@ -16,7 +16,7 @@ CLUSTER := scripts/rabbitmq-cluster
 SUITES := trixie forky
 TASKQ := target/release/taskq
 SCRIPTS := scripts/check-rust scripts/install-deps scripts/rabbitmq-node scripts/rabbitmq-cluster scripts/rabbitmq4-tree scripts/bench \
-	$(wildcard scripts/demos/*) tests/chaos/handler.sh .ci/run
+	$(wildcard scripts/demos/*) examples/handlers/handler.sh tests/chaos/handler.sh .ci/run
 BROKER := .nodes/broker
 BROKERS := .nodes/cluster
 DEMOS := demo demo-round-robin demo-ack demo-durability demo-fair demo-forgotten-ack demo-redeclare \

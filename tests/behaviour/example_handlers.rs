@@ -31,6 +31,23 @@ fn keeps_the_protocol(handler: &str, done: usize) {
 #[test]
 fn the_shell_handler() {
     keeps_the_protocol("handler.sh", 2);
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    broker.declare(&sandbox.queue);
+    // Text that looks like what it cuts at, and a header of that name.
+    let looks = r#"},"body":"x"}"#;
+    let plain = ["", "two words", "ü"];
+    let special: [&[u8]; 4] = [b"\xff\0", b"a\nb", br"a\b", looks.as_bytes()];
+    for body in plain.iter().map(|body| body.as_bytes()).chain(special) {
+        broker.publish(&sandbox.queue, body);
+    }
+    let header = ["send", "--header", "body_base64=x", "--header", "body=y", "with headers"];
+    sandbox.taskq(header).run().exits(0);
+    let options = ["work", "--persistent", "--until-empty", "--", &example("handler.sh")];
+    let worked = sandbox.taskq(options).run().exits(1);
+    assert_eq!(worked.stderr.lines().filter(|line| *line == "Done").count(), 4);
+    let dead: Vec<Vec<u8>> = broker.drain(&sandbox.dead_queue()).into_iter().map(|task| task.body).collect();
+    assert_eq!(dead, special, "what it cannot read is not done");
 }
 
 #[test]
