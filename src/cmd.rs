@@ -17,17 +17,19 @@ use crate::shutdown;
 
 /// A task queue for the shell on top of RabbitMQ.
 ///
-/// `taskq send "hello..."` enqueues a task, `taskq work --threads 4` works through the queue. No task is ever lost.
+/// `taskq send "hello..."` enqueues a task, `taskq work --threads 4` works through the queue. A task is acknowledged when
+/// it is done and not before: whatever dies meanwhile, it is run again. One that fails is tried again, and at last kept
+/// for a person to look at.
 #[derive(Parser)]
 #[command(name = "taskq", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Verb,
     /// Say more about what happens underneath
-    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    #[arg(short, long, global = true, conflicts_with = "quiet", display_order = LAST - 1)]
     verbose: bool,
     /// Say nothing but warnings and errors
-    #[arg(long, global = true, action = ArgAction::SetTrue)]
+    #[arg(long, global = true, action = ArgAction::SetTrue, display_order = LAST)]
     quiet: bool,
 }
 
@@ -38,10 +40,21 @@ enum Verb {
     Dead(dead::Args),
 }
 
+/// Flags of all commands come after those of one, just before `--help`, which clap puts at 999.
+const LAST: usize = 998;
+
 const EXIT_CODES: &str = "\
-Exit codes: 0 all confirmed, or drained cleanly; 1 a bounded run finished but a task ended dead; 2 usage; 65 bad data;
-69 broker unreachable or lost; 70 internal error; 75 not confirmed, safe to try again; 77 access refused;
-78 configuration; 128+N forced to stop by signal N.";
+Exit codes:
+  0      send: the broker has every task; work: what it had begun is finished
+  1      work --until-empty or --max-tasks finished, and a task ended dead
+  2      a wrong flag, URL, duration or number
+  65     data that cannot be sent
+  69     the broker cannot be reached, or was lost; try again
+  70     an error of this machine, such as a full disk, or of taskq
+  75     not confirmed in time, or refused for now; try again
+  77     the broker refused access
+  78     a queue, a file or a command that cannot be used
+  128+N  stopped by signal N before everything was done";
 
 /// Parses the command line, runs the command and says how the process should end.
 #[must_use]

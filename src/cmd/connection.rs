@@ -36,7 +36,7 @@ pub(super) struct ConnectionArgs {
     /// Read the URL from this file, which keeps the password out of the process list
     #[arg(long, value_name = "PATH")]
     url_file: Option<PathBuf>,
-    /// Give up connecting after this long, names, TCP, TLS and AMQP together [default: 10s]
+    /// Give up connecting after this long: looking up the name, TCP, TLS and AMQP together [default: 10s]
     #[arg(long, value_name = "DUR", value_parser = positive_duration)]
     connect_timeout: Option<Duration>,
     /// Notice a dead broker within twice this long; whole seconds [default: 10s]

@@ -56,23 +56,23 @@ pub(super) struct Args {
     /// What the body is
     #[arg(long, value_name = "TYPE", default_value = "text/plain")]
     content_type: String,
-    /// 0 to 255; only queues declared with x-max-priority look at it, and quorum queues of RabbitMQ 4
+    /// 0 to 255, the highest goes first; for queues declared with x-max-priority, and quorum queues of RabbitMQ 4
     #[arg(long, value_name = "N")]
     priority: Option<u8>,
     /// Drop the task if it is still waiting after this long
     #[arg(long, value_name = "DUR", value_parser = positive_duration)]
     expires: Option<Duration>,
-    /// Deliver the task not before this long from now, and up to half a second later; at most 47 days
+    /// Deliver the task this long from now, or up to half a second later; at most 47 days
     // The shorter of the two times would end the wait in the delay queue, and the other be forgotten.
     #[arg(long, value_name = "DUR", value_parser = delay, conflicts_with = "expires")]
     delay: Option<Duration>,
     /// Print the id of each task on stdout, in order, once it is confirmed
     #[arg(long)]
     print_ids: bool,
-    /// Write the tasks that were not confirmed to this file, in the form in which they came in
+    /// Add the tasks that were not confirmed to this file, in the form in which they came in
     #[arg(long, value_name = "PATH")]
     unsent: Option<PathBuf>,
-    /// Give up when the broker goes away, or confirms nothing, for this long
+    /// Give up when the broker has been away, or has confirmed nothing, for this long
     #[arg(long, value_name = "DUR", value_parser = positive_duration, default_value = "30s")]
     retry_for: Duration,
     #[command(flatten)]

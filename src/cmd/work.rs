@@ -22,32 +22,32 @@ const MAX_THREADS: i64 = 2000;
 
 /// Work through the queue
 ///
-/// Each thread takes one task at a time, runs it, and acknowledges it when it is finished. COMMAND runs once for each
-/// task, with the body on stdin; without it the built-in handler sleeps one second for each dot in the body. CTRL+C (or
-/// SIGTERM) finishes what is running and exits.
+/// Each thread takes one task at a time, runs it, and acknowledges it when it is done. COMMAND runs once for each task,
+/// with the body on stdin, without a line end after it; without COMMAND the worker sleeps one second for each dot in the
+/// body. CTRL+C or SIGTERM: take nothing new, finish what runs, exit.
 ///
-/// Exit status of COMMAND: 0 done; 65 dead at once; anything else, a signal or a time-out is a failed attempt, which is
-/// retried later and, after the last attempt, kept in QUEUE.dead. Where the first two tasks both end with 126 or 127,
-/// the worker stops.
+/// Exit status of COMMAND: 0 the task is done; 65 it is dead at once; anything else, a signal or --timeout: the attempt
+/// has failed. A failed task is tried again later; after its last attempt it is kept in QUEUE.dead. If the first two tasks
+/// both end with 126 or 127, COMMAND cannot run, and the worker stops.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Tasks to run at the same time
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS))]
     threads: u16,
-    /// Tasks that the broker may hand to a thread in advance; more than 1 gives up fair dispatch for speed
+    /// Tasks that a thread may hold, the one it runs included; with more than 1 some wait here while other threads are free
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
     prefetch: u16,
     /// Attempts at a task before it is dead, the first included
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1_000_000), requires = "command")]
     attempts: u32,
-    /// Deliveries of a task that may end without any answer (the worker was killed) before it is dead
+    /// Deliveries that may end without an answer, as when the worker is killed, before the task is dead
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_deliveries: u32,
     /// Pauses after the first failed attempt, the second, ...; the last repeats
     #[arg(long, value_name = "LIST", default_value = "5s,30s,2m,10m,1h", value_delimiter = ',', value_parser = delay, requires = "command")]
     backoff: Vec<Duration>,
-    /// End an attempt that takes longer: SIGTERM to COMMAND and its children, after --grace SIGKILL. RabbitMQ from 4.3 on
-    /// is asked to wait for as long
+    /// End an attempt that takes longer: SIGTERM to COMMAND and its children, SIGKILL after --grace. RabbitMQ 4.3 and newer
+    /// is told to wait for the task as long
     #[arg(long, value_name = "DUR", value_parser = positive_duration, requires = "command")]
     timeout: Option<Duration>,
     /// How long to wait for running tasks when told to stop, and between SIGTERM and SIGKILL
@@ -59,13 +59,13 @@ pub(super) struct Args {
     /// What an exit status of COMMAND means: CODE=done, CODE=retry or CODE=dead; may be repeated
     #[arg(long, value_name = "CODE=MEANING", requires = "command", conflicts_with = "persistent")]
     on_exit: Vec<ExitRule>,
-    /// Exit once nothing is ready and nothing runs here
+    /// Exit once no task is ready in the queue and none runs here; those that wait for a retry or a --delay are left
     #[arg(long)]
     until_empty: bool,
     /// Exit after exactly so many tasks
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_tasks: Option<u64>,
-    /// Exit after so long without a delivery
+    /// Exit when no task has come for this long
     #[arg(long, value_name = "DUR", value_parser = positive_duration)]
     idle_timeout: Option<Duration>,
     #[command(flatten)]
