@@ -71,4 +71,7 @@ mod interop;
 mod limits;
 mod messages;
 
+mod makefile;
+mod readme;
+
 mod chaos_checker;

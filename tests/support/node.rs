@@ -92,6 +92,11 @@ impl Node {
         self.port
     }
 
+    /// Where it lives, as `scripts/rabbitmq-node` calls it.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     #[cfg(feature = "tls")]
     /// A second port that no other node has, for a listener of one's own.
     pub(crate) fn spare_port(&self) -> u16 {
