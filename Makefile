@@ -90,14 +90,15 @@ demos: $(DEMOS) demo-cluster ## All of them
 bench: rust test-deps release ## How fast it is beside amqp-publish and xargs; quiet machines only
 	@scripts/bench
 
-# In a shell: what `wait` then waits for. That it ends with 0 keeps make from calling it an error.
-until_ctrl_c = trap "kill \$$!; exit 0" INT TERM HUP; sleep infinity &
+# Ctrl-C is how they end, and no error.
+or_ctrl_c = || [[ $$? == 130 ]]
 
 .PHONY: broker
 broker: deps ## Run a RabbitMQ on port 5672 until Ctrl-C, for playing in other terminals
-	@$(NODE) with --port 5672 --dir $(BROKER) --keep -- sh -c '$(until_ctrl_c) \
+	@$(NODE) with --port 5672 --dir $(BROKER) --keep -- sh -c ' \
 		echo "RabbitMQ listens on 127.0.0.1:5672, where taskq looks by default. Ctrl-C ends it."; \
-		echo "Tasks stay in $(BROKER) for the next time; \`make broker-clean\` deletes them."; wait'
+		echo "Tasks stay in $(BROKER) for the next time; \`make broker-clean\` deletes them."; \
+		exec sleep infinity' $(or_ctrl_c)
 
 .PHONY: broker-clean
 broker-clean: ## End `make broker` and delete its tasks
@@ -110,13 +111,13 @@ queues: ## List the queues of `make broker`
 # From 5673 on, so that it runs beside `make broker`.
 .PHONY: cluster
 cluster: deps ## Run a RabbitMQ of three nodes until Ctrl-C, for playing in other terminals
-	@$(CLUSTER) with --port 5673 --dir $(BROKERS) -- sh -c '$(until_ctrl_c) \
+	@$(CLUSTER) with --port 5673 --dir $(BROKERS) -- sh -c ' \
 		echo "Three nodes, one cluster. Ctrl-C ends it and deletes its tasks. In other terminals:"; echo; \
 		echo "  export TASKQ_URL=$$TASKQ_URL"; \
 		echo "  taskq send --queue-type quorum hello"; \
 		echo "  $(NODE) kill $(BROKERS)/2      or freeze, cut, stop"; \
 		echo "  $(CLUSTER) mend $(BROKERS)     brings back what is away"; \
-		echo "  $(CLUSTER) queues $(BROKERS)"; wait'
+		echo "  $(CLUSTER) queues $(BROKERS)"; exec sleep infinity' $(or_ctrl_c)
 
 ##@ Checking
 
