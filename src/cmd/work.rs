@@ -27,8 +27,8 @@ const MAX_THREADS: i64 = 2000;
 /// body. CTRL+C or SIGTERM: take nothing new, finish what runs, exit.
 ///
 /// Exit status of COMMAND: 0 the task is done; 65 it is dead at once; anything else, a signal or --timeout: the attempt
-/// has failed. A failed task is tried again later; after its last attempt it is kept in QUEUE.dead. If the first two tasks
-/// both end with 126 or 127, COMMAND cannot run, and the worker stops.
+/// has failed. A failed task is tried again later; after its last attempt it is kept in QUEUE.dead. If two tasks in a row
+/// end with 126 or 127 before any was done, COMMAND cannot run, and the worker stops.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Tasks to run at the same time
