@@ -49,9 +49,12 @@ enum Action {
         /// Its id, its key, or the beginning of one (of a key, 4 digits or more)
         #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
         name: String,
-        /// Only the body, byte for byte
+        /// Only the body, byte for byte; on a terminal with what could drive it escaped
         #[arg(long)]
         body: bool,
+        /// With --body: byte for byte on a terminal, too
+        #[arg(long, requires = "body")]
+        raw: bool,
         #[command(flatten)]
         place: Target,
     },
@@ -84,7 +87,14 @@ enum Action {
 pub(super) fn run(args: Args) -> Result<Exit> {
     match args.action {
         Action::List { json, place } => list(json, place),
-        Action::Show { name, body, place } => show(name, body, place),
+        Action::Show { name, body, raw, place } => {
+            let shown = match body {
+                false => Shown::Everything,
+                true if raw || !std::io::stdout().is_terminal() => Shown::Body,
+                true => Shown::EscapedBody,
+            };
+            show(name, &shown, place)
+        }
         Action::Requeue { names, all, place } => requeue(names, all, place),
         Action::Purge { yes, place } => purge(yes, place),
     }
@@ -129,13 +139,25 @@ fn list(as_json: bool, place: Target) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn show(name: String, body_only: bool, place: Target) -> Result<Exit> {
+/// What of a task.
+enum Shown {
+    Everything,
+    Body,
+    /// It may hold what drives a terminal.
+    EscapedBody,
+}
+
+fn show(name: String, shown: &Shown, place: Target) -> Result<Exit> {
     let (options, queue) = place.open()?;
     let mut search = Search::new([name]);
     let mut text = Vec::new();
     dead_tasks::browse(&options, &queue, &mut |task| {
         if search.meet(task.properties.id(), task.key) {
-            text = if body_only { task.body.to_vec() } else { details(task).into_bytes() };
+            text = match shown {
+                Shown::Everything => details(task).into_bytes(),
+                Shown::Body => task.body.to_vec(),
+                Shown::EscapedBody => format!("{}\n", output::escape_lines(task.body)).into_bytes(),
+            };
         }
         true
     })?;

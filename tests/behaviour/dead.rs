@@ -118,6 +118,21 @@ fn show_has_the_whole_story_and_show_body_only_the_body() {
 }
 
 #[test]
+fn a_body_drives_no_terminal_unless_that_is_asked_for() {
+    let sandbox = Sandbox::new();
+    sandbox.broker().declare(&sandbox.queue);
+    sandbox.taskq(["send", "--id", "one", "--queue", &sandbox.dead_queue(), "a\u{1b}[2Jb\nc"]).run().exits(0);
+    let on_terminal = |flags: &str| {
+        let command = format!("'{}' dead show one --body {flags}", env!("CARGO_BIN_EXE_taskq"));
+        let shown = sandbox.program("script", ["-qec", &command, "/dev/null"]).run().exits(0);
+        shown.stdout_text().replace('\r', "")
+    };
+    assert_eq!(on_terminal(""), "a\\x1b[2Jb\nc\n");
+    assert_eq!(on_terminal("--raw"), "a\u{1b}[2Jb\nc");
+    dead(&sandbox, &["show", "one", "--raw"]).exits(2).in_one_line();
+}
+
+#[test]
 fn show_body_is_byte_for_byte() {
     let sandbox = Sandbox::new();
     let bytes: Vec<u8> = (0..=255).cycle().take(3_000_000).collect();

@@ -216,8 +216,8 @@ fn commands(text: &str) -> Vec<(String, String)> {
     commands
 }
 
-/// A line of output without what differs from run to run: the broker and its version, ids and the ages beside them, and
-/// the widths of columns, which follow from these.
+/// A line of output without what differs from run to run: the broker and its version, ids with the keys and ages beside
+/// them, and the widths of columns, which follow from these.
 fn told(line: &str) -> String {
     if line.starts_with("connected to amqp://guest@") {
         return "connected".to_owned();
@@ -230,6 +230,9 @@ fn told(line: &str) -> String {
             () if is_uuid(word) => "ID".to_owned(),
             () if is_row && digits.len() < word.len() && ["s", "m", "h"].contains(&digits) => {
                 "AGE".to_owned()
+            }
+            () if is_row && word.len() == 12 && word.chars().all(|c| c.is_ascii_hexdigit()) => {
+                "KEY".to_owned()
             }
             () => word.to_owned(),
         }
