@@ -7,11 +7,11 @@ mod send;
 mod work;
 
 use clap::error::ErrorKind;
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
 use crate::duration;
 use crate::error::{Error, Exit, Result};
-use crate::output::{self, Verbosity};
+use crate::output::{self, LogFormat, Verbosity};
 use crate::shortage;
 use crate::shutdown;
 
@@ -31,6 +31,29 @@ struct Cli {
     /// Say nothing but warnings and errors
     #[arg(long, global = true, action = ArgAction::SetTrue, display_order = LAST)]
     quiet: bool,
+    /// How messages are written: text, time (the same with a UTC time in front), json (an object a line) or journal
+    /// (with priorities, which systemd's journal reads) [default: journal where stderr is the journal, else text]
+    #[arg(long, global = true, value_name = "FORMAT", hide_possible_values = true, display_order = LAST - 2)]
+    log_format: Option<Format>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Text,
+    Time,
+    Json,
+    Journal,
+}
+
+impl From<Format> for LogFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Text => Self::Text,
+            Format::Time => Self::Time,
+            Format::Json => Self::Json,
+            Format::Journal => Self::Journal,
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -69,7 +92,8 @@ pub fn run() -> Exit {
         (false, true) => Verbosity::Quiet,
         (false, false) => Verbosity::Normal,
     };
-    if let Err(error) = output::install_logger(verbosity) {
+    let format = cli.log_format.map_or_else(LogFormat::of_stderr, LogFormat::from);
+    if let Err(error) = output::install_logger(verbosity, format) {
         return complain(&Error::internal(format!("cannot start a thread: {}", shortage::reason(&error))));
     }
     let result = shutdown::survive_file_limits().and_then(|()| match cli.command {

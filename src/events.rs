@@ -12,13 +12,13 @@ use crate::settlement::{Death, Uncounted};
 /// composed already (errors, faults, `why`) holds what others said only as [`crate::output::foreign`] makes it.
 pub enum Event<'e> {
     /// A task arrived, and is about to run.
-    Received { body: &'e [u8] },
+    Received { task: Subject<'e> },
     /// The task that ran on this thread is done.
-    Done,
+    Done { task: Subject<'e> },
     /// An attempt failed, and another one follows.
-    Retried { attempt: u32, attempts: u32, exit: &'e str, delay: Duration },
+    Retried { task: Subject<'e>, attempts: u32, exit: &'e str, delay: Duration },
     /// A task is dead after this attempt, and kept.
-    Dead { attempt: u32, death: &'e Death, queue: &'e str },
+    Dead { task: Subject<'e>, death: &'e Death, queue: &'e str },
     /// A task came back that failed here before its copy was kept.
     FailedHereBefore { id: &'e str },
     /// A task came back that was finished here before its connection was lost.
@@ -26,9 +26,9 @@ pub enum Event<'e> {
     /// A task came back that still runs here.
     RunsHereAlready { id: &'e str },
     /// A task is to run although its deliveries should be counted first.
-    RunsUncounted { id: &'e str, why: &'e Uncounted },
+    RunsUncounted { task: Subject<'e>, why: &'e Uncounted },
     /// A task that failed is too large to be copied.
-    TooLargeToCopy { queue: &'e str, length: usize, limit: u64, hold_limit: Duration },
+    TooLargeToCopy { task: Subject<'e>, queue: &'e str, length: usize, limit: u64, hold_limit: Duration },
     /// Tasks go back to the queue at the end because their copies are not kept.
     WithoutCopies { count: u64 },
     /// Tasks went back to a queue that may drop them for it.
@@ -41,8 +41,10 @@ pub enum Event<'e> {
     CommandNotStarted { why: &'e str },
     /// The worker consumes for the first time.
     Waiting,
-    /// The worker is connected to this broker.
+    /// The worker is connected to this broker, for the first time.
     Connected { broker: &'e str },
+    /// A connection was lost, and there is another one now.
+    ConnectedAgain { broker: &'e str },
     /// A connection was lost.
     ConnectionLost { broker: &'e str, cause: &'e dyn Display },
     /// No connection, and it is tried again.
@@ -90,6 +92,19 @@ pub enum Event<'e> {
     GivingUp { why: &'e str, running: usize, last_chances: usize },
     /// The worker ends with an error although something else ends the process.
     Failed { error: &'e Error },
+}
+
+/// Which task something happens to.
+#[derive(Clone, Copy)]
+pub struct Subject<'e> {
+    /// Empty where it has none.
+    pub id: &'e str,
+    /// The attempt that it is for.
+    pub attempt: u32,
+    /// The start of its body, as text for people.
+    pub body: &'e dyn Display,
+    /// How long the attempt took, where it is over.
+    pub took: Option<Duration>,
 }
 
 /// Who waits for a broker that has blocked publishing.

@@ -2,6 +2,8 @@
 
 mod columns;
 mod escape;
+mod format;
+mod json;
 mod logger;
 mod secrets;
 mod standard;
@@ -13,11 +15,13 @@ use std::io::{self, Write as _};
 use crate::blocking::Blocking;
 pub use columns::{fit, width};
 pub use escape::{escape, escape_lines};
-pub use logger::{Verbosity, install_logger, install_panic_message};
+pub use format::{LogFormat, ToCommands};
+pub use json::line_of_json;
+pub use logger::{RECOVERY, Verbosity, install_logger, install_panic_message};
 pub use secrets::{hide, hide_urls_of};
 pub use standard::{Patience, finish, flush_stderr, stderr, stdout};
 pub use stream::{Parcel, Stream, Unwritten};
-pub use text::{excerpt, foreign, message, path};
+pub use text::{Excerpt, excerpt, foreign, message, path, start};
 
 /// A number and what it is a number of: `1 task`, `2 tasks`.
 #[must_use]

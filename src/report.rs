@@ -1,35 +1,58 @@
 //! Renders what happens as lines for people.
 
 mod acknowledgement;
+mod facts;
+mod subject;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::io::IsTerminal;
+use std::sync::OnceLock;
 
-use log::Level;
+use log::{Level, Record};
 
 use crate::broker::CopyForm;
 use crate::duration;
-use crate::events::{Event, WhoWaits};
-use crate::output::{counted, excerpt, foreign};
+use crate::events::{Event, Subject, WhoWaits};
+use crate::output::{RECOVERY, counted, foreign};
 use crate::settlement::{Death, Uncounted};
+use facts::Facts;
+use subject::Tail;
 
 /// Says what happened. Never waits for whoever reads it: the lines are written by a thread of their own.
 pub fn tell(event: &Event<'_>) {
     // What comes with each task can be filtered apart (`RUST_LOG=info,taskq::task=warn`).
-    let target = if matches!(event, Event::Received { .. } | Event::Done) { "taskq::task" } else { "taskq" };
-    log::log!(target: target, level(event), "{}", Text(event));
+    let target = match event {
+        Event::Received { .. } | Event::Done { .. } => "taskq::task",
+        Event::ConnectedAgain { .. } => RECOVERY,
+        _ => "taskq",
+    };
+    let (level, facts) = (level(event), Facts { event, queue: QUEUE.get().map(String::as_str) });
+    if level <= log::STATIC_MAX_LEVEL && level <= log::max_level() {
+        let mut record = Record::builder();
+        record.level(level).target(target).key_values(&facts);
+        log::logger().log(&record.args(format_args!("{}", Text(event))).build());
+    }
 }
+
+/// What this process works on, or sends to: every event from now on names it.
+pub fn about(queue: &str) {
+    let _ = QUEUE.set(queue.to_owned());
+}
+
+static QUEUE: OnceLock<String> = OnceLock::new();
 
 fn level(event: &Event<'_>) -> Level {
     match event {
         Event::Received { .. }
-        | Event::Done
+        | Event::Done { .. }
         | Event::FailedHereBefore { .. }
         | Event::FinishedHereBefore { .. }
         | Event::RunsHereAlready { .. }
         | Event::Waiting
         | Event::Connected { .. }
+        | Event::ConnectedAgain { .. }
         | Event::PublishingAccepted { .. }
         | Event::FinishingCopies { .. }
         | Event::Stopping { running: 1.., .. } => Level::Info,
@@ -46,15 +69,18 @@ impl fmt::Display for Text<'_> {
     #[allow(clippy::too_many_lines)] // One line for each event.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Event::Received { body } => write!(f, "Received a message: {}", excerpt(body)),
-            Event::Done => f.write_str("Done"),
-            Event::Retried { attempt, attempts, exit, delay } => write!(
+            Event::Received { task } => write!(f, "Received a message: {} {}", task.body, Tail(task)),
+            Event::Done { task } => write!(f, "Done {}", Tail(task)),
+            Event::Retried { task, attempts, exit, delay } => write!(
                 f,
-                "attempt {attempt} of {attempts} failed ({}); the next one is in {}",
+                "attempt {} of {attempts} failed ({}); the next one is in {}: {} {}",
+                task.attempt,
                 foreign(exit),
-                duration::show(*delay)
+                duration::show(*delay),
+                task.body,
+                Tail(task)
             ),
-            Event::Dead { attempt, death, queue } => dead(f, *attempt, death, queue),
+            Event::Dead { task, death, queue } => dead(f, task, death, queue),
             Event::FailedHereBefore { id } => {
                 let id = foreign(id);
                 write!(f, "task {id} failed here before: its copy is tried again, without running it")
@@ -67,13 +93,17 @@ impl fmt::Display for Text<'_> {
             Event::RunsHereAlready { id } => {
                 write!(f, "task {} came back while it is still running here: waiting for it", foreign(id))
             }
-            Event::RunsUncounted { id, why } => runs_uncounted(f, id, why),
-            Event::TooLargeToCopy { queue, length, limit, hold_limit } => write!(
+            Event::RunsUncounted { task, why } => {
+                runs_uncounted(f, why)?;
+                write!(f, " {}", Tail(task))
+            }
+            Event::TooLargeToCopy { task, queue, length, limit, hold_limit } => write!(
                 f,
                 "the task cannot be copied to {queue}: {}; it stays in the queue, and comes again in {} or when this \
-                 worker ends",
+                 worker ends {}",
                 over_limit(*length, *limit),
-                duration::show(*hold_limit)
+                duration::show(*hold_limit),
+                Tail(task)
             ),
             Event::WithoutCopies { count } => {
                 let tasks =
@@ -96,8 +126,12 @@ impl fmt::Display for Text<'_> {
                 "cannot run a task now: {why}; no attempt is used up, it is tried again for some seconds, as the \
                  command may be being replaced; then the worker stops"
             ),
-            Event::Waiting => f.write_str(" [*] Waiting for messages. To exit press CTRL+C"),
+            Event::Waiting if std::io::stderr().is_terminal() => {
+                f.write_str(" [*] Waiting for messages. To exit press CTRL+C")
+            }
+            Event::Waiting => f.write_str(" [*] Waiting for messages"),
             Event::Connected { broker } => write!(f, "connected to {broker}"),
+            Event::ConnectedAgain { broker } => write!(f, "connected again to {broker}"),
             Event::ConnectionLost { broker, cause } => write!(f, "lost the connection to {broker}: {cause}"),
             Event::CannotConnect { why } => write!(f, "{why}; trying again"),
             Event::SenderDown { why } => {
@@ -175,15 +209,15 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-fn dead(f: &mut fmt::Formatter<'_>, attempt: u32, death: &Death, queue: &str) -> fmt::Result {
+fn dead(f: &mut fmt::Formatter<'_>, task: &Subject<'_>, death: &Death, queue: &str) -> fmt::Result {
     f.write_str("dead (")?;
     if let Some(attempts) = death.of_attempts {
-        write!(f, "attempt {attempt} of {attempts}: ")?;
+        write!(f, "attempt {} of {attempts}: ", task.attempt)?;
     }
-    write!(f, "{}); kept in {queue}", foreign(&death.exit))
+    write!(f, "{}); kept in {queue}: {} {}", foreign(&death.exit), task.body, Tail(task))
 }
 
-fn runs_uncounted(f: &mut fmt::Formatter<'_>, id: &str, why: &Uncounted) -> fmt::Result {
+fn runs_uncounted(f: &mut fmt::Formatter<'_>, why: &Uncounted) -> fmt::Result {
     match why {
         Uncounted::NoCopies => {
             f.write_str("a redelivered task runs uncounted: publishing is blocked or not allowed")
@@ -193,11 +227,9 @@ fn runs_uncounted(f: &mut fmt::Formatter<'_>, id: &str, why: &Uncounted) -> fmt:
         }
         Uncounted::QueueFull => f.write_str("a redelivered task runs uncounted: its queue is full"),
         Uncounted::NotAllowed(error) => write!(f, "redelivered tasks cannot be counted: {error}"),
-        Uncounted::LastChance => write!(
-            f,
-            "task {} runs now, before this worker ends: its deliveries cannot be counted, and the broker may drop it \
-             when it goes back",
-            foreign(id)
+        Uncounted::LastChance => f.write_str(
+            "a task runs now, before this worker ends: its deliveries cannot be counted, and the broker may drop it when \
+             it goes back",
         ),
     }
 }

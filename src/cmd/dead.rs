@@ -171,7 +171,7 @@ fn requeue(names: Vec<String>, all: bool, place: Target) -> Result<Exit> {
     let selection = if all { Selection::All } else { Selection::Named(names.into_iter().collect()) };
     let done = dead_tasks::requeue(&options, &queue, &selection)?;
     for (name, task) in &done.taken_for {
-        log::info!("{} was taken for {}", output::escape(name), candidate(task));
+        log::info!("{} was taken for {}", output::foreign(name), candidate(task));
     }
     if done.count > 0 || done.unclear.is_empty() {
         log::info!("{} sent again to {}", done.count, queue.name);

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use super::{environment, positive_duration};
 use crate::broker::{MAX_DELAY, MAX_NAME_BYTES, QueueSpec, QueueType, Role};
 use crate::error::{Error, Result};
+use crate::report;
 
 /// The queue of RabbitMQ's tutorial.
 const DEFAULT_QUEUE: &str = "task_queue";
@@ -36,6 +37,7 @@ impl QueueNameArgs {
                 "the queue's name holds a line break, which RabbitMQ leaves out of the names of queues",
             ));
         }
+        report::about(&name);
         Ok(name)
     }
 

@@ -19,7 +19,7 @@ use super::loss::Loss;
 use super::sink::{OutputSink, READ_MAX};
 use super::wake::Waker;
 use crate::lock::lock;
-use crate::output::{self, Parcel, Stream, Unwritten};
+use crate::output::{self, LogFormat, Parcel, Stream, ToCommands, Unwritten};
 
 /// A longer line is passed on in pieces of this size.
 const LINE_MAX: usize = READ_MAX;
@@ -37,6 +37,8 @@ pub struct Output {
 #[derive(Clone)]
 struct Destination {
     stream: Stream,
+    /// What stands before each line there; mostly nothing.
+    before_lines: &'static [u8],
     loss: Arc<Loss>,
 }
 
@@ -46,6 +48,9 @@ type QueuedBytes = Arc<Mutex<Vec<u8>>>;
 /// What a relay puts into the queue of its stream.
 struct Chunk {
     bytes: QueuedBytes,
+    before_lines: &'static [u8],
+    /// What was before it ended with its line.
+    begins_line: bool,
     /// Gets the emptied buffer back.
     back: Sender<Vec<u8>>,
     /// The relay waits for its buffer, so `waker` has to wake its thread.
@@ -57,17 +62,24 @@ struct Chunk {
 impl Output {
     /// To the worker's own stdout and stderr.
     pub fn of_this_process() -> io::Result<Self> {
-        Ok(Self::to(output::stdout()?, output::stderr()?))
+        let format = LogFormat::current();
+        let before = |to| format.before_lines_of_commands(to);
+        let (stdout, stderr) = (output::stdout()?, output::stderr()?);
+        Ok(Self::to((stdout, before(ToCommands::Stdout)), (stderr, before(ToCommands::Stderr))))
     }
 
     /// To anything else.
     #[cfg(test)]
     pub fn new(stdout: impl Write + Send + 'static, stderr: impl Write + Send + 'static) -> io::Result<Self> {
-        Ok(Self::to(Stream::start("stdout", stdout)?, Stream::start("stderr", stderr)?))
+        Ok(Self::to((Stream::start("stdout", stdout)?, b""), (Stream::start("stderr", stderr)?, b"")))
     }
 
-    fn to(stdout: Stream, stderr: Stream) -> Self {
-        let destination = |stream: Stream| Destination { loss: Arc::new(Loss::of(stream.name())), stream };
+    fn to(stdout: (Stream, &'static [u8]), stderr: (Stream, &'static [u8])) -> Self {
+        let destination = |(stream, before_lines): (Stream, &'static [u8])| Destination {
+            loss: Arc::new(Loss::of(stream.name())),
+            stream,
+            before_lines,
+        };
         Self { stdout: destination(stdout), stderr: destination(stderr) }
     }
 
@@ -95,7 +107,8 @@ impl Output {
 
 impl Parcel for Chunk {
     fn open(&mut self) -> Vec<u8> {
-        dequeue(&self.bytes)
+        let bytes = dequeue(&self.bytes);
+        if self.before_lines.is_empty() { bytes } else { self.marked(&bytes) }
     }
 
     fn written(self: Box<Self>, buffer: Vec<u8>, result: Result<(), Unwritten>) {
@@ -109,6 +122,22 @@ impl Parcel for Chunk {
         if self.wake_wanted.load(Ordering::Relaxed) {
             self.waker.wake();
         }
+    }
+}
+
+impl Chunk {
+    /// With something before each line that begins in it.
+    fn marked(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut marked = Vec::with_capacity(bytes.len() + self.before_lines.len());
+        let mut begins = self.begins_line;
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if begins {
+                marked.extend_from_slice(self.before_lines);
+            }
+            marked.extend_from_slice(line);
+            begins = line.ends_with(b"\n");
+        }
+        marked
     }
 }
 
@@ -130,6 +159,8 @@ pub(super) struct Relay {
     queued: QueuedBytes,
     /// The buffer that is being filled.
     filling: Vec<u8>,
+    /// The last byte that was handed over.
+    last: Option<u8>,
     /// How many bytes of `filling` are whole lines.
     lines: usize,
     /// The last byte so far was no line end.
@@ -152,6 +183,7 @@ impl Relay {
             spare: Some(Vec::new()),
             queued: QueuedBytes::default(),
             filling: Vec::new(),
+            last: None,
             lines: 0,
             unfinished_line: false,
             for_messages,
@@ -192,9 +224,20 @@ impl Relay {
             let (back, wake_wanted, waker) =
                 (self.back.0.clone(), Arc::clone(&self.wake_wanted), self.waker.clone());
             wake_wanted.store(false, Ordering::Relaxed);
+            let before_lines = self.destination.before_lines;
+            let begins_line = self.last.is_none_or(|last| last == b'\n');
+            self.last = bytes.last().copied();
             self.queued = Arc::new(Mutex::new(bytes));
             let (bytes, loss) = (Arc::clone(&self.queued), Arc::clone(&self.destination.loss));
-            self.destination.stream.pass(Box::new(Chunk { bytes, back, wake_wanted, waker, loss }));
+            self.destination.stream.pass(Box::new(Chunk {
+                bytes,
+                before_lines,
+                begins_line,
+                back,
+                wake_wanted,
+                waker,
+                loss,
+            }));
         }
     }
 }

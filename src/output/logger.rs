@@ -1,12 +1,13 @@
 //! Messages for people, on stderr.
 
 use std::io;
+use std::time::SystemTime;
 
 use log::{Level, LevelFilter, Metadata, Record};
 
+use super::format::LogFormat;
 use super::standard::stderr;
 use super::stream::{Stream, never_wait_here};
-use super::text::message;
 
 /// Makes a panic one line on stderr. One in amiquip's threads is a lost connection, which is dealt with and told as
 /// such.
@@ -35,8 +36,9 @@ pub enum Verbosity {
     Verbose,
 }
 
-/// Installs the logger: plain lines on stderr. The calling thread will not wait for who reads them.
-pub fn install_logger(verbosity: Verbosity) -> io::Result<()> {
+/// Installs the logger: lines on stderr. The calling thread will not wait for who reads them.
+pub fn install_logger(verbosity: Verbosity, format: LogFormat) -> io::Result<()> {
+    format.choose();
     let level = match verbosity {
         Verbosity::Quiet => LevelFilter::Warn,
         Verbosity::Normal => LevelFilter::Info,
@@ -50,7 +52,11 @@ pub fn install_logger(verbosity: Verbosity) -> io::Result<()> {
     }
     let logger = Logger { filter: builder.build(), stderr: stderr()? };
     never_wait_here();
-    let max = logger.filter.filter().max(LevelFilter::Error);
+    // With warnings there may be the ends of what they warned of.
+    let max = match logger.filter.filter() {
+        LevelFilter::Warn => LevelFilter::Info,
+        level => level.max(LevelFilter::Error),
+    };
     if log::set_boxed_logger(Box::new(logger)).is_ok() {
         log::set_max_level(max);
     }
@@ -61,6 +67,10 @@ pub fn install_logger(verbosity: Verbosity) -> io::Result<()> {
 /// or of what lies beneath it is ever logged, whatever `RUST_LOG` says. Its errors arrive as values anyway.
 const SECRETIVE: [&str; 4] = ["amiquip", "amq_protocol", "mio", "mio_extras"];
 
+/// The target of messages that tell the end of a trouble. They are said wherever the trouble was: also where only
+/// warnings and errors are.
+pub const RECOVERY: &str = "taskq::recovery";
+
 struct Logger {
     filter: env_logger::Logger,
     stderr: Stream,
@@ -69,13 +79,19 @@ struct Logger {
 impl log::Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         let root = metadata.target().split("::").next().unwrap_or_default();
-        is_own_error(metadata) || !SECRETIVE.contains(&root) && self.filter.enabled(metadata)
+        is_own_error(metadata)
+            || metadata.target() == RECOVERY && self.filter.enabled(&warning_of(metadata))
+            || !SECRETIVE.contains(&root) && self.filter.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        let wanted = is_own_error(record.metadata()) || self.filter.matches(record);
+        let told = is_own_error(record.metadata()) || record.target() == RECOVERY;
+        let wanted = told || self.filter.matches(record);
         if self.enabled(record.metadata()) && wanted {
-            self.stderr.say(line(record).into_bytes(), record.level() == Level::Error);
+            self.stderr.say(
+                LogFormat::current().line(record, SystemTime::now()).into_bytes(),
+                record.level() == Level::Error,
+            );
         }
     }
 
@@ -88,13 +104,6 @@ fn is_own_error(metadata: &Metadata<'_>) -> bool {
     metadata.level() == Level::Error && metadata.target().split("::").next() == Some("taskq")
 }
 
-/// Whoever composed it: one line that can drive no terminal and holds no password.
-fn line(record: &Record<'_>) -> String {
-    let prefix = match record.level() {
-        Level::Error => "taskq: error: ",
-        Level::Warn => "taskq: warning: ",
-        Level::Info => "",
-        Level::Debug | Level::Trace => "taskq: debug: ",
-    };
-    format!("{prefix}{}\n", message(&record.args().to_string()))
+fn warning_of<'m>(metadata: &Metadata<'m>) -> Metadata<'m> {
+    Metadata::builder().level(Level::Warn).target(metadata.target()).build()
 }

@@ -8,10 +8,12 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::Sender;
+use log::{Level, Record};
 
+use super::format::LogFormat;
 use crate::cancel::Never;
 use crate::lock::lock;
 use crate::output::counted;
@@ -249,7 +251,9 @@ impl Inner {
             return;
         }
         let lost_here = counted(*lost, "message is", "messages are");
-        let line = format!("taskq: warning: {lost_here} missing here: nobody took them from {}\n", self.name);
+        let text = format_args!("{lost_here} missing here: nobody took them from {}", self.name);
+        let record = Record::builder().args(text).level(Level::Warn).build();
+        let line = LogFormat::current().line(&record, SystemTime::now());
         if self.write(to, line.as_bytes()).is_ok() {
             *lost = 0;
         }

@@ -1,7 +1,7 @@
 //! Text from outside as a part of messages: nothing in it can drive a terminal, hide or reorder what stands around it,
 //! fill a screen, or show a password.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::path::Path;
 
 use super::escape::{escape, push_escaped};
@@ -9,6 +9,8 @@ use super::secrets;
 
 /// How much of a body is shown in a message, in characters as they are shown.
 const EXCERPT_CHARS: usize = 200;
+/// The same where it only reminds of the task.
+const START_CHARS: usize = 80;
 /// How much of any other text from outside is shown in a message: a queue's name, or a path of usual length, is whole.
 const FOREIGN_CHARS: usize = 300;
 /// How long a message can get, whatever is in it.
@@ -17,11 +19,30 @@ const MESSAGE_CHARS: usize = 2_000;
 /// A body as one printable line: control characters and invalid UTF-8 escaped, cut at a sensible length.
 #[must_use]
 pub fn excerpt(bytes: &[u8]) -> String {
+    cut(bytes, EXCERPT_CHARS)
+}
+
+/// The same, and less of it.
+#[must_use]
+pub fn start(bytes: &[u8]) -> String {
+    cut(bytes, START_CHARS)
+}
+
+/// [`excerpt`], made when it is shown.
+pub struct Excerpt<'b>(pub &'b [u8]);
+
+impl fmt::Display for Excerpt<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&excerpt(self.0))
+    }
+}
+
+fn cut(bytes: &[u8], most: usize) -> String {
     // A character is four bytes at most, so this prefix decides everything that will be shown.
-    let head = &bytes[..bytes.len().min(EXCERPT_CHARS * 4 + 4 + secrets::longest())];
+    let head = &bytes[..bytes.len().min(most * 4 + 4 + secrets::longest())];
     let head = secrets::redact_bytes(head);
     let mut out = String::new();
-    let mut room = EXCERPT_CHARS;
+    let mut room = most;
     let mut fits = |out: &mut String, before: usize| {
         let left = room.checked_sub(out[before..].chars().count());
         match left {

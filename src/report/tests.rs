@@ -17,7 +17,8 @@ const MOST_CHARS: usize = 1_500;
 
 /// What strangers may have written: as much of it as they like.
 struct Hostile {
-    body: Vec<u8>,
+    /// As the worker makes it of a body.
+    body: String,
     text: String,
     /// As long as the broker allows.
     queue: String,
@@ -37,7 +38,7 @@ impl Hostile {
         let vhost = "%1b%0a".repeat(80);
         let url = format!("amqp://%1bu%e2%80%ae:swordfish%20of%207%20seas@host/{vhost}");
         Self {
-            body: text.clone().into_bytes(),
+            body: output::excerpt(text.as_bytes()),
             fault: Fault::missing(&text[..head]),
             error: Fault::missing(&text[..head]).into_error(),
             why: Fault::missing(&text[..head]).to_string(),
@@ -60,25 +61,28 @@ impl Hostile {
     fn after(&self, event: Option<&Event<'_>>) -> Option<Event<'_>> {
         let (text, queue, broker) = (self.text.as_str(), self.queue.as_str(), self.broker.as_str());
         let (cause, error, why, long) = (&self.fault, &self.error, self.why.as_str(), Duration::MAX);
+        let task = Subject { id: text, attempt: u32::MAX, body: &self.body, took: Some(long) };
         Some(match event {
-            None => Event::Received { body: &self.body },
-            Some(Event::Received { .. }) => Event::Done,
-            Some(Event::Done) => {
-                Event::Retried { attempt: u32::MAX, attempts: u32::MAX, exit: text, delay: long }
-            }
-            Some(Event::Retried { .. }) => Event::Dead { attempt: u32::MAX, death: &self.death, queue },
+            None => Event::Received { task },
+            Some(Event::Received { .. }) => Event::Done { task },
+            Some(Event::Done { .. }) => Event::Retried { task, attempts: u32::MAX, exit: text, delay: long },
+            Some(Event::Retried { .. }) => Event::Dead { task, death: &self.death, queue },
             Some(Event::Dead { .. }) => Event::FailedHereBefore { id: text },
             Some(Event::FailedHereBefore { .. }) => Event::FinishedHereBefore { id: text },
             Some(Event::FinishedHereBefore { .. }) => Event::RunsHereAlready { id: text },
-            Some(Event::RunsHereAlready { .. }) => Event::RunsUncounted { id: text, why: &self.uncounted[0] },
+            Some(Event::RunsHereAlready { .. }) => Event::RunsUncounted { task, why: &self.uncounted[0] },
             Some(Event::RunsUncounted { why: this, .. }) => {
                 let at =
                     self.uncounted.iter().position(|other| std::ptr::eq(*this, other)).unwrap_or_default();
                 match self.uncounted.get(at + 1) {
-                    Some(why) => Event::RunsUncounted { id: text, why },
-                    None => {
-                        Event::TooLargeToCopy { queue, length: usize::MAX, limit: u64::MAX, hold_limit: long }
-                    }
+                    Some(why) => Event::RunsUncounted { task, why },
+                    None => Event::TooLargeToCopy {
+                        task,
+                        queue,
+                        length: usize::MAX,
+                        limit: u64::MAX,
+                        hold_limit: long,
+                    },
                 }
             }
             Some(Event::TooLargeToCopy { .. }) => Event::WithoutCopies { count: u64::MAX },
@@ -88,7 +92,8 @@ impl Hostile {
             Some(Event::Shortage { .. }) => Event::CommandNotStarted { why },
             Some(Event::CommandNotStarted { .. }) => Event::Waiting,
             Some(Event::Waiting) => Event::Connected { broker },
-            Some(Event::Connected { .. }) => Event::ConnectionLost { broker, cause },
+            Some(Event::Connected { .. }) => Event::ConnectedAgain { broker },
+            Some(Event::ConnectedAgain { .. }) => Event::ConnectionLost { broker, cause },
             Some(Event::ConnectionLost { .. }) => Event::CannotConnect { why },
             Some(Event::CannotConnect { .. }) => Event::SenderDown { why },
             Some(Event::SenderDown { .. }) => Event::SenderRefused { why, patience: long },

@@ -181,7 +181,7 @@ impl SendingLink {
         let text = format!("connected to {}", publisher.introduction());
         let told = std::mem::take(&mut self.was_lost) && self.returns.is_due(&text);
         if told {
-            tell(&Event::Connected { broker: publisher.introduction() });
+            tell(&Event::ConnectedAgain { broker: publisher.introduction() });
         } else {
             log::debug!("{text}");
         }

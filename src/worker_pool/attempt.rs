@@ -8,8 +8,9 @@ use crossbeam_channel::RecvTimeoutError;
 use super::context::Context;
 use crate::backoff::Backoff;
 use crate::broker::{Delivery, Record};
-use crate::events::Event;
+use crate::events::{Event, Subject};
 use crate::handler::{Failure, Handler, Obstacle, Outcome, Task};
+use crate::output;
 use crate::report::tell;
 
 /// What the machine lacks (descriptors, processes, the command while it is replaced) may be there again in a moment. Only
@@ -26,8 +27,9 @@ impl Context {
         record: &Record,
         handler: &mut dyn Handler,
     ) -> Outcome {
-        tell(&Event::Received { body: &delivery.body });
         let properties = &delivery.properties;
+        let (id, body) = (properties.id(), &output::Excerpt(&delivery.body));
+        tell(&Event::Received { task: Subject { id, attempt: record.attempt, body, took: None } });
         let headers = properties.user_headers();
         let task = Task {
             id: properties.id(),

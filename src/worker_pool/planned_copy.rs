@@ -1,7 +1,11 @@
 //! What is to be kept of a task, where and why, as plain data.
 
+use std::time::Duration;
+
 use crate::broker::{QueueSpec, Record};
+use crate::events::Subject;
 use crate::handler::Failure;
+use crate::output;
 use crate::settlement::Purpose;
 
 /// A copy that is to take the place of a task.
@@ -12,8 +16,31 @@ pub(super) struct PlannedCopy {
     /// What it says about the task.
     pub(super) record: Record,
     pub(super) purpose: Purpose,
+    /// For messages.
+    pub(super) named: Named,
     /// The task must not run, and not go back, before the copy is kept: the broker may drop it then.
     pub(super) comes_first: bool,
+}
+
+/// What messages say of a task whose body is on its way.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Named {
+    pub(super) id: String,
+    /// The start of its body.
+    pub(super) start: String,
+    /// How long its attempt took, where it ran.
+    pub(super) took: Option<Duration>,
+}
+
+impl Named {
+    pub(super) fn new(id: &str, body: &[u8], took: Option<Duration>) -> Self {
+        Self { id: id.to_owned(), start: output::start(body), took }
+    }
+
+    /// In this attempt.
+    pub(super) fn subject(&self, attempt: u32) -> Subject<'_> {
+        Subject { id: &self.id, attempt, body: &self.start, took: self.took }
+    }
 }
 
 impl PlannedCopy {
@@ -24,6 +51,7 @@ impl PlannedCopy {
         queue: &QueueSpec,
         record: &Record,
         failure: &Failure,
+        named: Named,
         (now, host): (u64, &str),
     ) -> Self {
         let after_failure = |attempt, exit: &str| {
@@ -38,7 +66,7 @@ impl PlannedCopy {
                 (queue.clone(), Record { deliveries: *deliveries, ..record.clone() })
             }
         };
-        Self { to, record, purpose, comes_first: false }
+        Self { to, record, purpose, named, comes_first: false }
     }
 
     /// It only counts a delivery of a task that may run.

@@ -1,19 +1,20 @@
 //! One delivery from its arrival to the decision what the broker is told about it.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Sender, select};
 
 use super::EndRequest;
 use super::context::Context;
 use super::dedup::{Claim, Fingerprint, UnprovenAcks};
-use super::planned_copy::PlannedCopy;
+use super::planned_copy::{Named, PlannedCopy};
 use super::republisher::{Pending, Republisher};
 use super::shared::Shared;
 use crate::broker::{Delivery, Message, Record};
 use crate::error::Error;
-use crate::events::Event;
+use crate::events::{Event, Subject};
 use crate::handler::{Failure, Handler, Outcome};
+use crate::output;
 use crate::report::tell;
 use crate::settlement::{CopyResult, Disposition, Earlier, HeldCopy, Purpose, Uncounted, after_copy};
 
@@ -128,7 +129,8 @@ impl Context {
         };
         let before = match before {
             Disposition::Republish(purpose) => {
-                let copy = self.shared.plan(purpose, record, &Failure::default());
+                let named = Named::new(delivery.properties.id(), &delivery.body, None);
+                let copy = self.shared.plan(purpose, record, &Failure::default(), named);
                 // It may have to run after all.
                 let body = delivery.body.clone();
                 let processed = self.republish(delivery, body, PlannedCopy { comes_first, ..copy });
@@ -140,16 +142,19 @@ impl Context {
             before => before,
         };
         if let Disposition::RunUncounted(why) = &before {
-            self.note_uncounted(delivery, why);
+            self.note_uncounted(delivery, record, why);
         }
+        let began = Instant::now();
         let outcome = self.attempt(delivery, record, handler);
         let ran = !matches!(outcome, Outcome::GivenUp | Outcome::NoResources(_));
         let processed = match self.shared.options.policy.after(record.attempt, &outcome) {
             Disposition::Republish(purpose) => {
-                self.keep(delivery, purpose, record, &outcome.failure().cloned().unwrap_or_default())
+                let failure = outcome.failure().cloned().unwrap_or_default();
+                self.keep(delivery, purpose, record, &failure, began.elapsed())
             }
             Disposition::Acknowledge => {
-                tell(&Event::Done);
+                let (id, took) = (delivery.properties.id(), Some(began.elapsed()));
+                tell(&Event::Done { task: Subject { id, attempt: record.attempt, body: &"", took } });
                 self.shared.count_done();
                 Disposition::Acknowledge.into()
             }
@@ -169,12 +174,15 @@ impl Context {
         purpose: Purpose,
         record: &Record,
         failure: &Failure,
+        took: Duration,
     ) -> Processed {
+        let named = Named::new(delivery.properties.id(), &delivery.body, Some(took));
         if let Purpose::Retry { delay, .. } = purpose {
             let attempts = self.shared.options.policy.attempts;
-            tell(&Event::Retried { attempt: record.attempt, attempts, exit: &failure.exit, delay });
+            let task = named.subject(record.attempt);
+            tell(&Event::Retried { task, attempts, exit: &failure.exit, delay });
         }
-        let copy = self.shared.plan(purpose, record, failure);
+        let copy = self.shared.plan(purpose, record, failure, named);
         let body = delivery.take_body();
         self.republish(delivery, body, copy)
     }
@@ -193,18 +201,19 @@ impl Context {
     /// What a copy that was asked for means for its delivery; [`Disposition::Wait`] when nothing is known of it within
     /// `patience`.
     pub(super) fn look_at(&self, pending_copy: &PendingCopy, patience: Duration) -> Disposition {
-        let PlannedCopy { to, purpose, record, .. } = &*pending_copy.copy;
+        let PlannedCopy { to, purpose, record, named, .. } = &*pending_copy.copy;
         let Some(result) = pending_copy.pending.wait(patience, self.stop.aborting()) else {
             return Disposition::Wait;
         };
         match (purpose, &result) {
             (Purpose::DeadLetter(death), CopyResult::Kept) => {
-                tell(&Event::Dead { attempt: record.attempt, death, queue: &to.name });
+                tell(&Event::Dead { task: named.subject(record.attempt), death, queue: &to.name });
                 self.shared.died();
             }
             (Purpose::Retry { .. } | Purpose::DeadLetter(_), CopyResult::TooLarge { length, limit }) => {
                 let hold_limit = self.shared.hold_limit();
-                tell(&Event::TooLargeToCopy { queue: &to.name, length: *length, limit: *limit, hold_limit });
+                let (task, queue) = (named.subject(record.attempt), to.name.as_str());
+                tell(&Event::TooLargeToCopy { task, queue, length: *length, limit: *limit, hold_limit });
             }
             _ => {}
         }
@@ -227,11 +236,13 @@ impl Context {
     }
 
     /// A task is to run although its deliveries should be counted first.
-    fn note_uncounted(&self, delivery: &Delivery<'_>, why: &Uncounted) {
+    fn note_uncounted(&self, delivery: &Delivery<'_>, record: &Record, why: &Uncounted) {
         if let Uncounted::NotAllowed(_) = why {
             self.shared.stop_counting();
         }
-        tell(&Event::RunsUncounted { id: delivery.properties.id(), why });
+        let (id, body) = (delivery.properties.id(), &output::Excerpt(&delivery.body));
+        let task = Subject { id, attempt: record.attempt, body, took: None };
+        tell(&Event::RunsUncounted { task, why });
     }
 
     /// Whether the broker may drop the task when it is given back.
@@ -247,9 +258,9 @@ impl Context {
 }
 
 impl Shared {
-    fn plan(&self, purpose: Purpose, record: &Record, failure: &Failure) -> PlannedCopy {
+    fn plan(&self, purpose: Purpose, record: &Record, failure: &Failure, named: Named) -> PlannedCopy {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        PlannedCopy::new(purpose, &self.options.queue, record, failure, (now, &self.host))
+        PlannedCopy::new(purpose, &self.options.queue, record, failure, named, (now, &self.host))
     }
 }
 
@@ -270,7 +281,8 @@ pub(super) fn copy_on_arrival(
     else {
         return None;
     };
-    let copy = PlannedCopy { comes_first, ..shared.plan(purpose, &record, &Failure::default()) };
+    let named = Named::new(message.properties.id(), message.body, None);
+    let copy = PlannedCopy { comes_first, ..shared.plan(purpose, &record, &Failure::default(), named) };
     let pending = republisher.request(copy.clone(), message.body.to_vec(), message.properties, wake);
     Some(PendingCopy { pending, copy: Box::new(copy), fingerprint })
 }

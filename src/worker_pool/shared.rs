@@ -252,7 +252,7 @@ impl Shared {
         let mut greeting = lock(&self.greeting);
         match *greeting {
             Greeting::Due(_) => *greeting = Greeting::Due(introduction),
-            Greeting::Told => tell(&Event::Connected { broker: &introduction }),
+            Greeting::Told => tell(&Event::ConnectedAgain { broker: &introduction }),
         }
     }
 

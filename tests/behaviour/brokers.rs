@@ -67,7 +67,7 @@ fn a_running_worker_gets_past_brokers_that_are_down_and_frozen() {
     let worker = sandbox.worker(["--url", &urls, "--connect-timeout", "6s", "-v"]);
     for loss in 1..=3 {
         proxy.cut();
-        worker.says_times("connected to amqp", loss);
+        worker.says_times("connected again to amqp", loss);
     }
     sandbox.taskq(["send", "hello"]).run().exits(0);
     worker.says("Received a message: hello\n").says("\nDone\n");

@@ -67,7 +67,7 @@ import pika, sys, time
 connection = pika.BlockingConnection(pika.URLParameters(sys.argv[1]))
 channel = connection.channel()
 channel.queue_declare(queue=sys.argv[2], durable=True)
-print(' [*] Waiting for messages. To exit press CTRL+C', file=sys.stderr)
+print(' [*] Waiting for messages', file=sys.stderr)
 def callback(ch, method, properties, body):
     print(' [x] Received %r' % body.decode(), file=sys.stderr)
     time.sleep(body.count(b'.'))

@@ -69,6 +69,7 @@ mod retry_soak;
 mod inherited;
 mod interop;
 mod limits;
+mod log_format;
 mod messages;
 
 mod makefile;

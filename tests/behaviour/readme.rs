@@ -219,16 +219,22 @@ fn commands(text: &str) -> Vec<(String, String)> {
 /// A line of output without what differs from run to run: the broker and its version, ids with the keys and ages beside
 /// them, and the widths of columns, which follow from these.
 fn told(line: &str) -> String {
+    // Only a terminal has that key.
+    let line = line.strip_suffix(". To exit press CTRL+C").unwrap_or(line);
     if line.starts_with("connected to amqp://guest@") {
         return "connected".to_owned();
     }
-    let words: Vec<&str> = line.split_whitespace().collect();
+    let words: Vec<&str> = line.split([' ', ',', ')']).filter(|word| !word.is_empty()).collect();
     let is_row = words.iter().any(|word| is_uuid(word));
     let varies = |word: &str| {
         let digits = word.trim_start_matches(|c: char| c.is_ascii_digit());
         match () {
             () if is_uuid(word) => "ID".to_owned(),
-            () if is_row && digits.len() < word.len() && ["s", "m", "h"].contains(&digits) => {
+            () if is_row
+                && digits.len() < word.len()
+                && ["s", "m", "h", "ms"]
+                    .contains(&digits.trim_start_matches(|c: char| c == '.' || c.is_ascii_digit())) =>
+            {
                 "AGE".to_owned()
             }
             () if is_row && word.len() == 12 && word.chars().all(|c| c.is_ascii_hexdigit()) => {

@@ -70,7 +70,7 @@ fn durable_queues_of_all_kinds_are_used_as_they_are() {
         let [sent, worked] = send_and_work(&sandbox, durable(arguments(&kind)));
         assert_eq!(sent.code, 0, "{kind:?}: {}", sent.stderr);
         assert_eq!(worked.code, 0, "{kind:?}: {}", worked.stderr);
-        assert!(worked.stderr.contains("Received a message: hello\nDone\n"), "{kind:?}: {}", worked.stderr);
+        worked.says("Received a message: hello\nDone\n");
         sandbox.broker().delete(&sandbox.queue);
     }
 }

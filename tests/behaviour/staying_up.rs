@@ -72,7 +72,7 @@ fn the_task_of_a_frozen_worker_goes_to_another_and_thawed_it_works_on() {
     other.signal(SIGTERM);
     other.end().exits(0);
     frozen.signal(SIGCONT);
-    frozen.says("lost the connection").says_times("connected to", 2);
+    frozen.says("lost the connection").says("connected again to");
     works_on(&sandbox, frozen);
 }
 
@@ -108,7 +108,7 @@ fn many_cuts_under_load_lose_no_task() {
     }
     until("every task worked", || {
         let stderr = worker.stderr();
-        (0..COUNT).all(|n| stderr.contains(&format!("task <{n}>\n"))).then_some(())
+        (0..COUNT).all(|n| stderr.contains(&format!("task <{n}> ("))).then_some(())
     });
     broker.wait_ready(&sandbox.queue, 0);
     broker.wait_consumers(&sandbox.queue, 4);

@@ -112,7 +112,7 @@ impl Sandbox {
     pub(crate) fn worker<S: AsRef<OsStr>>(&self, options: impl IntoIterator<Item = S>) -> Process {
         let options = options.into_iter().map(|option| option.as_ref().to_owned());
         let worker = self.taskq(std::iter::once(OsString::from("work")).chain(options)).start();
-        worker.says(" [*] Waiting for messages. To exit press CTRL+C\n");
+        worker.says(" [*] Waiting for messages\n");
         worker
     }
 

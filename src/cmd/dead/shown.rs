@@ -14,8 +14,7 @@ const CELL_COLUMNS: usize = 40;
 
 /// One object in a line.
 pub(super) fn line_of_json(task: &DeadTask<'_>) -> String {
-    // JSON leaves some control characters as they are; as escapes they mean the same.
-    ascii(&object(task).to_string())
+    output::line_of_json(&object(task))
 }
 
 fn object(task: &DeadTask<'_>) -> Value {
@@ -35,21 +34,6 @@ fn object(task: &DeadTask<'_>) -> Value {
         "body_bytes": task.body.len(),
         "body_excerpt": output::excerpt(task.body),
     })
-}
-
-/// JSON with everything that is not ASCII as `\u` escapes.
-fn ascii(json: &str) -> String {
-    let mut out = String::with_capacity(json.len());
-    for c in json.chars() {
-        if c.is_ascii() && c != '\x7f' {
-            out.push(c);
-        } else {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                let _ = write!(out, "\\u{unit:04x}");
-            }
-        }
-    }
-    out
 }
 
 const COLUMNS: [&str; 7] = ["ID", "KEY", "ATTEMPTS", "AGE", "EXIT", "ERROR", "BODY"];
@@ -83,7 +67,7 @@ pub(super) fn candidate(task: &Candidate) -> String {
 pub(super) fn why_unclear(unclear: &Unclear, queue: &str) -> String {
     let mut reasons = Vec::new();
     if !unclear.missing.is_empty() {
-        let names = output::escape(&unclear.missing.join(", "));
+        let names = output::foreign(unclear.missing.join(", "));
         reasons.push(format!("no dead task with this id or key in {queue}: {names}"));
     }
     for ambiguous in &unclear.ambiguous {
@@ -91,7 +75,7 @@ pub(super) fn why_unclear(unclear: &Unclear, queue: &str) -> String {
         if ambiguous.more {
             candidates.push("...".to_owned());
         }
-        let (name, candidates) = (output::escape(&ambiguous.name), candidates.join(", "));
+        let (name, candidates) = (output::foreign(&ambiguous.name), candidates.join(", "));
         reasons
             .push(format!("several dead tasks in {queue} go by {name}, name one by its key: {candidates}"));
     }
@@ -197,14 +181,6 @@ mod tests {
         assert_eq!(cell(&"ü".repeat(41)), format!("{}…", "ü".repeat(39)));
         assert_eq!(cell(&"全".repeat(21)), format!("{}…", "全".repeat(19)));
         assert_eq!(cell(&"ü".repeat(40)), "ü".repeat(40));
-    }
-
-    #[test]
-    fn json_is_ascii_and_means_the_same() {
-        let text = "a\u{9b}31m ü 😀 \u{7f}";
-        let json = ascii(&json!(text).to_string());
-        assert!(json.is_ascii() && !json.contains('\x7f'), "{json}");
-        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::broker::testing::{self, FakeBroker, LONG, Published, Reply, fault};
 use crate::broker::{Fault, FaultKind, Record, Scope};
 use crate::error::Exit;
 use crate::settlement::Purpose;
+use crate::worker_pool::planned_copy::Named;
 
 const SHORT: Duration = Duration::from_millis(2);
 
@@ -53,7 +54,13 @@ impl Worker {
 
     fn request_copy(&self, body: &str, comes_first: bool) -> Pending {
         let to = testing::queue().dead();
-        let copy = PlannedCopy { to, record: Record::default(), purpose: retry(), comes_first };
+        let copy = PlannedCopy {
+            to,
+            record: Record::default(),
+            purpose: retry(),
+            named: Named::default(),
+            comes_first,
+        };
         self.republisher.request(copy, body.as_bytes().to_vec(), &testing::task(body), &self.wake.0)
     }
 

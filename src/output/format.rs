@@ -1,0 +1,195 @@
+//! The forms in which messages are written to stderr.
+
+use std::io::{Stderr, Stdout};
+use std::os::fd::AsFd;
+use std::sync::OnceLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use log::kv::{Error, Key, Value, VisitSource};
+use log::{Level, Record};
+use nix::sys::stat::fstat;
+use serde_json::{Map, json};
+
+use super::json::line_of_json;
+use super::secrets;
+use super::text::message;
+use crate::calendar::Moment;
+
+/// Set by systemd where stdout or stderr is the journal: the device and the inode of its socket.
+const JOURNAL: &str = "JOURNAL_STREAM";
+
+static CURRENT: OnceLock<LogFormat> = OnceLock::new();
+
+/// How messages are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// The same with the time in front, in UTC.
+    Time,
+    /// One object a line: docs/log.md.
+    Json,
+    /// Lines with a priority of syslog in front, which systemd's journal takes off.
+    Journal,
+}
+
+impl LogFormat {
+    /// What is right where nobody chose.
+    #[must_use]
+    pub fn of_stderr() -> Self {
+        if is_the_journal(&std::io::stderr()) { Self::Journal } else { Self::Text }
+    }
+
+    /// For all messages from now on.
+    pub(super) fn choose(self) {
+        let _ = CURRENT.set(self);
+    }
+
+    /// What was chosen.
+    #[must_use]
+    pub fn current() -> Self {
+        CURRENT.get().copied().unwrap_or(Self::Text)
+    }
+
+    /// A whole line. Whoever composed it, it can drive no terminal and holds no password.
+    pub(super) fn line(self, record: &Record<'_>, now: SystemTime) -> String {
+        let level = record.level();
+        let text = message(&record.args().to_string());
+        match self {
+            Self::Text => format!("{}{text}\n", prefix(level)),
+            Self::Time => format!("{} {}{text}\n", moment(now), prefix(level)),
+            Self::Journal => format!("<{}>{}{text}\n", priority(level), prefix(level)),
+            Self::Json => {
+                let mut facts = Facts(Map::new());
+                let _ = record.key_values().visit(&mut facts);
+                let Facts(mut object) = facts;
+                object.entry("event").or_insert_with(|| json!("message"));
+                object.insert("ts".to_owned(), json!(moment(now)));
+                object.insert("level".to_owned(), json!(name(level)));
+                object.insert("thread".to_owned(), json!(std::thread::current().name()));
+                object.insert("message".to_owned(), json!(text));
+                line_of_json(&object.into()) + "\n"
+            }
+        }
+    }
+
+    /// What stands before each line that a command writes, so that it cannot choose its own priority.
+    #[must_use]
+    pub fn before_lines_of_commands(self, to: ToCommands) -> &'static [u8] {
+        let as_messages = match to {
+            ToCommands::Stderr => true,
+            ToCommands::Stdout => are_the_same(&std::io::stdout(), &std::io::stderr()),
+        };
+        if self == Self::Journal && as_messages { b"<6>" } else { b"" }
+    }
+}
+
+/// A stream that commands write to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToCommands {
+    /// The worker's stdout.
+    Stdout,
+    /// The worker's stderr.
+    Stderr,
+}
+
+/// What is known of an event beside its text.
+struct Facts(Map<String, serde_json::Value>);
+
+impl<'kvs> VisitSource<'kvs> for Facts {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), Error> {
+        let value = match value.to_u64() {
+            Some(number) => json!(number),
+            None => json!(secrets::redact(&value.to_string())),
+        };
+        self.0.insert(key.to_string(), value);
+        Ok(())
+    }
+}
+
+fn prefix(level: Level) -> &'static str {
+    match level {
+        Level::Error => "taskq: error: ",
+        Level::Warn => "taskq: warning: ",
+        Level::Info => "",
+        Level::Debug | Level::Trace => "taskq: debug: ",
+    }
+}
+
+fn name(level: Level) -> &'static str {
+    match level {
+        Level::Error => "error",
+        Level::Warn => "warning",
+        Level::Info => "info",
+        Level::Debug | Level::Trace => "debug",
+    }
+}
+
+/// Of syslog.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
+
+/// `2026-11-28T22:40:31.123Z`
+fn moment(now: SystemTime) -> String {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let Some(seconds) = Moment::from_unix(now.as_secs()) else { return String::new() };
+    let seconds = seconds.to_string();
+    format!("{}.{:03}Z", seconds.trim_end_matches('Z'), now.subsec_millis())
+}
+
+fn is_the_journal(stream: &Stderr) -> bool {
+    let announced = std::env::var(JOURNAL).ok();
+    let parts = announced.as_deref().and_then(|text| text.split_once(':'));
+    let Some((Ok(device), Ok(inode))) = parts.map(|(device, inode)| (device.parse(), inode.parse())) else {
+        return false;
+    };
+    fstat(stream.as_fd()).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (device, inode))
+}
+
+fn are_the_same(stdout: &Stdout, stderr: &Stderr) -> bool {
+    match (fstat(stdout.as_fd()), fstat(stderr.as_fd())) {
+        (Ok(stdout), Ok(stderr)) => (stdout.st_dev, stdout.st_ino) == (stderr.st_dev, stderr.st_ino),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn line(format: LogFormat, level: Level) -> String {
+        let facts =
+            [("event", Value::from("done")), ("id", Value::from("a\nb")), ("attempt", Value::from(2_u32))];
+        let facts = &facts[..];
+        let now = UNIX_EPOCH + Duration::from_millis(1_795_905_631_042);
+        let record =
+            Record::builder().args(format_args!("it is\nso")).level(level).key_values(&facts).build();
+        format.line(&record, now)
+    }
+
+    #[test]
+    fn each_form_is_one_line() {
+        assert_eq!(line(LogFormat::Text, Level::Warn), "taskq: warning: it is\\nso\n");
+        assert_eq!(line(LogFormat::Text, Level::Info), "it is\\nso\n");
+        assert_eq!(
+            line(LogFormat::Time, Level::Error),
+            "2026-11-28T22:40:31.042Z taskq: error: it is\\nso\n"
+        );
+        assert_eq!(line(LogFormat::Journal, Level::Info), "<6>it is\\nso\n");
+        assert_eq!(line(LogFormat::Journal, Level::Error), "<3>taskq: error: it is\\nso\n");
+        let object: serde_json::Value = serde_json::from_str(&line(LogFormat::Json, Level::Info)).unwrap();
+        let thread = std::thread::current();
+        let expected = json!({
+            "ts": "2026-11-28T22:40:31.042Z", "level": "info", "event": "done", "id": "a\nb", "attempt": 2,
+            "thread": thread.name(), "message": "it is\\nso",
+        });
+        assert_eq!(object, expected);
+    }
+}
