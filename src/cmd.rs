@@ -109,9 +109,12 @@ pub fn run() -> Exit {
 
 /// A URL with its password may stand where none is expected, and then in what is said of that.
 fn hide_passwords() {
-    for text in std::env::args_os().chain(std::env::var_os("TASKQ_URL")) {
-        output::hide_urls_of(&text.to_string_lossy());
+    let arguments: Vec<_> = std::env::args_os().map(|text| text.to_string_lossy().into_owned()).collect();
+    let variable = std::env::var_os("TASKQ_URL").map(|text| text.to_string_lossy().into_owned());
+    for text in arguments.iter().chain(&variable) {
+        output::hide_urls_of(text);
     }
+    connection::hide_passwords_in_files(&arguments);
 }
 
 /// Prints clap's help or complaint.
@@ -137,10 +140,17 @@ fn one_line(complaint: &str) -> String {
     let (wrong, usage) = complaint.split_once("\n\nUsage: ").unwrap_or((complaint, ""));
     let wrong = wrong.strip_prefix("error: ").unwrap_or(wrong);
     let wrong = wrong.split_once("\n\nFor more information").map_or(wrong, |(wrong, _)| wrong);
-    let wrong = wrong.split_whitespace().collect::<Vec<_>>().join(" ");
+    let parts = wrong.split("\n\n").map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "));
+    let wrong = parts.collect::<Vec<_>>().join("; ");
+    // Some complaints come without it.
+    let typed = || std::env::args().take_while(|word| !word.starts_with('-')).collect::<Vec<_>>().join(" ");
     let is_name = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase());
-    let command = usage.split_whitespace().take_while(is_name).collect::<Vec<_>>().join(" ");
-    let command = if command.is_empty() { "taskq" } else { &command };
+    let usage = if usage.is_empty() { typed() } else { usage.to_owned() };
+    let command = usage
+        .split_whitespace()
+        .skip(1)
+        .take_while(is_name)
+        .fold("taskq".to_owned(), |out, word| out + " " + word);
     format!("{} ({command} --help)", output::foreign(wrong))
 }
 

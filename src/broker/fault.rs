@@ -118,9 +118,7 @@ impl Fault {
     pub fn missing(queue: &str) -> Self {
         Self::channel(
             FaultKind::NotFound,
-            format!(
-                "there is no queue {queue}; send and work declare it, unless they are given --no-declare"
-            ),
+            format!("there is no queue {queue}; create it, or have work do so (without --no-declare)"),
         )
     }
 
@@ -218,11 +216,15 @@ impl Fault {
             | FaultKind::NoResources
             | FaultKind::AckTimeout
             | FaultKind::NoTimeout
-            | FaultKind::ConsumerCancelled(_)
-            | FaultKind::Unacceptable => Exit::Unavailable,
+            | FaultKind::ConsumerCancelled(_) => Exit::Unavailable,
+            // What else was on a connection may be to blame.
+            FaultKind::Unacceptable if self.scope == Scope::Connection => Exit::Unavailable,
             FaultKind::Refused => Exit::Refused,
             FaultKind::NoRoom => Exit::TryAgain,
-            FaultKind::Configuration | FaultKind::MaybeStream | FaultKind::NotFound => Exit::Configuration,
+            FaultKind::Configuration
+            | FaultKind::MaybeStream
+            | FaultKind::NotFound
+            | FaultKind::Unacceptable => Exit::Configuration,
             FaultKind::TooLarge(_) | FaultKind::HeadersTooLarge => Exit::BadData,
         };
         Error::new(exit, self.text)
@@ -259,8 +261,8 @@ impl From<amiquip::Error> for Fault {
             Amqp::IoThreadPanic => Self::lost("the connection broke down"),
             Amqp::ExhaustedChannelIds => Self::connection(
                 FaultKind::Configuration,
-                "a connection may not have as many channels as are needed, one for each thread (channel_max of the \
-                 broker, or in the URL)",
+                "a connection may not have as many channels as are needed: one for each thread, and one more to look at \
+                 queues (channel_max of the broker, or in the URL)",
             ),
             Amqp::ClientClosedChannel => Self::channel(FaultKind::Lost, "the channel is closed"),
             other => Self::lost(other.to_string()),

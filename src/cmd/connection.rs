@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -95,6 +95,23 @@ impl ConnectionArgs {
     }
 }
 
+/// Whatever ends the program before the URL is read: what it says may hold the password.
+pub(super) fn hide_passwords_in_files(arguments: &[String]) {
+    let after = arguments.windows(2).filter(|pair| pair[0] == "--url-file").map(|pair| pair[1].as_str());
+    let joined = arguments.iter().filter_map(|argument| argument.strip_prefix("--url-file="));
+    let credential = std::env::var_os(CREDENTIALS).map(|directory| Path::new(&directory).join(CREDENTIAL));
+    for path in after.chain(joined).map(PathBuf::from).chain(credential) {
+        // A pipe can be read only once.
+        if path.metadata().is_ok_and(|file| file.is_file())
+            && let Ok(file) = File::open(&path)
+        {
+            let mut text = Vec::new();
+            let _ = file.take(MAX_URL_FILE_BYTES).read_to_end(&mut text);
+            output::hide_urls_of(&String::from_utf8_lossy(&text));
+        }
+    }
+}
+
 /// Whatever is wrong with them, from here on no message holds a password of theirs.
 fn parse(list: &str) -> Result<Vec<BrokerUrl>> {
     output::hide_urls_of(list);
@@ -103,17 +120,19 @@ fn parse(list: &str) -> Result<Vec<BrokerUrl>> {
     Ok(urls)
 }
 
+/// Where the service manager keeps credentials.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
 /// The service manager's credential; `None` where it provides none. What cannot be looked at is an error: without it the
 /// tasks would go to another broker.
 fn credential() -> Result<Option<PathBuf>> {
-    const VARIABLE: &str = "CREDENTIALS_DIRECTORY";
-    let Some(directory) = std::env::var_os(VARIABLE) else { return Ok(None) };
+    let Some(directory) = std::env::var_os(CREDENTIALS) else { return Ok(None) };
     if directory.is_empty() {
-        return Err(Error::usage(format!("{VARIABLE} is set but empty; unset it or give a value")));
+        return Err(Error::usage(format!("{CREDENTIALS} is set but empty; unset it or give a value")));
     }
     let directory = PathBuf::from(directory);
     let cannot_read = |error: io::Error| {
-        Error::configuration(format!("cannot read {VARIABLE} {}: {error}", output::path(&directory)))
+        Error::configuration(format!("cannot read {CREDENTIALS} {}: {error}", output::path(&directory)))
     };
     let mut entries = std::fs::read_dir(&directory).map_err(cannot_read)?;
     let is_there = entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() == CREDENTIAL));

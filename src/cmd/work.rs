@@ -87,8 +87,8 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     let queue = args.queue.into_spec()?;
     let policy =
         Policy { attempts: args.attempts, max_deliveries: args.max_deliveries, backoff: args.backoff };
-    check_derived_names(&queue, &policy)?;
     if !args.command.is_empty() {
+        check_derived_names(&queue, &policy)?;
         descriptors::ensure(args.threads)?;
     }
     let spec = match args.command.split_first() {
@@ -157,9 +157,9 @@ fn command_spec(options: handler::Options) -> Result<Spec> {
 
 /// A failed task must never be without a place because its queue's name is long.
 fn check_derived_names(queue: &QueueSpec, policy: &Policy) -> Result<()> {
-    let delays = policy.backoff.iter().map(|pause| queue.delay(*pause).name);
+    let delays = policy.pauses().iter().map(|pause| queue.delay(*pause).name);
     let longest = delays.chain([queue.dead().name]).max_by_key(String::len).unwrap_or_default();
-    check_name("the name of a queue for failed tasks, made from the queue's", &longest)
+    check_name("the name of a queue for failed tasks, made from the queue's,", &longest)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use log::{Level, LevelFilter, Metadata, Record};
 use super::format::LogFormat;
 use super::standard::stderr;
 use super::stream::{Stream, never_wait_here};
+use super::text::foreign;
 
 /// Makes a panic one line on stderr. One in amiquip's threads is a lost connection, which is dealt with and told as
 /// such.
@@ -45,8 +46,11 @@ pub fn install_logger(verbosity: Verbosity, format: LogFormat) -> io::Result<()>
         Verbosity::Verbose => LevelFilter::Debug,
     };
     let mut builder = env_logger::Builder::new();
-    if std::env::var_os(env_logger::DEFAULT_FILTER_ENV).is_some() {
-        builder.parse_default_env();
+    let wanted = std::env::var_os(env_logger::DEFAULT_FILTER_ENV);
+    let wanted = wanted.map(|filters| filters.to_string_lossy().into_owned());
+    let (understood, other) = wanted.as_deref().map(understood).unwrap_or_default();
+    if wanted.is_some() {
+        builder.parse_filters(&understood);
     } else {
         builder.filter_module("taskq", level).filter_level(LevelFilter::Warn);
     }
@@ -60,7 +64,28 @@ pub fn install_logger(verbosity: Verbosity, format: LogFormat) -> io::Result<()>
     if log::set_boxed_logger(Box::new(logger)).is_ok() {
         log::set_max_level(max);
     }
+    if let Some(other) = other {
+        log::warn!("RUST_LOG has a part that is no filter: {}", foreign(other));
+    }
     Ok(())
+}
+
+/// The filters that `env_logger` understands, and the first one that it would complain about in words of its own.
+fn understood(filters: &str) -> (String, Option<&str>) {
+    let (directives, pattern) =
+        filters.split_once('/').map_or((filters, ""), |(before, after)| (before, after));
+    let is_sound = |directive: &&str| {
+        let (target, level) =
+            directive.split_once('=').map_or((*directive, None), |(target, level)| (target, Some(level)));
+        target.chars().all(|c| c.is_ascii_alphanumeric() || "_:.-".contains(c))
+            && level.is_none_or(|level| level.is_empty() || level.trim().parse::<LevelFilter>().is_ok())
+    };
+    let (sound, other): (Vec<_>, Vec<_>) = directives.split(',').map(str::trim).partition(is_sound);
+    let mut understood = sound.join(",");
+    if !pattern.is_empty() && pattern.chars().all(|c| !c.is_control()) {
+        understood = format!("{understood}/{pattern}");
+    }
+    (understood, other.first().copied())
 }
 
 /// amiquip logs the password of the handshake at debug level and message bodies at warn level, so nothing of it

@@ -14,13 +14,21 @@ const SHORTEST: usize = 4;
 /// Every form in which a password of this process may come back, the longest first.
 static PASSWORDS: RwLock<Vec<String>> = RwLock::new(Vec::new());
 
-/// From now on [`redact`] hides this password: as it is, as bytes, and escaped as in a URL or in a message.
+/// From now on [`redact`] hides this password: as it is, as bytes, and escaped as in a URL (as one library or another
+/// does it) or in a message.
 pub fn hide(password: &str) {
-    let upper = percent_encoded(password, |byte| format!("%{byte:02X}"));
-    let lower = percent_encoded(password, |byte| format!("%{byte:02x}"));
     let bytes = password.bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(", ");
-    let quoted = password.escape_debug().to_string();
-    hide_forms(&[password, &upper, &lower, &bytes, &quoted, &escape(password)]);
+    let mut forms = vec![password.to_owned(), bytes, password.escape_debug().to_string(), escape(password)];
+    for left_as_they_are in ["-._~", "-._~/", "-._", "-_.!~*'()"] {
+        for blank in [Blank::Escaped, Blank::Plus] {
+            let encoded = percent_encoded(password, left_as_they_are, &blank);
+            forms.push(lower_escapes(&encoded));
+            forms.push(encoded);
+        }
+    }
+    let all = password.bytes().fold(String::new(), |out, byte| out + &format!("%{byte:02X}"));
+    forms.extend([all.to_ascii_lowercase(), all]);
+    hide_forms(&forms);
 }
 
 /// Hides the passwords of all broker URLs in an argument or a variable, as they are written there, before anything
@@ -32,15 +40,16 @@ pub fn hide_urls_of(argument: &str) {
         let word = scheme.rfind(|c: char| !c.is_ascii_alphanumeric()).map_or(scheme, |at| &scheme[at..]);
         if word.to_ascii_lowercase().contains("amqp") {
             hide(password);
+            hide(&percent_decoded(password));
         }
     }
 }
 
-fn hide_forms(forms: &[&str]) {
+fn hide_forms(forms: &[String]) {
     let mut known = PASSWORDS.write().unwrap_or_else(std::sync::PoisonError::into_inner);
     for form in forms.iter().filter(|form| form.len() >= SHORTEST) {
         if !known.iter().any(|old| old == form) {
-            known.push((*form).to_owned());
+            known.push(form.clone());
         }
     }
     // A password may be a part of another one.
@@ -132,15 +141,52 @@ fn password_at<'t>(text: &'t str, urls: &[usize], number: usize) -> (usize, Opti
     (next, secret.map(|(user, password)| (&text[..=begin + user.len()], password)))
 }
 
-fn percent_encoded(text: &str, escape: impl Fn(u8) -> String) -> String {
+/// How a blank is written in a URL.
+enum Blank {
+    Escaped,
+    Plus,
+}
+
+fn percent_encoded(text: &str, left_as_they_are: &str, blank: &Blank) -> String {
     text.bytes().fold(String::new(), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "{}", escape(byte));
+        match (byte, blank) {
+            (b' ', Blank::Plus) => out.push('+'),
+            _ if byte.is_ascii_alphanumeric() || left_as_they_are.as_bytes().contains(&byte) => {
+                out.push(char::from(byte));
+            }
+            _ => {
+                let _ = write!(out, "%{byte:02X}");
+            }
         }
         out
     })
+}
+
+/// The same with `%2f` for `%2F`.
+fn lower_escapes(encoded: &str) -> String {
+    let mut parts = encoded.split('%');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |out, part| {
+        let (digits, rest) = part.split_at(part.len().min(2));
+        out + "%" + &digits.to_ascii_lowercase() + rest
+    })
+}
+
+/// What stands for itself, where it is no escape.
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        let digit = |at: usize| tail.get(at).and_then(|digit| char::from(*digit).to_digit(16));
+        if let (b'%', Some(high), Some(low)) = (byte, digit(0), digit(1)) {
+            bytes.push(u8::try_from(high * 16 + low).unwrap_or_default());
+            rest = &tail[2..];
+        } else {
+            bytes.push(byte);
+            rest = tail;
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]
@@ -154,6 +200,9 @@ mod tests {
             "in the/house+\u{1b}",
             "in%20the%2Fhouse%2B%1B",
             "in%20the%2fhouse%2b%1b",
+            "in%20the/house%2B%1B",
+            "in+the%2Fhouse%2B%1B",
+            "%69%6E%20%74%68%65%2F%68%6F%75%73%65%2B%1B",
             "in the/house+\\x1b",
             "in the/house+\\u{1b}",
             "105, 110, 32, 116, 104, 101, 47, 104, 111, 117, 115, 101, 43, 27",
@@ -190,6 +239,8 @@ mod tests {
             hide_urls_of(url);
         }
         assert_eq!(redact("bookcase armchair footstool tabletop"), "*** *** *** tabletop");
+        hide_urls_of("amqp://u:side%20board%2@h");
+        assert_eq!(redact("side%20board%2 side board%2"), "*** ***");
     }
 
     #[test]

@@ -93,6 +93,13 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// The pauses that can come: with a single attempt there is none.
+    #[must_use]
+    pub fn pauses(&self) -> &[Duration] {
+        let retries = usize::try_from(self.attempts.saturating_sub(1)).unwrap_or(usize::MAX);
+        &self.backoff[..self.backoff.len().min(retries)]
+    }
+
     /// After attempt number `attempt` (from 1; 0 counts as 1) ended with `outcome`.
     #[must_use]
     pub fn after(&self, attempt: u32, outcome: &Outcome) -> Disposition {

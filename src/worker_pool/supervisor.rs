@@ -11,7 +11,7 @@ use super::shared::Shared;
 use crate::backoff::{Backoff, Reminder};
 use crate::broker::{
     AckTimeout, ConnectionPurpose, Count, DeliveryChannel, Fault, FaultKind, Link, Publisher, Scope, Session,
-    count_messages, ensure_queue, find_again, kind_of,
+    count_messages, ensure_queue, find_again, is_a_stream, kind_of,
 };
 use crate::duration;
 use crate::error::{Error, Exit, Result};
@@ -190,6 +190,9 @@ impl Supervisor {
             let label = session.label().to_owned();
             // The connection knows the cause; its channels only know that it is gone.
             let cause = session.close().unwrap_or_else(|| seen.clone());
+            if cause.kind == FaultKind::Configuration {
+                return self.fatal(cause.into_error());
+            }
             tell(&Event::ConnectionLost { broker: &label, cause: &cause });
         }
         self.rest();
@@ -300,7 +303,7 @@ impl Supervisor {
         }
         match count_messages(session, &self.shared.options.queue.name) {
             // Not even this worker's own consumers are counted: nobody answers for the queue.
-            Ok(Count { ready: 0, consumers: 0 }) => self.note_queue_silent(),
+            Ok(Count { consumers: 0, .. }) => self.note_queue_silent(),
             Ok(Count { ready: 0, .. }) if self.shared.busy() == 0 => {
                 let _ = self.end_requests.send(EndRequest::Empty);
             }
@@ -318,6 +321,13 @@ impl Supervisor {
     fn note_queue_silent(&mut self) {
         self.uncounted += 1;
         if self.uncounted == UNCOUNTED_TOLD {
+            let queue = &self.shared.options.queue.name;
+            // A stream counts no such consumers.
+            if let (None, Some(session)) = (self.shared.queue_kind(), self.link.up())
+                && let Ok(true) = is_a_stream(session, queue)
+            {
+                return self.fatal(Fault::a_stream(queue).into_error());
+            }
             tell(&Event::QueueSilent { queue: &self.shared.options.queue.name });
         }
     }
@@ -349,7 +359,7 @@ fn prepare(shared: &Shared) -> Result<Session> {
     let kind = ensure_queue(&mut session, &options.queue).map_err(Fault::into_error)?.kind;
     shared.set_queue_kind(kind);
     if options.prepare_retries {
-        let delays = options.policy.backoff.iter().map(|pause| options.queue.delay(*pause));
+        let delays = options.policy.pauses().iter().map(|pause| options.queue.delay(*pause));
         for queue in delays.chain([options.queue.dead()]) {
             if !shared.was_connected() {
                 ensure_queue(&mut session, &queue).map_err(Fault::into_error)?;

@@ -118,3 +118,47 @@ fn what_is_passed_on_shows_no_password_of_the_broker() {
         assert!(!said.contains(['\u{1b}', '\u{202e}']), "{said:?}");
     }
 }
+
+/// What ends a command before its URL is read says nothing of the password either, however it is written there.
+#[test]
+fn no_complaint_before_the_url_is_read_shows_its_password() {
+    let sandbox = Sandbox::new();
+    let credential = sandbox.file("taskq-url", url(ENCODED));
+    let directory = credential.parent().unwrap();
+    for args in [
+        &["send", "--header", PASSWORD, "x"][..],
+        &["send", "--header", "tea%20for/two", "x"],
+        &["send", "--header", "tea+for%2Ftwo", "x"],
+        &["work", "--attempts", PASSWORD, "--", "true"],
+        &["work", "--", PASSWORD],
+        &[PASSWORD],
+    ] {
+        let named = ["--url-file", credential.to_str().unwrap()];
+        let (command, rest) = args.split_first().unwrap();
+        let with_file = std::iter::once(command).chain(&named).chain(rest);
+        let by_file = sandbox.taskq(if args.len() > 1 { with_file.collect() } else { vec![command] });
+        let by_file = if args.len() > 1 {
+            by_file.without_env("TASKQ_URL")
+        } else {
+            by_file.env("TASKQ_URL", url(ENCODED))
+        };
+        assert_harmless(args[0], &by_file.run());
+        let by_credential =
+            sandbox.taskq(args).without_env("TASKQ_URL").env("CREDENTIALS_DIRECTORY", directory);
+        assert_harmless(args[0], &by_credential.run());
+        assert_harmless(args[0], &sandbox.taskq(args).env("TASKQ_URL", url(ENCODED)).run());
+    }
+}
+
+#[test]
+fn what_is_wrong_with_rust_log_is_told_in_one_line() {
+    let sandbox = Sandbox::new();
+    let sent = sandbox
+        .taskq(["send", "x"])
+        .env("RUST_LOG", format!("taskq=info,={HARM}\r\nforged: y="))
+        .run()
+        .exits(0);
+    let lines: Vec<&str> = sent.stderr.lines().collect();
+    assert!(lines.len() == 2 && lines[0].starts_with("taskq: warning: RUST_LOG"), "{lines:?}");
+    assert!(!sent.stderr.contains(['\u{1b}', '\r', '\u{202e}']), "{lines:?}");
+}

@@ -248,6 +248,15 @@ fn a_stream_that_was_not_to_be_declared_is_refused_before_its_first_task_runs() 
     worker.end().exits(78).says("it is a stream").never_says("Received");
 }
 
+#[test]
+fn a_stream_that_was_not_to_be_declared_is_not_waited_for_until_it_is_empty() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    broker.declare_with(&sandbox.queue, durable(arguments(&[("x-queue-type", text("stream"))])));
+    let worker = sandbox.taskq(["work", "--no-declare", "--until-empty"]).run().exits(78);
+    worker.says("it is a stream").never_says("nobody answers");
+}
+
 /// Something moved it here from a stream, as a shovel does.
 #[test]
 fn a_task_that_comes_from_a_stream_runs() {

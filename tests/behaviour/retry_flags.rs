@@ -89,3 +89,25 @@ fn the_command_line_of_a_handler_is_its_own() {
     let options = ["work", "--until-empty", "--", "echo", "--threads", "0", "--", "--help"];
     assert_eq!(sandbox.taskq(options).run().exits(0).stdout_text(), "--threads 0 -- --help\n");
 }
+
+#[test]
+fn with_a_single_attempt_no_queue_for_retries_is_needed() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    for queue in [&sandbox.queue, &sandbox.dead_queue()] {
+        broker.declare(queue);
+    }
+    let worked = sandbox.work_with(&["--no-declare", "--attempts", "1", "--until-empty"], "exit 1");
+    broker.publish(&sandbox.queue, "fails");
+    worked.run().exits(1);
+    broker.wait_ready(&sandbox.dead_queue(), 1);
+}
+
+#[test]
+fn without_a_command_the_names_of_other_queues_do_not_matter() {
+    let sandbox = Sandbox::new();
+    let long = format!("{:x<250}", sandbox.queue);
+    sandbox.taskq(["work", "--queue", &long, "--until-empty"]).run().exits(0);
+    let refused = sandbox.taskq(["work", "--queue", &long, "--until-empty", "--", "true"]).run().exits(65);
+    refused.in_one_line().says("made from the queue's, has");
+}

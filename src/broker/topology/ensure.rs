@@ -97,7 +97,16 @@ pub fn ensure_queue(session: &mut Session, spec: &QueueSpec) -> Result<Found, Fa
     }
     let channel = match channel {
         Some(channel) => channel,
-        None => look(session, &spec.name)?.0,
+        None => match look(session, &spec.name) {
+            Ok((channel, _)) => channel,
+            Err(missing) => {
+                // Then it is no other queue that was in the way.
+                let refusal = unclear.filter(|_| missing.kind == FaultKind::NotFound);
+                let explained =
+                    |fault: Fault| fault.because_also(&format!("the queue {} cannot be declared", spec.name));
+                return Err(refusal.map_or(missing, explained));
+            }
+        },
     };
     if let Some(fault) = unclear {
         let name = &spec.name;

@@ -87,7 +87,7 @@ impl PublishingThread {
         let mut watch = DelayWatch::default();
         if shared.options.prepare_retries {
             // They were made sure of at the start.
-            let delays = shared.options.policy.backoff.iter().map(|pause| queue.delay(*pause));
+            let delays = shared.options.policy.pauses().iter().map(|pause| queue.delay(*pause));
             delays.chain([queue.dead()]).for_each(|queue| watch.note(&queue.name));
         }
         Self {
