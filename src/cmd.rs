@@ -20,6 +20,8 @@ use crate::shutdown;
 /// `taskq send "hello..."` enqueues a task, `taskq work --threads 4` works through the queue. A task is acknowledged when
 /// it is done and not before: whatever dies meanwhile, it is run again. One that fails is tried again, and at last kept
 /// for a person to look at.
+///
+/// Durations (DUR) are written 500ms, 30s, 5m, 2h, 1d, or 1h30m: the longest unit first, each once.
 #[derive(Parser)]
 #[command(name = "taskq", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {

@@ -1,33 +1,43 @@
-//! Durations as people write them: `500ms`, `30s`, `5m`, `2h`.
+//! Durations as people write them: `500ms`, `30s`, `5m`, `1h30m`.
 
 use std::time::Duration;
 
 /// Anything longer is a typing error: it would overflow the broker's milliseconds or never come to pass.
 const MAX: Duration = Duration::from_hours(10 * 365 * 24);
 
-/// Parses one duration: a whole number and a unit (`ms`, `s`, `m`, `h`, `d`).
+/// From the longest to the shortest, with their milliseconds.
+const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+
+const EXPECTED: &str = "expected whole numbers with units, the longest first: 500ms, 30s, 5m, 1h30m, 1d";
+
+/// Parses one duration: a whole number and a unit (`ms`, `s`, `m`, `h`, `d`), or several, from the longest unit to the
+/// shortest, each unit once. Another order is more often a typing error than meant.
 pub fn parse(text: &str) -> Result<Duration, String> {
-    let expected = "expected a whole number and a unit: 500ms, 30s, 5m, 2h, 1d";
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let millis_per_unit = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(expected.to_owned()),
-    };
-    if number.is_empty() {
-        return Err(expected.to_owned());
+    let (mut rest, mut units) = (text, &UNITS[..]);
+    let mut total = Some(0_u64);
+    while !rest.is_empty() || text.is_empty() {
+        let (number, unit, tail) = first_part(rest);
+        let nth = units.iter().position(|(name, _)| *name == unit).ok_or(EXPECTED)?;
+        if number.is_empty() {
+            return Err(EXPECTED.to_owned());
+        }
+        let millis = number.parse::<u64>().ok().and_then(|number| number.checked_mul(units[nth].1));
+        total = total.zip(millis).and_then(|(total, millis)| total.checked_add(millis));
+        units = &units[nth + 1..];
+        rest = tail;
     }
-    number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(millis_per_unit))
+    total
         .map(Duration::from_millis)
         .filter(|duration| *duration <= MAX)
         .ok_or_else(|| "longer than ten years".to_owned())
+}
+
+/// The number that `text` begins with, its unit, and what follows.
+fn first_part(text: &str) -> (&str, &str, &str) {
+    let split = |text: &'_ str, ends: fn(char) -> bool| text.find(ends).unwrap_or(text.len());
+    let (number, rest) = text.split_at(split(text, |c| !c.is_ascii_digit()));
+    let (unit, rest) = rest.split_at(split(rest, |c| c.is_ascii_digit()));
+    (number, unit, rest)
 }
 
 /// Parses a duration that must not be zero.
@@ -66,6 +76,14 @@ mod tests {
             ("5m", 300_000),
             ("2h", 7_200_000),
             ("1d", 86_400_000),
+            ("1m30s", 90_000),
+            ("2h30m", 9_000_000),
+            ("1d12h", 129_600_000),
+            ("1s500ms", 1_500),
+            ("1h1ms", 3_600_001),
+            ("1d2h3m4s5ms", 93_784_005),
+            ("1m0s", 60_000),
+            ("0h90m", 5_400_000),
         ] {
             assert_eq!(parse(text), Ok(Duration::from_millis(millis)), "{text}");
         }
@@ -88,6 +106,18 @@ mod tests {
             "1w",
             "9999999999999999999999s",
             "11000d",
+            // Each unit once, the longest first, and nothing in between.
+            "30s1m",
+            "1m1m",
+            "500ms1s",
+            "1h30",
+            "1h m",
+            "1h 30m",
+            "1h-30m",
+            "hm",
+            "1hm",
+            "3650d1ms",
+            "213503982334d18446744073709551615ms",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }

@@ -29,6 +29,15 @@ proptest! {
     }
 
     #[test]
+    fn the_parts_are_added_up(numbers in any::<[u32; 5]>(), has in any::<[bool; 5]>()) {
+        let parts = || UNITS.iter().zip(numbers).zip(has).filter(|(_, has)| *has);
+        let text = parts().map(|(((unit, _), number), _)| format!("{number}{unit}")).collect::<Vec<_>>().concat();
+        let millis: u64 = parts().map(|(((_, size), number), _)| size * u64::from(number)).sum();
+        let expected = Some(Duration::from_millis(millis)).filter(|sum| *sum <= MAX && !text.is_empty());
+        prop_assert_eq!(parse(&text).ok(), expected);
+    }
+
+    #[test]
     fn what_is_shown_is_read_again(millis in 0..=315_360_000_000_u64) {
         let duration = Duration::from_millis(millis);
         prop_assert_eq!(parse(&show(duration)), Ok(duration));

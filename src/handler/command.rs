@@ -18,6 +18,7 @@ use super::spawn::Launch;
 use super::spec::Spec;
 use super::task::{Failure, Handler, Outcome, Task};
 use crate::cancel::Never;
+use crate::duration;
 
 /// Starts the command for every task, with the body on its stdin and the rest of the task in its environment.
 pub struct Command {
@@ -93,7 +94,7 @@ impl Command {
         }
         let timeout = self.spec.options().timeout.unwrap_or_default();
         Ok(Outcome::Failed(Failure {
-            exit: format!("timed out after {timeout:?}"),
+            exit: format!("timed out after {}", duration::show(timeout)),
             stderr: process.err.tail(),
         }))
     }

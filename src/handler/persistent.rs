@@ -21,6 +21,7 @@ use super::spawn::Launch;
 use super::spec::Spec;
 use super::task::{Failure, Handler, Outcome, Task};
 use crate::cancel::Never;
+use crate::duration;
 
 /// The time between two starts of processes that fail. It is doubled with each failure, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -186,7 +187,7 @@ impl Persistent {
                 let timeout = self.spec.options().timeout.unwrap_or_default();
                 let (exit, grace) = match end {
                     TaskEnd::ProtocolError(why) => (why, self.spec.options().grace.min(ABORT_GRACE)),
-                    _ => (format!("timed out after {timeout:?}"), self.spec.options().grace),
+                    _ => (format!("timed out after {}", duration::show(timeout)), self.spec.options().grace),
                 };
                 let mut limits = Limits { deadline: Some(from_now(grace)), ..limits };
                 process.stop(&mut kept.io, &mut limits)?;
