@@ -38,7 +38,7 @@ pub use dots::Dots;
 pub use exit::ExitRule;
 pub use relay::Output;
 pub use spec::{Options, Spec};
-pub use task::{Failure, Handler, Obstacle, Outcome, Task};
+pub use task::{Failure, Handler, Obstacle, Outcome, Task, TaskProperties};
 
 use command::Command;
 use persistent::Persistent;

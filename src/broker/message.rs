@@ -129,6 +129,36 @@ impl Properties {
         self.0.content_type().as_deref().unwrap_or_default()
     }
 
+    /// Where an answer is to go.
+    #[must_use]
+    pub fn reply_to(&self) -> Option<&str> {
+        self.0.reply_to().as_deref()
+    }
+
+    /// What an answer is to be known by.
+    #[must_use]
+    pub fn correlation_id(&self) -> Option<&str> {
+        self.0.correlation_id().as_deref()
+    }
+
+    /// How the body is encoded, such as `gzip`.
+    #[must_use]
+    pub fn content_encoding(&self) -> Option<&str> {
+        self.0.content_encoding().as_deref()
+    }
+
+    /// The property `type`.
+    #[must_use]
+    pub fn kind(&self) -> Option<&str> {
+        self.0.type_().as_deref()
+    }
+
+    /// 0 to 255, where the producer gave one.
+    #[must_use]
+    pub fn priority(&self) -> Option<u8> {
+        *self.0.priority()
+    }
+
     /// When it was sent, in seconds since 1970, where the producer said so.
     #[must_use]
     pub fn timestamp(&self) -> Option<u64> {

@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     fn task(body: &[u8]) -> Task<'_> {
-        Task { id: "", attempt: 1, queue: "q", redelivered: false, content_type: "", headers: &[], body }
+        crate::handler::testing::task(body)
     }
 
     #[test]

@@ -10,6 +10,23 @@ use super::task::Task;
 /// The beginning of the variables for the headers of a task.
 const HEADER: &str = "TASKQ_HEADER_";
 
+/// The variables that every task has.
+const OF_ALL: [&str; 6] =
+    ["TASKQ_ID", "TASKQ_ATTEMPT", "TASKQ_ATTEMPTS", "TASKQ_QUEUE", "TASKQ_REDELIVERED", "TASKQ_CONTENT_TYPE"];
+
+/// The variables of what a task may have or not.
+const OF_SOME: [&str; 8] = [
+    "TASKQ_REPLY_TO",
+    "TASKQ_CORRELATION_ID",
+    "TASKQ_CONTENT_ENCODING",
+    "TASKQ_TYPE",
+    "TASKQ_PRIORITY",
+    "TASKQ_TIMESTAMP",
+    // As OpenTelemetry's tools have them, for the headers of the W3C's Trace Context.
+    "TRACEPARENT",
+    "TRACESTATE",
+];
+
 /// What handlers get of the worker's own environment. Made once, because that does not change.
 #[derive(Clone)]
 pub(super) struct Environment(Vec<CString>);
@@ -33,15 +50,33 @@ impl Environment {
 /// The variables that describe `task`, as `NAME=VALUE`. Those whose value has a NUL byte are left out, because an
 /// environment cannot hold them.
 pub(super) fn task_variables(task: &Task<'_>) -> Vec<CString> {
-    let attempt = task.attempt.to_string();
-    let own = [
-        ("TASKQ_ID", task.id),
-        ("TASKQ_ATTEMPT", &attempt),
-        ("TASKQ_QUEUE", task.queue),
-        ("TASKQ_REDELIVERED", if task.redelivered { "1" } else { "0" }),
-        ("TASKQ_CONTENT_TYPE", task.content_type),
+    let of_all = [
+        task.id,
+        &task.attempt.to_string(),
+        &task.attempts.to_string(),
+        task.queue,
+        if task.redelivered { "1" } else { "0" },
+        task.content_type,
     ];
-    let own = own.into_iter().filter_map(|(name, value)| entry(name.as_bytes(), value.as_bytes()));
+    let properties = &task.properties;
+    let (priority, timestamp) =
+        (properties.priority.map(|it| it.to_string()), properties.timestamp.map(|it| it.to_string()));
+    let of_some = [
+        properties.reply_to,
+        properties.correlation_id,
+        properties.content_encoding,
+        properties.kind,
+        priority.as_deref(),
+        timestamp.as_deref(),
+        task.header("traceparent"),
+        task.header("tracestate"),
+    ];
+    let of_some = OF_SOME.into_iter().zip(of_some).filter_map(|(name, value)| Some((name, value?)));
+    let own = OF_ALL
+        .into_iter()
+        .zip(of_all)
+        .chain(of_some)
+        .filter_map(|(name, value)| entry(name.as_bytes(), value.as_bytes()));
     // If several headers become the same variable, the last one holds.
     let headers: BTreeMap<String, CString> = task
         .headers
@@ -62,18 +97,13 @@ fn entry(name: &[u8], value: &[u8]) -> Option<CString> {
 /// describes a task. The latter is there if the worker was started by a handler, whose task is not the one that runs
 /// here.
 fn is_private(name: &OsStr) -> bool {
-    let name = name.as_encoded_bytes();
-    let exact: [&[u8]; 8] = [
-        b"TASKQ_URL",
-        b"TASKQ_ID",
-        b"TASKQ_ATTEMPT",
-        b"TASKQ_QUEUE",
-        b"TASKQ_REDELIVERED",
-        b"TASKQ_CONTENT_TYPE",
-        b"CREDENTIALS_DIRECTORY",
-        b"NOTIFY_SOCKET",
-    ];
-    exact.contains(&name) || name.starts_with(HEADER.as_bytes()) || name.starts_with(b"WATCHDOG_")
+    let is_one_of = |names: &[&str]| names.iter().any(|other| name == *other);
+    let name_bytes = name.as_encoded_bytes();
+    is_one_of(&["TASKQ_URL", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET"])
+        || is_one_of(&OF_ALL)
+        || is_one_of(&OF_SOME)
+        || name_bytes.starts_with(HEADER.as_bytes())
+        || name_bytes.starts_with(b"WATCHDOG_")
 }
 
 /// The variable for a header: `TASKQ_HEADER_X_TRACE_ID` for `X-Trace.id`.
@@ -88,6 +118,8 @@ fn variable(header: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calendar::Moment;
+    use crate::handler::TaskProperties;
 
     fn text<S: AsRef<CStr>>(entries: impl IntoIterator<Item = S>) -> Vec<String> {
         entries.into_iter().map(|entry| entry.as_ref().to_str().unwrap().to_owned()).collect()
@@ -103,12 +135,15 @@ mod tests {
 
     #[test]
     fn what_is_private() {
+        for name in OF_ALL.iter().chain(&OF_SOME) {
+            assert!(is_private(OsStr::new(name)), "{name}");
+        }
         for name in
             ["TASKQ_URL", "TASKQ_ID", "TASKQ_HEADER_A", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"]
         {
             assert!(is_private(OsStr::new(name)), "{name}");
         }
-        for name in ["PATH", "HOME", "TASKQ_URLS", "XTASKQ_ID"] {
+        for name in ["PATH", "HOME", "TASKQ_URLS", "XTASKQ_ID", "TRACE", "traceparent"] {
             assert!(!is_private(OsStr::new(name)), "{name}");
         }
     }
@@ -127,14 +162,17 @@ mod tests {
         let task = Task {
             id: "with\0nul",
             attempt: 2,
+            attempts: 5,
             queue: "q",
             redelivered: true,
             content_type: "",
+            properties: TaskProperties::default(),
             headers: &headers,
             body: b"",
         };
         let expected = [
             "TASKQ_ATTEMPT=2",
+            "TASKQ_ATTEMPTS=5",
             "TASKQ_QUEUE=q",
             "TASKQ_REDELIVERED=1",
             "TASKQ_CONTENT_TYPE=",
@@ -142,5 +180,45 @@ mod tests {
             "TASKQ_HEADER_X_Y=last",
         ];
         assert_eq!(text(task_variables(&task)), expected);
+    }
+
+    #[test]
+    fn what_a_task_has_is_set_and_nothing_else() {
+        let of_some = |properties, headers: &[(&str, &str)]| {
+            let headers: Vec<_> = headers.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            let task = Task {
+                id: "",
+                attempt: 1,
+                attempts: 1,
+                queue: "",
+                redelivered: false,
+                content_type: "",
+                properties,
+                headers: &headers,
+                body: b"",
+            };
+            let is_of_some = |entry: &String| OF_SOME.iter().any(|name| entry.starts_with(name));
+            text(task_variables(&task)).into_iter().filter(is_of_some).collect::<Vec<_>>()
+        };
+        let whole = TaskProperties {
+            reply_to: Some("answers"),
+            correlation_id: Some(""),
+            content_encoding: Some("gzip"),
+            kind: Some("a=b"),
+            priority: Some(0),
+            timestamp: Moment::from_unix(1_795_905_631),
+        };
+        let expected = [
+            "TASKQ_REPLY_TO=answers",
+            "TASKQ_CORRELATION_ID=",
+            "TASKQ_CONTENT_ENCODING=gzip",
+            "TASKQ_TYPE=a=b",
+            "TASKQ_PRIORITY=0",
+            "TASKQ_TIMESTAMP=2026-11-28T22:40:31Z",
+        ];
+        assert_eq!(of_some(whole, &[]), expected);
+        let traced = [("TraceParent", "first"), ("tracestate", "a=1"), ("traceparent", "00-1-2-01")];
+        let expected = ["TRACEPARENT=00-1-2-01", "TRACESTATE=a=1"];
+        assert_eq!(of_some(TaskProperties::default(), &traced), expected);
     }
 }

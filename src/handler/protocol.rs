@@ -16,16 +16,38 @@ const ENVELOPE: usize = 1024;
 
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// The line for a task, with its end. The body comes last, so that a shell script can cut it out.
+/// The line for a task, with its end. The body comes last, after the headers, so that a shell script can cut it out. What
+/// the task does not have is not there.
 pub(super) fn request(task: &Task<'_>) -> io::Result<Vec<u8>> {
     let mut line = Vec::with_capacity(ENVELOPE + task.body.len());
-    let numbers = format!(r#","attempt":{},"redelivered":{},"queue":"#, task.attempt, task.redelivered);
+    let Task { attempt, attempts, redelivered, .. } = task;
+    let numbers =
+        format!(r#","attempt":{attempt},"attempts":{attempts},"redelivered":{redelivered},"queue":"#);
     line.extend_from_slice(br#"{"id":"#);
     serde_json::to_writer(&mut line, task.id)?;
     line.extend_from_slice(numbers.as_bytes());
     serde_json::to_writer(&mut line, task.queue)?;
     line.extend_from_slice(br#","content_type":"#);
     serde_json::to_writer(&mut line, task.content_type)?;
+    let properties = &task.properties;
+    let timestamp = properties.timestamp.map(|moment| moment.to_string());
+    let words = [
+        ("reply_to", properties.reply_to),
+        ("correlation_id", properties.correlation_id),
+        ("content_encoding", properties.content_encoding),
+        ("type", properties.kind),
+        ("timestamp", timestamp.as_deref()),
+        ("traceparent", task.header("traceparent")),
+        ("tracestate", task.header("tracestate")),
+    ];
+    for (name, value) in words {
+        let Some(value) = value else { continue };
+        line.extend_from_slice(format!(r#","{name}":"#).as_bytes());
+        serde_json::to_writer(&mut line, value)?;
+    }
+    if let Some(priority) = properties.priority {
+        line.extend_from_slice(format!(r#","priority":{priority}"#).as_bytes());
+    }
     line.extend_from_slice(br#","headers":{"#);
     for (nth, (name, value)) in task.headers.iter().enumerate() {
         if nth > 0 {
@@ -130,11 +152,24 @@ mod proptests;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calendar::Moment;
+    use crate::handler::TaskProperties;
     use serde_json::{Value, from_slice, json};
 
     fn task<'a>(headers: &'a [(String, String)], body: &'a [u8]) -> Task<'a> {
         let (id, queue, content_type) = ("i\"d\n\u{2028}", "q", "text/plain");
-        Task { id, attempt: 3, queue, redelivered: true, content_type, headers, body }
+        let properties = TaskProperties::default();
+        Task {
+            id,
+            attempt: 3,
+            attempts: 5,
+            queue,
+            redelivered: true,
+            content_type,
+            properties,
+            headers,
+            body,
+        }
     }
 
     #[test]
@@ -147,10 +182,39 @@ mod tests {
             [line.len() - 1, 0]
         );
         let expected = json!({
-            "id": "i\"d\n\u{2028}", "attempt": 3, "queue": "q", "redelivered": true, "content_type": "text/plain",
+            "id": "i\"d\n\u{2028}", "attempt": 3, "attempts": 5, "queue": "q", "redelivered": true, "content_type": "text/plain",
             "headers": {"a\"b": "\0\n", "body": "}"}, "body": body,
         });
         assert_eq!(from_slice::<Value>(&line).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_a_task_has_is_in_the_line() {
+        let headers = [("Traceparent".into(), "00-1-2-01".into()), ("tracestate".into(), "a=\"1\"".into())];
+        let properties = TaskProperties {
+            reply_to: Some("a\"b"),
+            correlation_id: Some(""),
+            content_encoding: Some("gzip"),
+            kind: Some("t\n"),
+            priority: Some(7),
+            timestamp: Moment::from_unix(0),
+        };
+        let line = request(&Task { properties, ..task(&headers, b"x") }).unwrap();
+        let value = from_slice::<Value>(&line).unwrap();
+        for (name, expected) in [
+            ("reply_to", json!("a\"b")),
+            ("correlation_id", json!("")),
+            ("content_encoding", json!("gzip")),
+            ("type", json!("t\n")),
+            ("priority", json!(7)),
+            ("timestamp", json!("1970-01-01T00:00:00Z")),
+            ("traceparent", json!("00-1-2-01")),
+            ("tracestate", json!("a=\"1\"")),
+            ("body", json!("x")),
+        ] {
+            assert_eq!(value[name], expected, "{name}");
+        }
+        assert!(line.ends_with(b"},\"body\":\"x\"}\n"));
     }
 
     #[test]

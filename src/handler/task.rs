@@ -4,6 +4,7 @@ use std::io;
 
 use crossbeam_channel::Receiver;
 
+use crate::calendar::Moment;
 use crate::cancel::Never;
 
 /// One delivery of a task, as a handler sees it.
@@ -13,16 +14,42 @@ pub struct Task<'a> {
     pub id: &'a str,
     /// 1 for the first attempt.
     pub attempt: u32,
+    /// How many attempts the task has, the first included.
+    pub attempts: u32,
     /// The queue the worker consumes from.
     pub queue: &'a str,
     /// The broker has delivered this message before.
     pub redelivered: bool,
     /// Empty where the producer gave none.
     pub content_type: &'a str,
+    /// What else its producer has said of it.
+    pub properties: TaskProperties<'a>,
     /// The user's headers as text, without taskq's own; values that have no text form are left out.
     pub headers: &'a [(String, String)],
     /// Any bytes.
     pub body: &'a [u8],
+}
+
+/// Properties of AMQP that a task may have or not. An empty one is there.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TaskProperties<'a> {
+    pub reply_to: Option<&'a str>,
+    pub correlation_id: Option<&'a str>,
+    /// Such as `gzip`.
+    pub content_encoding: Option<&'a str>,
+    /// The property `type`, a word between producer and handler.
+    pub kind: Option<&'a str>,
+    pub priority: Option<u8>,
+    /// When the task was sent, as its producer says.
+    pub timestamp: Option<Moment>,
+}
+
+impl<'a> Task<'a> {
+    /// The value of a header whose name may be written in capitals or not. If several are called so, the last one holds.
+    pub(super) fn header(&self, name: &str) -> Option<&'a str> {
+        let mut headers = self.headers.iter().rev();
+        headers.find(|(header, _)| header.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
 }
 
 /// How one attempt at a task ended.

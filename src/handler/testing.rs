@@ -12,7 +12,7 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use super::exit::ExitMap;
-use super::{Failure, Handler, Options, Outcome, Output, Spec, Task};
+use super::{Failure, Handler, Options, Outcome, Output, Spec, Task, TaskProperties};
 use crate::cancel::Never;
 
 /// Far more than anything here takes, far less than a person would wait.
@@ -124,7 +124,18 @@ pub(super) fn captured(options: Options) -> (Spec, Captured, Captured) {
 
 pub(super) fn task(body: &[u8]) -> Task<'_> {
     let (id, queue, content_type) = ("id-1", "q", "text/plain");
-    Task { id, attempt: 1, queue, redelivered: false, content_type, headers: &[], body }
+    let properties = TaskProperties::default();
+    Task {
+        id,
+        attempt: 1,
+        attempts: 5,
+        queue,
+        redelivered: false,
+        content_type,
+        properties,
+        headers: &[],
+        body,
+    }
 }
 
 /// An abort channel. The sender has to be kept: dropping it is the abort.

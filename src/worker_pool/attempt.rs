@@ -8,8 +8,9 @@ use crossbeam_channel::RecvTimeoutError;
 use super::context::Context;
 use crate::backoff::Backoff;
 use crate::broker::{Delivery, Record};
+use crate::calendar::Moment;
 use crate::events::{Event, Subject};
-use crate::handler::{Failure, Handler, Obstacle, Outcome, Task};
+use crate::handler::{Failure, Handler, Obstacle, Outcome, Task, TaskProperties};
 use crate::output;
 use crate::report::tell;
 
@@ -34,9 +35,18 @@ impl Context {
         let task = Task {
             id: properties.id(),
             attempt: record.attempt,
+            attempts: self.shared.options.policy.attempts,
             queue: &self.shared.options.queue.name,
             redelivered: delivery.redelivered || record.deliveries > 0,
             content_type: properties.content_type(),
+            properties: TaskProperties {
+                reply_to: properties.reply_to(),
+                correlation_id: properties.correlation_id(),
+                content_encoding: properties.content_encoding(),
+                kind: properties.kind(),
+                priority: properties.priority(),
+                timestamp: properties.timestamp().and_then(Moment::from_unix),
+            },
             headers: &headers,
             body: &delivery.body,
         };

@@ -118,10 +118,20 @@ impl Missing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handler::Failure;
+    use crate::handler::{Failure, TaskProperties};
 
     fn task(id: &'static str, body: &'static [u8]) -> Task<'static> {
-        Task { id, attempt: 1, queue: "q", redelivered: false, content_type: "", headers: &[], body }
+        Task {
+            id,
+            attempt: 1,
+            attempts: 5,
+            queue: "q",
+            redelivered: false,
+            content_type: "",
+            properties: TaskProperties::default(),
+            headers: &[],
+            body,
+        }
     }
 
     fn failure() -> Failure {

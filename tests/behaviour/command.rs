@@ -80,6 +80,52 @@ fn the_task_is_in_the_environment() {
     assert!(["", "0", "false"].contains(&seen["TASKQ_REDELIVERED"].as_str()), "{seen:?}");
 }
 
+/// A worker may be started by a handler, or by something that traces it: neither describes the task.
+#[test]
+fn what_the_producer_said_is_in_the_environment_and_nothing_of_the_workers() {
+    let own = [
+        "TASKQ_ATTEMPTS",
+        "TASKQ_REPLY_TO",
+        "TASKQ_CORRELATION_ID",
+        "TASKQ_CONTENT_ENCODING",
+        "TASKQ_TYPE",
+        "TASKQ_PRIORITY",
+        "TASKQ_TIMESTAMP",
+        "TRACEPARENT",
+        "TRACESTATE",
+    ];
+    let sandbox = Sandbox::new();
+    let seen = || {
+        let work = ["work", "--until-empty", "--attempts", "7", "--", "env", "-0"];
+        let worker = own.iter().fold(sandbox.taskq(work), |worker, name| worker.env(name, "the worker's"));
+        environment(&worker.run().exits(0).stdout)
+    };
+    let headers = [("Traceparent", "00-a-b-01"), ("tracestate", "k=v")];
+    let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), text(value))).collect();
+    let properties = AmqpProperties::default()
+        .with_reply_to("answers".to_owned())
+        .with_correlation_id("c-1".to_owned())
+        .with_content_encoding("gzip".to_owned())
+        .with_type_("invoice".to_owned())
+        .with_priority(7)
+        .with_timestamp(1_795_905_631)
+        .with_headers(headers);
+    let broker = sandbox.broker();
+    broker.declare(&sandbox.queue);
+    broker.publish_with(&sandbox.queue, "body", properties);
+    let values = ["7", "answers", "c-1", "gzip", "invoice", "7", "2026-11-28T22:40:31Z", "00-a-b-01", "k=v"];
+    let first = seen();
+    for (name, value) in own.iter().zip(values) {
+        assert_eq!(first.get(*name).map(String::as_str), Some(value), "{name}");
+    }
+    broker.publish_with(&sandbox.queue, "body", AmqpProperties::default());
+    let second = seen();
+    assert_eq!(second["TASKQ_ATTEMPTS"], "7");
+    for name in &own[1..] {
+        assert_eq!(second.get(*name), None, "{name}");
+    }
+}
+
 #[test]
 fn headers_of_any_name_and_kind_become_variables_and_nothing_else() {
     let sandbox = Sandbox::new();

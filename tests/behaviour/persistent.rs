@@ -62,18 +62,23 @@ fn a_task_is_one_line_of_json() {
     let text = "two\nlines, \"quotes\", \\, \u{7} and ü\u{2028}";
     let args = ["send", "--id", "one", "--header", "colour=green", "--content-type", "text/x", "--file", "-"];
     sandbox.taskq(args).feed(text).exits(0);
-    sandbox.taskq(["send", "--id", "two", "--file", "-"]).feed(b"\xff\0\xfe").exits(0);
+    let args = ["send", "--id", "two", "--priority", "7", "--file", "-"];
+    sandbox.taskq(args).feed(b"\xff\0\xfe").exits(0);
     worker.says_times("Done", 2);
     let tasks: Vec<Value> =
         sandbox.lines("tasks").iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(tasks.len(), 2);
     assert_eq!(tasks[0]["id"], "one");
     assert_eq!(tasks[0]["attempt"], 1);
+    assert_eq!(tasks[0]["attempts"], 5);
     assert_eq!(tasks[0]["queue"], sandbox.queue.as_str());
     assert_eq!(tasks[0]["redelivered"], false);
     assert_eq!(tasks[0]["content_type"], "text/x");
     assert_eq!(tasks[0]["headers"]["colour"], "green");
     assert_eq!(tasks[0]["body"], text);
+    assert!(tasks[0]["timestamp"].as_str().unwrap().ends_with('Z'));
+    assert!(tasks[0].get("priority").is_none() && tasks[0].get("reply_to").is_none());
+    assert_eq!(tasks[1]["priority"], 7);
     assert!(tasks[0].get("body_base64").is_none());
     assert_eq!(tasks[1]["body_base64"], "/wD+");
     assert!(tasks[1].get("body").is_none());

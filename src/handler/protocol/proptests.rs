@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
+use crate::handler::TaskProperties;
 
 fn decode(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -29,11 +30,16 @@ proptest! {
     ) {
         let headers: Vec<_> = headers.into_iter().collect();
         let (headers, body) = (&headers[..], &body[..]);
-        let task = Task { id: &id, attempt: 1, queue: "q", redelivered: false, content_type: &content_type, headers, body };
+        let properties = TaskProperties { kind: Some(&id), ..TaskProperties::default() };
+        let (id, content_type) = (&*id, &*content_type);
+        let task = Task {
+            id, attempt: 1, attempts: 1, queue: "q", redelivered: false, content_type, properties, headers, body,
+        };
         let line = request(&task).unwrap_or_default();
         prop_assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1));
         let value: Value = serde_json::from_slice(&line).unwrap_or_default();
-        prop_assert_eq!((value["id"].as_str(), value["content_type"].as_str()), (Some(&*id), Some(&*content_type)));
+        prop_assert_eq!((value["id"].as_str(), value["content_type"].as_str()), (Some(id), Some(content_type)));
+        prop_assert_eq!(value["type"].as_str(), Some(id));
         for (name, text) in headers {
             prop_assert_eq!(value["headers"][name].as_str(), Some(&**text));
         }
