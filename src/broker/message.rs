@@ -87,6 +87,24 @@ impl Properties {
         Self(self.0.with_message_id(id.to_owned()))
     }
 
+    /// Sets where an answer is to go.
+    #[must_use]
+    pub fn with_reply_to(self, reply_to: &str) -> Self {
+        Self(self.0.with_reply_to(reply_to.to_owned()))
+    }
+
+    /// Sets what an answer is to be known by.
+    #[must_use]
+    pub fn with_correlation_id(self, correlation_id: &str) -> Self {
+        Self(self.0.with_correlation_id(correlation_id.to_owned()))
+    }
+
+    /// Sets the property `type`.
+    #[must_use]
+    pub fn with_kind(self, kind: &str) -> Self {
+        Self(self.0.with_type_(kind.to_owned()))
+    }
+
     /// Sets the priority, which only queues declared with `x-max-priority` and quorum queues of RabbitMQ 4 look at.
     #[must_use]
     pub fn with_priority(self, priority: u8) -> Self {

@@ -3,6 +3,7 @@
 mod ids;
 mod progress;
 mod reporter;
+mod trace;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -28,6 +29,7 @@ use crate::shortage;
 use crate::shutdown;
 use ids::Ids;
 use reporter::Reporter;
+use trace::Trace;
 
 /// Enqueue one task, or one for each line
 ///
@@ -56,6 +58,15 @@ pub(super) struct Args {
     /// What the body is
     #[arg(long, value_name = "TYPE", default_value = "text/plain")]
     content_type: String,
+    /// Where an answer is to go; the handler gets it as TASKQ_REPLY_TO
+    #[arg(long, value_name = "QUEUE")]
+    reply_to: Option<String>,
+    /// What an answer is to be known by; TASKQ_CORRELATION_ID
+    #[arg(long, value_name = "ID")]
+    correlation_id: Option<String>,
+    /// What kind of task it is, in a word for the handler; TASKQ_TYPE
+    #[arg(long = "type", value_name = "WORD")]
+    kind: Option<String>,
     /// 0 to 255, the highest goes first; for queues declared with x-max-priority, and quorum queues of RabbitMQ 4
     #[arg(long, value_name = "N")]
     priority: Option<u8>,
@@ -93,12 +104,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     let properties = properties(&args)?;
     let bulk = args.lines || args.null;
     let separator = if args.null { b'\0' } else { b'\n' };
-    if let Some(id) = &args.id {
-        if id.is_empty() {
-            return Err(Error::usage("--id is empty"));
-        }
-        check_name("--id", id)?;
-    }
+    given("--id", args.id.as_deref())?;
     let queue = args.queue.into_spec()?;
     if let Some(delay) = args.delay {
         // Whoever knew what to declare today would not know it tomorrow.
@@ -222,11 +228,34 @@ fn properties(args: &Args) -> Result<Properties> {
     if let Some(expires) = args.expires {
         properties = properties.with_expiration(expires);
     }
-    if !args.headers.is_empty() {
-        properties = properties.with_headers(&parse_headers(&args.headers)?);
+    if let Some(reply_to) = given("--reply-to", args.reply_to.as_deref())? {
+        properties = properties.with_reply_to(reply_to);
+    }
+    if let Some(correlation_id) = given("--correlation-id", args.correlation_id.as_deref())? {
+        properties = properties.with_correlation_id(correlation_id);
+    }
+    if let Some(kind) = given("--type", args.kind.as_deref())? {
+        properties = properties.with_kind(kind);
+    }
+    let mut headers = parse_headers(&args.headers)?;
+    let trace = Trace::of_the_environment();
+    trace.complaints.iter().for_each(|complaint| log::warn!("{complaint}"));
+    trace.add_to(&mut headers);
+    if !headers.is_empty() {
+        properties = properties.with_headers(&headers);
     }
     properties.fit_the_largest_frame().map_err(Fault::into_error)?;
     Ok(properties)
+}
+
+/// A property that is a short string, where it is given. An empty one is more often a variable that is not set than
+/// meant.
+fn given<'a>(flag: &str, value: Option<&'a str>) -> Result<Option<&'a str>> {
+    if value == Some("") {
+        return Err(Error::usage(format!("{flag} is empty")));
+    }
+    value.map_or(Ok(()), |value| check_name(flag, value))?;
+    Ok(value)
 }
 
 fn parse_headers(headers: &[String]) -> Result<Vec<(String, String)>> {

@@ -46,6 +46,9 @@ fn numbers_and_durations_are_checked() {
         ("send", "--priority", "high"),
         ("send", "--expires", "1w"),
         ("send", "--retry-for", ""),
+        ("send", "--reply-to", ""),
+        ("send", "--correlation-id", ""),
+        ("send", "--type", ""),
         ("send", "--header", "novalue"),
         ("send", "--header", "=value"),
     ] {
@@ -90,6 +93,9 @@ fn names_over_255_bytes_are_bad_data() {
         ["work", "--until-empty", "--queue", &long],
         ["send", "--id", &long, "hello"],
         ["send", "--content-type", &long, "hello"],
+        ["send", "--reply-to", &long, "hello"],
+        ["send", "--correlation-id", &long, "hello"],
+        ["send", "--type", &long, "hello"],
         ["send", "--header", &format!("{long}=x"), "hello"],
     ] {
         let failed = sandbox.taskq(args).run();

@@ -51,6 +51,45 @@ fn id_content_type_and_priority_are_set_as_asked() {
 }
 
 #[test]
+fn what_is_said_for_the_handler_is_set_as_asked() {
+    let sandbox = Sandbox::new();
+    let options = ["--reply-to", "answers", "--correlation-id", "c 1", "--type", "invoice"];
+    sandbox.taskq(["send", "hello"].iter().chain(&options)).run().exits(0);
+    let properties = sandbox.broker().take(&sandbox.queue).properties;
+    assert_eq!(properties.reply_to().as_deref(), Some("answers"));
+    assert_eq!(properties.correlation_id().as_deref(), Some("c 1"));
+    assert_eq!(properties.type_().as_deref(), Some("invoice"));
+}
+
+/// RabbitMQ takes it from the connection alone that waits there for the answer.
+#[test]
+fn a_reply_address_that_the_broker_refuses_is_bad_data() {
+    let sandbox = Sandbox::new();
+    let send = ["send", "--reply-to", "amq.rabbitmq.reply-to", "hello"];
+    sandbox.taskq(send).run().exits(65).in_one_line().says("reply");
+}
+
+#[test]
+fn the_trace_of_the_environment_travels_in_the_headers() {
+    let sandbox = Sandbox::new();
+    let sent = |args: &[&str], state: &str| {
+        let send = sandbox.taskq(["send", "hello"].iter().chain(args));
+        let said = send.env("TRACEPARENT", "00-a-b-01").env("TRACESTATE", state).run().exits(0).stderr;
+        let table = sandbox.broker().take(&sandbox.queue).properties.headers().clone().unwrap_or_default();
+        let headers = table.into_iter().map(|(name, value)| match value {
+            AmqpValue::LongString(value) => format!("{name}={value}"),
+            other => panic!("{other:?}"),
+        });
+        (headers.collect::<Vec<_>>(), said)
+    };
+    assert_eq!(sent(&[], "k=v").0, ["traceparent=00-a-b-01", "tracestate=k=v"]);
+    assert_eq!(sent(&["--header", "Traceparent=other"], "k=v").0, ["Traceparent=other"]);
+    let (headers, said) = sent(&[], "two\nlines");
+    assert_eq!(headers, ["traceparent=00-a-b-01"]);
+    assert!(said.contains("warning: TRACESTATE is not sent"), "{said}");
+}
+
+#[test]
 fn expires_is_sent_in_milliseconds() {
     let sandbox = Sandbox::new();
     sandbox.taskq(["send", "--expires", "2h", "hello"]).run().exits(0);
