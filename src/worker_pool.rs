@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, never, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, never, select};
 
 use crate::broker::{QueueSpec, SessionOptions};
 use crate::cancel::Never;
@@ -47,6 +47,9 @@ use worker_thread::WorkerThread;
 /// After tasks were given up: how long their threads have to end before the process does without them.
 const ABORT_WAIT: Duration = Duration::from_secs(5);
 
+/// Why running tasks are given up.
+const GRACE_OVER: &str = "the grace period is over";
+
 /// How long copies are refused, publishing is blocked, or the machine cannot run a task before a bounded run ends: whoever
 /// waits for it has to do something.
 const BOUNDED_PATIENCE: Duration = Duration::from_secs(30);
@@ -67,6 +70,8 @@ pub struct Options {
     pub max_tasks: Option<u64>,
     /// Exit after so long without a delivery.
     pub idle_timeout: Option<Duration>,
+    /// Take nothing new after so long, and exit.
+    pub max_time: Option<Duration>,
     /// How long an attempt may take.
     pub timeout: Option<Duration>,
     /// How long a drain waits for running tasks, and an attempt for its end when its time is over.
@@ -80,7 +85,13 @@ pub struct Options {
 impl Options {
     /// Whether the worker ends by itself, so that somebody waits for its end.
     fn is_bounded(&self) -> bool {
-        self.until_empty || self.max_tasks.is_some() || self.idle_timeout.is_some()
+        self.tells_of_dead_tasks() || self.idle_timeout.is_some()
+    }
+
+    /// Whether it ends with an amount of work, so that whoever waits for it asks how that went.
+    #[must_use]
+    pub fn tells_of_dead_tasks(&self) -> bool {
+        self.until_empty || self.max_tasks.is_some() || self.max_time.is_some()
     }
 }
 
@@ -97,10 +108,11 @@ enum EndRequest {
 
 /// Works until told to stop. `signals` carries signal numbers.
 pub fn run(options: Options, handlers: &Arc<HandlerFactory>, signals: &Receiver<i32>) -> Result<Exit> {
+    let time_over = options.max_time.map(|max_time| Instant::now() + max_time);
     let shared = Arc::new(Shared::new(options));
     loop {
         shared.begin_round();
-        let mut pool = Pool::start(&shared, handlers)?;
+        let mut pool = Pool::start(&shared, handlers, time_over)?;
         let end = pool.wait(signals);
         match end {
             End::Drained => {}
@@ -130,6 +142,8 @@ enum Why {
     Signal(i32),
     Empty,
     Idle,
+    /// That of `--max-time` is over.
+    Time,
     Fatal,
 }
 
@@ -148,13 +162,19 @@ struct Pool {
     ended: Receiver<Never>,
     stop: Stop,
     why: Option<Why>,
+    /// When nothing new is taken, until that is so.
+    time_over: Option<Instant>,
     /// There was a signal: the next one forces the end, whatever has happened in between.
     signalled: bool,
     fatal: Option<Error>,
 }
 
 impl Pool {
-    fn start(shared: &Arc<Shared>, handlers: &Arc<HandlerFactory>) -> Result<Self> {
+    fn start(
+        shared: &Arc<Shared>,
+        handlers: &Arc<HandlerFactory>,
+        time_over: Option<Instant>,
+    ) -> Result<Self> {
         let stop = Stop::default();
         let (alive, ended) = crossbeam_channel::bounded(0);
         let (end_requests_in, end_requests) = crossbeam_channel::unbounded();
@@ -205,6 +225,7 @@ impl Pool {
             ended,
             stop,
             why: None,
+            time_over,
             signalled: false,
             fatal: None,
         })
@@ -215,10 +236,8 @@ impl Pool {
     fn wait(&mut self, signals: &Receiver<i32>) -> End {
         let mut grace_over: Option<Instant> = None;
         loop {
-            let timer = match grace_over.or_else(|| self.idle_at()) {
-                Some(at) => crossbeam_channel::at(at),
-                None => never(),
-            };
+            let next = grace_over.or_else(|| self.idle_at()).into_iter().chain(self.time_over).min();
+            let timer = next.map_or_else(never, crossbeam_channel::at);
             select! {
                 recv(self.ended) -> _ => {
                     self.hear_last_requests();
@@ -250,7 +269,11 @@ impl Pool {
                     Err(_) => return End::Drained,
                 },
                 recv(timer) -> _ => match (grace_over, self.why) {
-                    (Some(_), Some(Why::Signal(signal))) => return self.force(signal, "the grace period is over"),
+                    _ if self.time_is_over() => {
+                        grace_over.get_or_insert_with(|| Instant::now() + self.shared.options.grace);
+                    }
+                    (Some(_), Some(Why::Signal(signal))) => return self.force(signal, GRACE_OVER),
+                    (Some(_), Some(Why::Time)) => return self.end_in_time(),
                     (Some(_), _) => return self.force_fatal(),
                     (None, _) => self.drain_if_idle(),
                 },
@@ -275,8 +298,41 @@ impl Pool {
         self.why = Some(why);
         match why {
             Why::Signal(_) => self.stop.drain_by_signal(),
-            Why::Empty | Why::Idle | Why::Fatal => self.stop.drain(),
+            Why::Empty | Why::Idle | Why::Time | Why::Fatal => self.stop.drain(),
         }
+    }
+
+    /// Whether the time of `--max-time` ends now. A drain that has begun for another reason has from now on its grace
+    /// period too, and no further round follows it.
+    fn time_is_over(&mut self) -> bool {
+        if self.time_over.is_none_or(|at| at > Instant::now()) {
+            return false;
+        }
+        self.time_over = None;
+        if matches!(self.why, None | Some(Why::Empty | Why::Idle)) {
+            self.begin_drain(Why::Time);
+            // Whoever waits for this run must not take the queue for worked on.
+            if !self.shared.is_connected() {
+                let why = "the time of --max-time is over, and there is no connection to a broker";
+                self.fatal.get_or_insert_with(|| Error::unavailable(why));
+            }
+        }
+        true
+    }
+
+    /// Gives up what runs: the broker will deliver it again, to a later run. That ends in order, since it was asked to end
+    /// by now.
+    fn end_in_time(&mut self) -> End {
+        let (running, last_chances) = (self.shared.running(), self.shared.last_chances());
+        if running > 0 {
+            tell(&Event::GivingUp { why: GRACE_OVER, running, last_chances });
+        }
+        self.stop.abort();
+        if matches!(self.ended.recv_timeout(ABORT_WAIT), Err(RecvTimeoutError::Disconnected)) {
+            self.hear_last_requests();
+            return End::Drained;
+        }
+        if self.fatal.is_some() { self.force_fatal() } else { End::Forced(self.shared.exit()) }
     }
 
     /// Gives up what runs and ends, whatever the threads do: the broker will deliver it again.

@@ -68,6 +68,9 @@ pub(super) struct Args {
     /// Exit when no task has come for this long
     #[arg(long, value_name = "DUR", value_parser = positive_duration)]
     idle_timeout: Option<Duration>,
+    /// Take nothing new after this long, and exit when what runs is finished, at the latest after --grace
+    #[arg(long, value_name = "DUR", value_parser = positive_duration)]
+    max_time: Option<Duration>,
     #[command(flatten)]
     queue: QueueArgs,
     #[command(flatten)]
@@ -109,6 +112,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         until_empty: args.until_empty,
         max_tasks: args.max_tasks,
         idle_timeout: args.idle_timeout,
+        max_time: args.max_time,
         timeout: args.timeout,
         grace: args.grace,
         policy,
@@ -119,7 +123,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         Some(spec) if args.persistent => Arc::new(move || Ok(Box::new(spec.persistent()?))),
         Some(spec) => Arc::new(move || Ok(Box::new(spec.command()?))),
     };
-    let bounded = options.until_empty || options.max_tasks.is_some();
+    let bounded = options.tells_of_dead_tasks();
     let signals = shutdown::listen()?;
     shutdown::keep_exit_statuses()?;
     reap_orphans(spec.as_ref())

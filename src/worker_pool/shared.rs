@@ -232,7 +232,7 @@ impl Shared {
 
     /// A bounded run tells whether all its tasks ended well; a worker that was stopped does not.
     pub(super) fn exit(&self) -> Exit {
-        let bounded = self.options.until_empty || self.options.max_tasks.is_some();
+        let bounded = self.options.tells_of_dead_tasks();
         let failed = self.dead.load(Ordering::SeqCst) > 0 || self.held_back() > 0;
         if bounded && failed { Exit::TasksDead } else { Exit::Success }
     }

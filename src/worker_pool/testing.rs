@@ -349,6 +349,7 @@ pub(super) fn options() -> Options {
         until_empty: false,
         max_tasks: None,
         idle_timeout: None,
+        max_time: None,
         timeout: None,
         grace: LONG,
         policy: Policy { attempts: 2, max_deliveries: 5, backoff: vec![Duration::from_secs(5)] },

@@ -34,6 +34,7 @@ fn numbers_and_durations_are_checked() {
         ("work", "--prefetch", "65536"),
         ("work", "--max-tasks", "0"),
         ("work", "--max-tasks", "1.5"),
+        ("work", "--max-time", "0s"),
         ("work", "--idle-timeout", "5"),
         ("work", "--idle-timeout", "5 parsecs"),
         ("work", "--grace", "-1s"),

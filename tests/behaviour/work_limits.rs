@@ -112,12 +112,64 @@ fn a_running_task_is_not_idleness() {
     assert_eq!(sandbox.broker().ready(&sandbox.queue), 0);
 }
 
+/// Long enough to be connected by then, also on a busy machine.
+const TIME: [&str; 2] = ["--max-time", "4s"];
+
+#[test]
+fn max_time_ends_a_worker_that_gets_nothing() {
+    let sandbox = Sandbox::new();
+    let worker = sandbox.worker(["--threads", "2", "--idle-timeout", "1h"].iter().chain(&TIME));
+    worker.end_within(Duration::from_secs(30)).exits(0);
+}
+
+#[test]
+fn after_its_time_a_worker_finishes_what_runs_and_takes_nothing_new() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    publish(&broker, &sandbox.queue, 3);
+    // Longer than the time, whenever that began.
+    let worker = sandbox.handling(&[&TIME[..], &["--until-empty"]].concat(), "exec sleep 5");
+    let worked = worker.end_within(Duration::from_secs(30)).exits(0);
+    assert_eq!((received(&worked.stderr), worked.stderr.matches("Done").count()), (1, 1));
+    let left = broker.drain(&sandbox.queue);
+    assert_eq!(left.len(), 2);
+    assert!(left.iter().all(|message| !message.redelivered), "a task was taken and given back");
+}
+
+#[test]
+fn what_outlasts_the_time_and_the_grace_period_goes_back_and_the_run_ends_well() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    publish(&broker, &sandbox.queue, 1);
+    let options = [&TIME[..], &["--grace", "500ms"]].concat();
+    let worked = sandbox.handling(&options, "exec sleep 100").end_within(Duration::from_secs(30)).exits(0);
+    worked.says("the grace period is over: giving up 1 running");
+    broker.wait_ready(&sandbox.queue, 1);
+}
+
+#[test]
+fn a_run_whose_time_is_over_tells_of_dead_tasks() {
+    let sandbox = Sandbox::new();
+    publish(&sandbox.broker(), &sandbox.queue, 1);
+    sandbox.handling(&TIME, "exit 65").end_within(Duration::from_secs(30)).exits(1);
+}
+
+#[test]
+fn without_a_connection_when_the_time_is_over_the_broker_is_lost() {
+    let mut sandbox = Sandbox::new();
+    let proxy = sandbox.through_proxy();
+    let worker = sandbox.worker(TIME);
+    proxy.refuse();
+    proxy.cut();
+    worker.end_within(Duration::from_secs(30)).exits(69).says("--max-time");
+}
+
 #[test]
 fn limits_combine_and_the_first_one_ends_it() {
     let sandbox = Sandbox::new();
     let broker = sandbox.broker();
     publish(&broker, &sandbox.queue, 5);
-    let options = ["work", "--until-empty", "--max-tasks", "9", "--idle-timeout", "50s"];
+    let options = ["work", "--until-empty", "--max-tasks", "9", "--idle-timeout", "50s", "--max-time", "1h"];
     let worked = sandbox.taskq(options).run().exits(0);
     assert_eq!(received(&worked.stderr), 5);
 }
