@@ -4,6 +4,7 @@
 //! gives up its tasks) and says how it went; what that means for the task is decided elsewhere (`retry`).
 
 mod abort;
+mod arguments;
 mod background;
 mod command;
 mod dots;

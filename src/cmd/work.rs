@@ -56,6 +56,10 @@ pub(super) struct Args {
     /// Keep COMMAND running, and give it tasks as lines of JSON
     #[arg(long, requires = "command")]
     persistent: bool,
+    /// Give COMMAND the body as an argument too: in place of each ARG that is {}, or after the last one. A task whose body
+    /// cannot be one (a NUL byte, 128 KiB) is dead
+    #[arg(long, requires = "command", conflicts_with = "persistent")]
+    arg: bool,
     /// What an exit status of COMMAND means: CODE=done, CODE=retry or CODE=dead; may be repeated
     #[arg(long, value_name = "CODE=MEANING", requires = "command", conflicts_with = "persistent")]
     on_exit: Vec<ExitRule>,
@@ -99,6 +103,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         Some((program, arguments)) => Some(command_spec(handler::Options {
             program: program.clone(),
             arguments: arguments.to_vec(),
+            body_as_argument: args.arg,
             timeout: args.timeout,
             grace: args.grace,
             on_exit: args.on_exit.into_iter().collect(),

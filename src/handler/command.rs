@@ -3,14 +3,16 @@
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::io;
 
 use crossbeam_channel::Receiver;
 
 use super::abort::is_aborted;
+use super::arguments::{body_is_too_long, with_body};
 use super::environment::task_variables;
-use super::errors::{cannot_start, cannot_watch, ready};
+use super::errors::{cannot_start, cannot_watch, is_too_long, ready};
 use super::limits::{ABORT_GRACE, Limits, from_now};
 use super::process::{EarlyClose, Process, ProcessIo};
 use super::relay::Relay;
@@ -39,14 +41,31 @@ impl Command {
         Ok(Self { io: spec.process_io()?, arguments: spec.arguments()?, spec })
     }
 
-    fn start(&self, task: &Task<'_>) -> io::Result<Process<Relay>> {
+    /// Those for one task, or why it cannot have any.
+    fn arguments(&self, task: &Task<'_>) -> Result<Cow<'_, [CString]>, String> {
+        if self.spec.options().body_as_argument {
+            with_body(&self.arguments, task.body).map(Cow::Owned)
+        } else {
+            Ok(Cow::Borrowed(&self.arguments))
+        }
+    }
+
+    fn start(&self, task: &Task<'_>, arguments: &[CString]) -> io::Result<Process<Relay>> {
         let (path, own) = (self.spec.path()?, task_variables(task));
         let environment: Vec<&CStr> =
             self.spec.environment().entries().chain(own.iter().map(CString::as_c_str)).collect();
-        let launch = Launch { path: &path, arguments: &self.arguments, environment: &environment };
+        let launch = Launch { path: &path, arguments, environment: &environment };
         let output = self.spec.output();
         let (out, err) = (output.stdout(self.io.waker()), output.stderr(self.io.waker()));
         Process::start(&self.io, &launch, EarlyClose::Ignore, out, err)
+    }
+
+    fn not_started(&self, error: &io::Error, task: &Task<'_>, arguments: &[CString]) -> Outcome {
+        let may_be_the_body = self.spec.options().body_as_argument && is_too_long(error);
+        match body_is_too_long(arguments, task.body).filter(|_| may_be_the_body) {
+            Some(why) => hopeless(why),
+            None => cannot_start(&self.spec.name(), error, !task.headers.is_empty()),
+        }
     }
 
     /// Runs the process to its end.
@@ -100,21 +119,30 @@ impl Command {
     }
 }
 
+/// No attempt at the task can succeed, because of what it is.
+fn hopeless(why: String) -> Outcome {
+    Outcome::Dead(Failure { exit: why, stderr: Vec::new() })
+}
+
 impl Handler for Command {
     fn run(&mut self, task: &Task<'_>, abort: &Receiver<Never>) -> Outcome {
         if is_aborted(abort) {
             return Outcome::GivenUp;
         }
         let deadline = self.spec.options().timeout.map(from_now);
+        let arguments = match self.arguments(task) {
+            Ok(arguments) => arguments,
+            Err(why) => return hopeless(why),
+        };
         let started = self.spec.aborts().of(abort).and_then(|abort| {
-            let process = self.start(task)?;
+            let process = self.start(task, &arguments)?;
             Ok((process, Limits { deadline, abort: Some(abort) }))
         });
-        match started {
+        match started.map_err(|error| self.not_started(&error, task, &arguments)) {
             Ok((process, limits)) => self
                 .follow(process, task, limits)
                 .unwrap_or_else(|error| cannot_watch(&self.spec.name(), &error)),
-            Err(error) => cannot_start(&self.spec.name(), &error, !task.headers.is_empty()),
+            Err(outcome) => outcome,
         }
     }
 

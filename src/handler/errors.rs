@@ -37,6 +37,11 @@ pub(super) fn cannot_start(name: &str, error: &io::Error, has_headers: bool) -> 
     }
 }
 
+/// Arguments and environment together, or one of them, are too long for the system.
+pub(super) fn is_too_long(error: &io::Error) -> bool {
+    error.raw_os_error().map(Errno::from_raw) == Some(Errno::E2BIG)
+}
+
 fn may_pass(why: String) -> Outcome {
     Outcome::CannotRun(Obstacle { why, may_pass: true })
 }

@@ -38,6 +38,8 @@ pub struct Options {
     pub program: OsString,
     /// Passed on as they are.
     pub arguments: Vec<OsString>,
+    /// The body is one of the arguments, too; for commands that are started for each task.
+    pub body_as_argument: bool,
     /// How long an attempt may take; None: as long as it likes.
     pub timeout: Option<Duration>,
     /// How long a process has between TERM and KILL.

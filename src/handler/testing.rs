@@ -112,6 +112,7 @@ pub(super) fn options(program: &str, arguments: &[&str]) -> Options {
         arguments: arguments.iter().map(Into::into).collect(),
         timeout: None,
         grace: LONG,
+        body_as_argument: false,
         on_exit: ExitMap::default(),
     }
 }

@@ -1,6 +1,7 @@
 //! `taskq work -- COMMAND`: what a command is given, and what becomes of what it writes.
 
 use crate::support::broker::text;
+use crate::support::handler::header;
 use crate::support::{Finished, Sandbox, until};
 use amiquip::{AmqpProperties, AmqpValue};
 use nix::sys::signal::Signal::SIGKILL;
@@ -34,6 +35,47 @@ fn the_arguments_arrive_as_they_were_written() {
     let expected: Vec<&[u8]> =
         arguments.iter().map(|argument| argument.as_bytes()).chain([&b""[..]]).collect();
     assert_eq!(printed, expected);
+}
+
+/// The words that a command got, and its stdin.
+const PRINT: [&str; 4] = ["sh", "-c", r#"printf '[%s]' "$@"; cat"#, "sh"];
+
+#[test]
+fn the_body_is_an_argument_too_where_that_is_asked_for() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    broker.declare(&sandbox.queue);
+    let printed = |options: &[&str], words: &[&str]| {
+        broker.publish(&sandbox.queue, "a  b\n");
+        let work = [&["work", "--until-empty"], options, &["--"], &PRINT, words].concat();
+        sandbox.taskq(work).run().exits(0).stdout_text().clone()
+    };
+    assert_eq!(printed(&["--arg"], &[]), "[a  b\n]a  b\n");
+    assert_eq!(printed(&["--arg"], &["-x", "y{}"]), "[-x][y{}][a  b\n]a  b\n");
+    assert_eq!(printed(&["--arg"], &["{}", "-x", "{}"]), "[a  b\n][-x][a  b\n]a  b\n");
+    assert_eq!(printed(&[], &["{}"]), "[{}]a  b\n");
+}
+
+#[test]
+fn a_body_that_cannot_be_an_argument_is_dead_at_once_and_says_why() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    broker.declare(&sandbox.queue);
+    let many = ["{}"; 80];
+    for (body, words, why) in [
+        (b"a\0b".to_vec(), &[][..], "NUL"),
+        (vec![b'x'; 128 * 1024], &[], "131072 bytes"),
+        // Together more than Linux takes, however large the stack may become.
+        (vec![b'x'; 100_000], &many, "8000000 bytes"),
+    ] {
+        broker.publish(&sandbox.queue, body);
+        let work = [&["work", "--until-empty", "--arg", "--", "true"], words].concat();
+        sandbox.taskq(work).run().exits(1).says("dead (").says(why);
+        let dead = broker.take(&sandbox.dead_queue());
+        assert!(header(&dead, "x-taskq-exit").contains(why), "{dead:?}");
+    }
+    broker.publish(&sandbox.queue, vec![b'x'; 128 * 1024 - 1]);
+    sandbox.taskq(["work", "--until-empty", "--arg", "--", "true"]).run().exits(0);
 }
 
 #[test]

@@ -40,6 +40,7 @@ const CHECKS: &[(&str, &str, Check)] = &[
     ("sh", "#!/bin/sh", Check::By(leaves_nothing_behind)),
     ("console", "$ ls /srv", Check::By(backs_up)),
     ("sh", "body=$(cat)", Check::By(reads_the_body)),
+    ("sh", "taskq work --queue logs", Check::By(gives_the_body_as_an_argument)),
     ("", "{\"id\":", Check::By(is_the_line_of_a_persistent_command)),
     ("sh", "taskq work --persistent", Check::By(is_persistent)),
     ("sh", "taskq dead list", Check::By(looks_at_dead_tasks)),
@@ -344,6 +345,13 @@ fn reads_the_body(place: &Place) {
         place.send("--file -", body);
         assert_eq!(work("by-line"), format!("{trimmed}\n"));
     }
+}
+
+fn gives_the_body_as_an_argument(place: &Place) {
+    place.write("-old.log", "x");
+    place.send("--queue logs -- -old.log", "");
+    place.sh(place.text()).run().exits(0);
+    assert!(place.path("-old.log.gz").exists() && !place.path("-old.log").exists());
 }
 
 fn is_the_line_of_a_persistent_command(place: &Place) {

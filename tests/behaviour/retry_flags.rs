@@ -50,10 +50,12 @@ fn senseless_values_are_usage_errors() {
 #[test]
 fn flags_about_a_command_need_a_command() {
     let sandbox = Sandbox::new();
-    for flag in ["--persistent", "--timeout=5s", "--on-exit=3=dead", "--attempts=3", "--backoff=1s"] {
+    for flag in ["--persistent", "--timeout=5s", "--on-exit=3=dead", "--attempts=3", "--backoff=1s", "--arg"]
+    {
         sandbox.taskq(["work", "--until-empty", flag]).run().exits(2);
         sandbox.taskq(["work", "--until-empty", flag, "--"]).run().exits(2);
     }
+    sandbox.taskq(["work", "--until-empty", "--arg", "--persistent", "--", "true"]).run().exits(2);
     // Without the dashes it would be a guess which flags are taskq's.
     sandbox.taskq(["work", "--until-empty", "true"]).run().exits(2);
 }

@@ -349,7 +349,7 @@ fn an_abort_shortens_a_long_grace() {
 fn nothing_is_left_behind_when_a_process_is_dropped() {
     let (spec, out, _) = captured(sh("trap '' TERM; echo $$; sleep 60 & wait; wait"));
     let handler = spec.command().unwrap();
-    let mut process = handler.start(&task(b"")).unwrap();
+    let mut process = handler.start(&task(b""), &handler.arguments).unwrap();
     let mut io = handler.io;
     while out.bytes().is_empty() {
         process
