@@ -468,6 +468,23 @@ mod tests {
     }
 
     #[test]
+    fn what_the_broker_closes_over_what_it_was_sent_is_told_from_an_outage() {
+        let connection_fault =
+            |code| Fault::from(amiquip::Error::ServerClosedConnection { code, message: "words".to_owned() });
+        for code in [501, 502, 503, 505, 540] {
+            assert_eq!(connection_fault(code).kind, FaultKind::Unacceptable, "{code}");
+        }
+        for code in [320, 402, 504, 541] {
+            assert_eq!(connection_fault(code).kind, FaultKind::Lost, "{code}");
+        }
+        for (code, kind) in
+            [(406, FaultKind::Unacceptable), (540, FaultKind::Unacceptable), (541, FaultKind::Lost)]
+        {
+            assert_eq!(channel_fault(code, "words").kind, kind, "{code}");
+        }
+    }
+
+    #[test]
     fn a_vhost_that_takes_no_more_queues_is_a_matter_of_configuration() {
         let text = "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost '/' (1) is reached";
         assert_eq!(channel_fault(406, text).kind, FaultKind::Configuration);
