@@ -74,7 +74,7 @@ enum Action {
         #[command(flatten)]
         place: Target,
     },
-    /// Delete all dead tasks that are there when it asks
+    /// Delete the dead tasks, after a question; those that come after it stay
     Purge {
         /// Do not ask, and delete all at once
         #[arg(long)]

@@ -179,9 +179,13 @@ fn conclude(
 ) -> Result<Exit> {
     let Summary { confirmed, failed, ended, worst } = summary;
     let why = ended.or(worst);
+    let saved_in = match &unsent {
+        Some((path, Ok(Saved::InPlace))) if failed > 0 => Some(output::path(path)),
+        _ => None,
+    };
     let mut counts = format!("{} confirmed, {failed} not", tasks(confirmed));
-    if let (Some((path, Ok(Saved::InPlace))), 1..) = (&unsent, failed) {
-        let _ = write!(counts, " (saved in {})", output::path(path));
+    if let Some(path) = &saved_in {
+        let _ = write!(counts, " (saved in {path})");
     }
     if why.is_some() && !all_was_read {
         let _ =
@@ -197,7 +201,10 @@ fn conclude(
     }
     match why {
         Some(error) if bulk => Err(error.context(&counts)),
-        Some(error) => Err(error),
+        Some(error) => Err(match saved_in {
+            Some(path) => error.context(&format!("the task is saved in {path}")),
+            None => error,
+        }),
         None => {
             if bulk {
                 log::info!(" [x] Sent {}", tasks(confirmed));

@@ -77,11 +77,11 @@ pub(super) struct Args {
     max_time: Option<Duration>,
     #[command(flatten)]
     queue: QueueArgs,
-    #[command(flatten)]
-    connection: ConnectionArgs,
     /// The program that runs the tasks, and its arguments; no shell is involved
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+    #[command(flatten)]
+    connection: ConnectionArgs,
 }
 
 pub(super) fn run(args: Args) -> Result<Exit> {
