@@ -330,6 +330,22 @@ fn cannot_read(path: &Path, error: &std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use std::io::{Write as _, pipe};
+    use std::os::fd::OwnedFd;
+
+    #[test]
+    fn a_body_from_a_pipe_that_does_not_block_is_waited_for() {
+        const BYTES: usize = 10_000;
+        let (reader, mut writer) = pipe().unwrap();
+        fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let body = std::thread::scope(|scope| {
+            // Byte by byte: now and then there is none for the reader.
+            scope.spawn(move || (0..BYTES).try_for_each(|_| writer.write_all(b"x")));
+            read_body(File::from(OwnedFd::from(reader)), None)
+        });
+        assert_eq!(body.map(|body| body.len()), Ok(BYTES));
+    }
 
     #[test]
     fn words_become_one_body() {

@@ -3,9 +3,11 @@
 use crate::support::handler::{attempt, body, headers};
 use crate::support::{Finished, Sandbox, until};
 use amiquip::{AmqpProperties, AmqpValue};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal::SIGKILL;
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::io::{Read, pipe};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -141,6 +143,23 @@ fn show_body_is_byte_for_byte() {
     assert!(dead(&sandbox, &["show", "--body", "binary"]).exits(0).stdout == bytes);
     let shown = dead(&sandbox, &["show", "binary"]).exits(0).stdout_text();
     assert!(!shown.chars().any(|c| c.is_control() && c != '\n'));
+}
+
+#[test]
+fn a_body_is_whole_where_stdout_does_not_block() {
+    // More than a pipe holds.
+    let body = "x".repeat(1_000_000);
+    let sandbox = Sandbox::new();
+    sandbox.broker().declare(&sandbox.queue);
+    let send = ["send", "--id", "large", "--queue", &sandbox.dead_queue(), "--file", "-"];
+    sandbox.taskq(send).feed(&body).exits(0);
+    let (mut reader, writer) = pipe().unwrap();
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    let show = sandbox.taskq(["dead", "show", "--body", "large"]).stdout_to(writer).start();
+    let mut shown = String::new();
+    reader.read_to_string(&mut shown).unwrap();
+    show.end().exits(0);
+    assert!(shown == body, "{} bytes", shown.len());
 }
 
 #[test]
