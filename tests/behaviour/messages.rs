@@ -37,12 +37,16 @@ fn no_complaint_about_the_command_line_does_harm() {
     let path = sandbox.path(HARM);
     let unsent = path.join("nowhere");
     let (path, unsent) = (path.to_str().unwrap(), unsent.to_str().unwrap());
-    let cases: [(&[&str], i32); 26] = [
+    let url_of_teas = url("two%20teas");
+    let cases: [(&[&str], i32); 28] = [
         (&[&broken], 2),
         (&[&with_blank], 2),
         (&["send", &format!("--{long}")], 2),
         (&["send", &format!("--{with_blank}")], 2),
         (&["send", "--priority", &with_blank, "x"], 2),
+        // A password alone, known from a URL that nobody has got to yet: of the environment, or of another argument.
+        (&["send", "--priority", ENCODED, "x"], 2),
+        (&["send", "--priority", "two%20teas", "--url", &url_of_teas, "x"], 2),
         (&["send", "--header", &with_blank, "x"], 2),
         (&["send", "--header", &format!("{long}=1"), "x"], 65),
         (&["send", "--header", &format!("x-taskq-{broken}={with_blank}"), "x"], 2),
