@@ -3,7 +3,7 @@
 use crate::support::broker::{arguments, durable, number, text};
 use crate::support::handler::body;
 use crate::support::{Finished, Sandbox};
-use amiquip::AmqpProperties;
+use amiquip::{AmqpProperties, AmqpValue};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -161,6 +161,17 @@ fn tasks_that_differ_in_nothing_have_one_name() {
     dead(&sandbox, &["requeue", &keys[0]]).exits(0).says("2 sent again");
     assert_eq!(sandbox.broker().drain(&sandbox.queue).len(), 2);
     sandbox.broker().wait_ready(&sandbox.dead_queue(), 1);
+}
+
+/// A copy that takes a task's place may have to leave some out.
+#[test]
+fn headers_are_no_part_of_a_key() {
+    let sandbox = foreign(&[(Some("id"), "body")]);
+    let table = [("colour".to_owned(), AmqpValue::LongString("green".to_owned()))].into_iter().collect();
+    let coloured = AmqpProperties::default().with_message_id("id".to_owned()).with_headers(table);
+    sandbox.broker().publish_with(&sandbox.dead_queue(), "body", coloured);
+    let keys = keys(&sandbox);
+    assert!(keys.len() == 2 && keys[0] == keys[1], "{keys:?}");
 }
 
 /// Whoever may send gives a task any id.
