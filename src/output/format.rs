@@ -192,4 +192,29 @@ mod tests {
         });
         assert_eq!(object, expected);
     }
+
+    #[test]
+    fn whatever_is_said_is_one_harmless_line_without_a_password() {
+        secrets::hide("hidden treasure");
+        let harm = "one\r\n\u{1b}[2Jtwo \u{202e}of hidden treasure";
+        let long = "x\n".repeat(100_000);
+        for format in [LogFormat::Text, LogFormat::Time, LogFormat::Json, LogFormat::Journal] {
+            for level in Level::iter() {
+                let said = |text: &str| {
+                    format.line(
+                        &Record::builder().level(level).args(format_args!("{text}")).build(),
+                        UNIX_EPOCH,
+                    )
+                };
+                let line = said(harm);
+                assert!(
+                    line.ends_with('\n') && !line.trim_end().contains(['\n', '\r', '\u{1b}', '\u{202e}']),
+                    "{line}"
+                );
+                assert!(line.contains("***") && !line.contains("treasure"), "{line}");
+                let line = said(&long);
+                assert!(line.chars().count() < 5_000 && line.matches('\n').count() == 1, "{level}: {line}");
+            }
+        }
+    }
 }

@@ -132,21 +132,3 @@ fn is_own_error(metadata: &Metadata<'_>) -> bool {
 fn warning_of<'m>(metadata: &Metadata<'m>) -> Metadata<'m> {
     Metadata::builder().level(Level::Warn).target(metadata.target()).build()
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whatever_is_said_is_one_harmless_line_without_a_password() {
-        super::super::hide("hidden treasure");
-        let said =
-            |level, text: &str| line(&Record::builder().level(level).args(format_args!("{text}")).build());
-        let harm = "one\r\n\u{1b}[2Jtwo \u{202e}of hidden treasure";
-        assert_eq!(said(Level::Error, harm), "taskq: error: one\\r\\n\\x1b[2Jtwo \\u{202e}of ***\n");
-        for level in Level::iter() {
-            let long = said(level, &"x\n".repeat(100_000));
-            assert!(long.chars().count() < 3_000 && long.matches('\n').count() == 1, "{level}: {long}");
-        }
-    }
-}
