@@ -15,7 +15,7 @@ use std::io::{self, Write as _};
 use crate::blocking::Blocking;
 pub use columns::{fit, width};
 pub use escape::{escape, escape_lines};
-pub use format::{LogFormat, ToCommands};
+pub use format::{CommandLines, LogFormat};
 pub use json::line_of_json;
 pub use logger::{RECOVERY, Verbosity, install_logger, install_panic_message};
 pub use secrets::{hide, hide_urls_of};

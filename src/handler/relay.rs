@@ -19,7 +19,7 @@ use super::loss::Loss;
 use super::sink::{OutputSink, READ_MAX};
 use super::wake::Waker;
 use crate::lock::lock;
-use crate::output::{self, LogFormat, Parcel, Stream, ToCommands, Unwritten};
+use crate::output::{self, CommandLines, Parcel, Stream, Unwritten};
 
 /// A longer line is passed on in pieces of this size.
 const LINE_MAX: usize = READ_MAX;
@@ -37,8 +37,7 @@ pub struct Output {
 #[derive(Clone)]
 struct Destination {
     stream: Stream,
-    /// What stands before each line there; mostly nothing.
-    before_lines: &'static [u8],
+    lines: CommandLines,
     loss: Arc<Loss>,
 }
 
@@ -62,23 +61,22 @@ struct Chunk {
 impl Output {
     /// To the worker's own stdout and stderr.
     pub fn of_this_process() -> io::Result<Self> {
-        let format = LogFormat::current();
-        let before = |to| format.before_lines_of_commands(to);
-        let (stdout, stderr) = (output::stdout()?, output::stderr()?);
-        Ok(Self::to((stdout, before(ToCommands::Stdout)), (stderr, before(ToCommands::Stderr))))
+        let [stdout, stderr] = CommandLines::beside_messages();
+        Ok(Self::to((output::stdout()?, stdout), (output::stderr()?, stderr)))
     }
 
     /// To anything else.
     #[cfg(test)]
     pub fn new(stdout: impl Write + Send + 'static, stderr: impl Write + Send + 'static) -> io::Result<Self> {
-        Ok(Self::to((Stream::start("stdout", stdout)?, b""), (Stream::start("stderr", stderr)?, b"")))
+        let [data, messages] = [CommandLines::DATA, CommandLines { end: true, ..CommandLines::DATA }];
+        Ok(Self::to((Stream::start("stdout", stdout)?, data), (Stream::start("stderr", stderr)?, messages)))
     }
 
-    fn to(stdout: (Stream, &'static [u8]), stderr: (Stream, &'static [u8])) -> Self {
-        let destination = |(stream, before_lines): (Stream, &'static [u8])| Destination {
+    fn to(stdout: (Stream, CommandLines), stderr: (Stream, CommandLines)) -> Self {
+        let destination = |(stream, lines): (Stream, CommandLines)| Destination {
             loss: Arc::new(Loss::of(stream.name())),
             stream,
-            before_lines,
+            lines,
         };
         Self { stdout: destination(stdout), stderr: destination(stderr) }
     }
@@ -93,13 +91,12 @@ impl Output {
         (!losses.is_empty()).then(|| losses.join("; "))
     }
 
-    /// Passes on data: exactly the bytes that the handler writes.
+    /// Passes on data: exactly the bytes that the handler writes, unless messages go to the same place.
     pub(super) fn stdout(&self, waker: Waker) -> Relay {
         Relay::new(self.stdout.clone(), waker, false)
     }
 
-    /// Passes on messages: a last line without line end gets one, because the worker's own messages follow on the same
-    /// stream. The last 2 KiB are kept for [`Relay::tail`].
+    /// Passes on messages. The last 2 KiB are kept for [`Relay::tail`].
     pub(super) fn stderr(&self, waker: Waker) -> Relay {
         Relay::new(self.stderr.clone(), waker, true)
     }
@@ -166,15 +163,15 @@ pub(super) struct Relay {
     /// The last byte so far was no line end.
     unfinished_line: bool,
     /// See [`Output::stderr`].
-    for_messages: bool,
+    keeps_tail: bool,
     /// The pipe has ended.
     ended: bool,
-    /// The last bytes so far, at most [`TAIL_MAX`]. Empty if not `for_messages`.
+    /// The last bytes so far, at most [`TAIL_MAX`]. Empty if not `keeps_tail`.
     tail: VecDeque<u8>,
 }
 
 impl Relay {
-    fn new(destination: Destination, waker: Waker, for_messages: bool) -> Self {
+    fn new(destination: Destination, waker: Waker, keeps_tail: bool) -> Self {
         Self {
             destination,
             waker,
@@ -186,7 +183,7 @@ impl Relay {
             last: None,
             lines: 0,
             unfinished_line: false,
-            for_messages,
+            keeps_tail,
             ended: false,
             tail: VecDeque::new(),
         }
@@ -224,7 +221,7 @@ impl Relay {
             let (back, wake_wanted, waker) =
                 (self.back.0.clone(), Arc::clone(&self.wake_wanted), self.waker.clone());
             wake_wanted.store(false, Ordering::Relaxed);
-            let before_lines = self.destination.before_lines;
+            let before_lines = self.destination.lines.before;
             let begins_line = self.last.is_none_or(|last| last == b'\n');
             self.last = bytes.last().copied();
             self.queued = Arc::new(Mutex::new(bytes));
@@ -264,7 +261,7 @@ impl OutputSink for Relay {
         }
         self.filling.extend_from_slice(bytes);
         self.unfinished_line = bytes.last().map_or(self.unfinished_line, |last| *last != b'\n');
-        if self.for_messages {
+        if self.keeps_tail {
             let last = &bytes[bytes.len().saturating_sub(TAIL_MAX)..];
             self.tail.drain(..(self.tail.len() + last.len()).saturating_sub(TAIL_MAX));
             self.tail.extend(last);
@@ -274,7 +271,7 @@ impl OutputSink for Relay {
 
     fn end(&mut self) {
         if !mem::replace(&mut self.ended, true) {
-            if self.for_messages && self.unfinished_line {
+            if self.destination.lines.end && self.unfinished_line {
                 self.filling.push(b'\n');
             }
             self.hand_over();
@@ -294,7 +291,7 @@ impl OutputSink for Relay {
     }
 
     fn successor(&self, waker: Waker) -> Box<dyn OutputSink + Send> {
-        Box::new(Self::new(self.destination.clone(), waker, self.for_messages))
+        Box::new(Self::new(self.destination.clone(), waker, self.keeps_tail))
     }
 
     fn is_idle(&self) -> bool {

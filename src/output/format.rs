@@ -72,25 +72,29 @@ impl LogFormat {
             }
         }
     }
-
-    /// What stands before each line that a command writes, so that it cannot choose its own priority.
-    #[must_use]
-    pub fn before_lines_of_commands(self, to: ToCommands) -> &'static [u8] {
-        let as_messages = match to {
-            ToCommands::Stderr => true,
-            ToCommands::Stdout => are_the_same(&std::io::stdout(), &std::io::stderr()),
-        };
-        if self == Self::Journal && as_messages { b"<6>" } else { b"" }
-    }
 }
 
-/// A stream that commands write to.
+/// How lines of commands are passed on to a stream of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ToCommands {
-    /// The worker's stdout.
-    Stdout,
-    /// The worker's stderr.
-    Stderr,
+pub struct CommandLines {
+    /// What stands before each; mostly nothing.
+    pub before: &'static [u8],
+    /// A last line without its end gets one: messages follow it.
+    pub end: bool,
+}
+
+impl CommandLines {
+    /// Exactly what the command writes.
+    pub const DATA: Self = Self { before: b"", end: false };
+
+    /// To stdout and to stderr. Where both are the same thing (the journal, a terminal), messages are between the lines of
+    /// either. In the journal a command must not choose the priority of what it prints.
+    #[must_use]
+    pub fn beside_messages() -> [Self; 2] {
+        let before: &[u8] = if LogFormat::current() == LogFormat::Journal { b"<6>" } else { b"" };
+        let stderr = Self { before, end: true };
+        [if are_the_same(&std::io::stdout(), &std::io::stderr()) { stderr } else { Self::DATA }, stderr]
+    }
 }
 
 /// What is known of an event beside its text.
