@@ -87,7 +87,7 @@ fn values_of_all_types_reach_the_handler_as_far_as_they_are_text() {
     let options = ["--until-empty", "--attempts", "2", "--backoff", "1h"];
     sandbox.work_with(&options, script).run().exits(0);
     let seen = sandbox.lines("seen").join("\n");
-    let expected = "TASKQ_ATTEMPT=1\nTASKQ_HEADER_DOUBLE=1.5\nTASKQ_HEADER_NO=false\nTASKQ_HEADER_SHORT=-2\n\
+    let expected = "TASKQ_ATTEMPT=1\nTASKQ_ATTEMPTS=2\nTASKQ_HEADER_DOUBLE=1.5\nTASKQ_HEADER_NO=false\nTASKQ_HEADER_SHORT=-2\n\
                     TASKQ_HEADER_Z_TEXT=größer";
     assert_eq!(seen, expected);
     // The copy for the next attempt has them all, the unreadable ones byte by byte.
