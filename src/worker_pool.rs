@@ -80,6 +80,8 @@ pub struct Options {
     pub policy: Policy,
     /// Make sure at the start that failed tasks can be retried and kept.
     pub prepare_retries: bool,
+    /// Tasks are only slept through, as nobody has asked for by name. A queue that has one of dead tasks is refused then.
+    pub is_sleeper_by_default: bool,
 }
 
 impl Options {

@@ -55,6 +55,21 @@ pub(super) fn look(session: &mut Session, name: &str) -> Result<(Channel, Count)
     }
 }
 
+/// Whether there is such a queue, as far as this user can see: RabbitMQ since 4.2.6 asks for a permission on the queue
+/// itself, older ones for none.
+pub fn is_seen(session: &mut Session, name: &str) -> Result<bool, Fault> {
+    match look(session, name) {
+        Ok(_) => Ok(true),
+        Err(fault)
+            if fault.scope == Scope::Channel
+                && matches!(fault.kind, FaultKind::NotFound | FaultKind::Refused) =>
+        {
+            Ok(false)
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
 /// As [`look`], where the user may look at all: RabbitMQ since 4.2.6 asks for a permission on the queue itself, and where
 /// there is no such queue for the one to configure it. Otherwise the first use of the queue tells.
 pub(super) fn look_if_allowed(session: &mut Session, name: &str) -> Result<Channel, Fault> {

@@ -24,11 +24,13 @@ const MAX_THREADS: i64 = 2000;
 ///
 /// Each thread takes one task at a time, runs it, and acknowledges it when it is done. COMMAND runs once for each task,
 /// with the body on stdin, without a line end after it; without COMMAND the worker sleeps one second for each dot in the
-/// body. CTRL+C or SIGTERM: take nothing new, finish what runs, exit.
+/// body, and refuses a queue that has a QUEUE.dead, as whoever runs commands on it has. CTRL+C or SIGTERM: take nothing new, finish what runs, exit.
 ///
 /// Exit status of COMMAND: 0 the task is done; 65 it is dead at once; anything else, a signal or --timeout: the attempt
 /// has failed. A failed task is tried again later; after its last attempt it is kept in QUEUE.dead. If two tasks in a row
 /// end with 126 or 127 before any was done, COMMAND cannot run, and the worker stops.
+// Each is a flag of its own.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Tasks to run at the same time
@@ -53,6 +55,10 @@ pub(super) struct Args {
     /// How long to wait for running tasks when told to stop, and between SIGTERM and SIGKILL
     #[arg(long, value_name = "DUR", value_parser = duration::parse, default_value = "30s")]
     grace: Duration,
+    /// Only sleep, one second for each dot in a body: what happens without COMMAND, by name, and also where the queue has a
+    /// QUEUE.dead
+    #[arg(long, conflicts_with = "command")]
+    dots: bool,
     /// Keep COMMAND running, and give it tasks as lines of JSON
     #[arg(long, requires = "command")]
     persistent: bool,
@@ -122,6 +128,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         grace: args.grace,
         policy,
         prepare_retries: spec.is_some(),
+        is_sleeper_by_default: spec.is_none() && !args.dots,
     };
     let handlers: Arc<HandlerFactory> = match spec.clone() {
         None => Arc::new(|| Ok(Box::new(Dots))),

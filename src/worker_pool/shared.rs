@@ -260,6 +260,12 @@ impl Shared {
     pub(super) fn greet(&self) {
         let mut greeting = lock(&self.greeting);
         if let Greeting::Due(introduction) = &*greeting {
+            // Not earlier: of a worker that cannot start, the error is all there is to say.
+            if self.options.is_sleeper_by_default {
+                log::info!(
+                    "no COMMAND: tasks are slept through, one second for each dot (--dots says so by name)"
+                );
+            }
             tell(&Event::Waiting);
             tell(&Event::Connected { broker: introduction });
             *greeting = Greeting::Told;

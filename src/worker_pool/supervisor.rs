@@ -10,8 +10,8 @@ use super::ack_timeout;
 use super::shared::Shared;
 use crate::backoff::{Backoff, Reminder};
 use crate::broker::{
-    AckTimeout, ConnectionPurpose, Count, DeliveryChannel, Fault, FaultKind, Link, Publisher, Scope, Session,
-    count_messages, ensure_queue, find_again, is_a_stream, kind_of,
+    AckTimeout, ConnectionPurpose, Count, DeliveryChannel, Fault, FaultKind, Link, Publisher, QueueSpec,
+    Scope, Session, count_messages, ensure_queue, find_again, is_a_stream, is_seen, kind_of,
 };
 use crate::duration;
 use crate::error::{Error, Exit, Result};
@@ -358,6 +358,9 @@ fn prepare(shared: &Shared) -> Result<Session> {
     let mut session = Session::open(&options.session, ConnectionPurpose::Consume)?;
     let kind = ensure_queue(&mut session, &options.queue).map_err(Fault::into_error)?.kind;
     shared.set_queue_kind(kind);
+    if options.is_sleeper_by_default && !shared.was_connected() {
+        refuse_where_dead(&mut session, &options.queue)?;
+    }
     if options.prepare_retries {
         let delays = options.policy.pauses().iter().map(|pause| options.queue.delay(*pause));
         for queue in delays.chain([options.queue.dead()]) {
@@ -370,6 +373,19 @@ fn prepare(shared: &Shared) -> Result<Session> {
         Publisher::check_permission(&options.session, &options.queue)?;
     }
     Ok(session)
+}
+
+/// A forgotten COMMAND would have the tasks acknowledged without anything being done.
+fn refuse_where_dead(session: &mut Session, queue: &QueueSpec) -> Result<()> {
+    let dead = queue.dead().name;
+    if !is_seen(session, &dead).map_err(Fault::into_error)? {
+        return Ok(());
+    }
+    Err(Error::configuration(format!(
+        "the queue {} has a {dead}, so its tasks are for a command, and this worker has none, so that it would only \
+         sleep and acknowledge them: give the command (taskq work -- COMMAND), or --dots if that is what you want",
+        queue.name
+    )))
 }
 
 #[cfg(test)]

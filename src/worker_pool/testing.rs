@@ -350,6 +350,7 @@ pub(super) fn options() -> Options {
         max_tasks: None,
         idle_timeout: None,
         max_time: None,
+        is_sleeper_by_default: false,
         timeout: None,
         grace: LONG,
         policy: Policy { attempts: 2, max_deliveries: 5, backoff: vec![Duration::from_secs(5)] },

@@ -117,7 +117,7 @@ fn connections_that_end_at_the_first_channel_are_no_hot_loop() {
         stream.write_all(&amqp::answer(open.channel, amqp::CHANNEL_OPEN).unwrap())?;
         amqp::serve_until(stream, amqp::CHANNEL_OPEN).map(drop)
     });
-    let worker = sandbox.taskq(["work"]).env("TASKQ_URL", server.url()).start();
+    let worker = sandbox.taskq(["work", "--dots"]).env("TASKQ_URL", server.url()).start();
     let mut pauses = Vec::new();
     for connection in 2..7 {
         let began = std::time::Instant::now();

@@ -244,3 +244,16 @@ fn a_command_inherits_no_secret_and_no_connection() {
         worker.end().exits(143);
     }
 }
+
+/// Since 4.2.6 RabbitMQ does not let everybody look at it.
+#[test]
+fn who_may_not_look_at_the_queue_of_dead_tasks_can_work_without_a_command() {
+    let sandbox = Sandbox::new();
+    let queue = only(&sandbox.queue);
+    let reader = user(&sandbox, "reader", [&queue, NONE, &queue]);
+    run(&sandbox, &reader, &["work", "--until-empty"]).exits(0);
+    sandbox.broker().declare(&sandbox.dead_queue());
+    run(&sandbox, &reader, &["work", "--until-empty", "--dots"]).exits(0);
+    // Whoever may look is refused.
+    sandbox.taskq(["work", "--until-empty"]).run().exits(78);
+}

@@ -56,6 +56,7 @@ fn flags_about_a_command_need_a_command() {
         sandbox.taskq(["work", "--until-empty", flag, "--"]).run().exits(2);
     }
     sandbox.taskq(["work", "--until-empty", "--arg", "--persistent", "--", "true"]).run().exits(2);
+    sandbox.taskq(["work", "--until-empty", "--dots", "--", "true"]).run().exits(2);
     // Without the dashes it would be a guess which flags are taskq's.
     sandbox.taskq(["work", "--until-empty", "true"]).run().exits(2);
 }

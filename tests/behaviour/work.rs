@@ -240,3 +240,28 @@ fn without_a_declaration_an_existing_queue_is_worked() {
     let worker = sandbox.worker(["--no-declare"]);
     worker.says("Received a message: hello\nDone\n");
 }
+
+/// As when a unit or a cron line has lost its end.
+#[test]
+fn a_forgotten_command_acknowledges_no_real_task() {
+    let sandbox = Sandbox::new();
+    let broker = sandbox.broker();
+    sandbox.work_with(&["--until-empty"], "true").run().exits(0);
+    broker.publish(&sandbox.queue, "a real task");
+    for options in [&["work"][..], &["work", "--no-declare", "--until-empty"]] {
+        let refused = sandbox.taskq(options).run().exits(78);
+        refused.in_one_line().says(&sandbox.dead_queue()).says("--dots").never_says("Received");
+    }
+    assert_eq!(broker.bodies(&sandbox.queue), ["a real task"]);
+    broker.publish(&sandbox.queue, "a real task");
+    let worked = sandbox.taskq(["work", "--dots", "--until-empty"]).run().exits(0);
+    worked.says("Done").never_says("COMMAND");
+}
+
+#[test]
+fn a_worker_without_a_command_says_that_it_only_sleeps() {
+    let sandbox = Sandbox::new();
+    let worked = sandbox.taskq(["work", "--until-empty"]).run().exits(0);
+    assert!(worked.stderr.starts_with("no COMMAND: tasks are slept through"), "{}", worked.stderr);
+    sandbox.taskq(["work", "--until-empty", "--", "true"]).run().exits(0).never_says("COMMAND");
+}

@@ -187,6 +187,23 @@ fn is_nowait(frame: &Frame) -> bool {
     }
 }
 
+/// Whether the client looks for a queue of dead tasks: there is none.
+fn looks_for_dead_tasks(frame: &Frame) -> bool {
+    let is_passive = |name: usize| frame.payload.get(7 + name).is_some_and(|bits| bits & 1 != 0);
+    frame.method() == Some(DECLARE) && {
+        let name = usize::from(frame.payload[6]);
+        is_passive(name) && frame.payload[7..7 + name].ends_with(b".dead")
+    }
+}
+
+/// What a faultless broker answers, if anything.
+fn usual(frame: &Frame) -> Option<Vec<u8>> {
+    if looks_for_dead_tasks(frame) {
+        return Some(channel_close(frame.channel, 404, "NOT_FOUND - no queue"));
+    }
+    frame.method().filter(|_| !is_nowait(frame)).and_then(|to| answer(frame.channel, to))
+}
+
 /// Plays a faultless broker that confirms and delivers nothing, until the client closes.
 pub(crate) fn play<S: Read + Write>(stream: &mut S) -> io::Result<()> {
     serve_until(stream, CLOSE)?;
@@ -208,8 +225,7 @@ pub(crate) fn serve_with<S: Read + Write>(
 ) -> io::Result<()> {
     loop {
         let frame = read_frame(stream)?;
-        let usual = || frame.method().filter(|_| !is_nowait(&frame)).and_then(|to| answer(frame.channel, to));
-        if let Some(answer) = own(&frame).or_else(usual) {
+        if let Some(answer) = own(&frame).or_else(|| usual(&frame)) {
             stream.write_all(&answer)?;
         }
         if frame.method() == Some(CLOSE) {
@@ -226,7 +242,7 @@ pub(crate) fn serve_until<S: Read + Write>(stream: &mut S, last: Method) -> io::
         if method == last {
             return Ok(frame);
         }
-        if let Some(answer) = answer(frame.channel, method).filter(|_| !is_nowait(&frame)) {
+        if let Some(answer) = usual(&frame) {
             stream.write_all(&answer)?;
         }
     }
