@@ -24,7 +24,8 @@ const MAX_THREADS: i64 = 2000;
 ///
 /// Each thread takes one task at a time, runs it, and acknowledges it when it is done. COMMAND runs once for each task,
 /// with the body on stdin, without a line end after it; without COMMAND the worker sleeps one second for each dot in the
-/// body, and refuses a queue that has a QUEUE.dead, as whoever runs commands on it has. CTRL+C or SIGTERM: take nothing new, finish what runs, exit.
+/// body, and refuses a queue that has a QUEUE.dead, which is one that commands work on. CTRL+C or SIGTERM: take nothing new,
+/// finish what runs, exit.
 ///
 /// Exit status of COMMAND: 0 the task is done; 65 it is dead at once; anything else, a signal or --timeout: the attempt
 /// has failed. A failed task is tried again later; after its last attempt it is kept in QUEUE.dead. If two tasks in a row

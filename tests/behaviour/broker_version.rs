@@ -10,7 +10,7 @@ fn the_worker_says_which_broker_it_found_and_send_only_when_asked() {
         sandbox.node().port(),
         sandbox.broker().product()
     );
-    let worked = sandbox.taskq(["work", "--until-empty"]).run().exits(0);
+    let worked = sandbox.taskq(["work", "--dots", "--until-empty"]).run().exits(0);
     let expected = format!(" [*] Waiting for messages\n{found}");
     assert_eq!(worked.stderr, expected);
     sandbox.taskq(["work", "--until-empty", "--quiet"]).run().exits(0).never_says("connected");

@@ -44,7 +44,7 @@ fn hundreds_of_cancelled_consumers_do_not_cost_the_connection() {
         for n in 0..32 {
             broker.publish(&sandbox.queue, format!("{round}/{n}"));
         }
-        let worked = sandbox.taskq(["work", "--threads", "16", "--until-empty"]).run().exits(0);
+        let worked = sandbox.taskq(["work", "--dots", "--threads", "16", "--until-empty"]).run().exits(0);
         assert_eq!(worked.stderr.lines().filter(|line| line.starts_with("Done (")).count(), 32);
         let about_tasks = |line: &&str| line.starts_with("Received") || line.starts_with("Done (");
         let others: Vec<_> = worked.stderr.lines().filter(|line| !about_tasks(line)).collect();
