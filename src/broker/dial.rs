@@ -173,7 +173,8 @@ impl Dial<'_> {
             ConnectionPurpose::Consume => crossbeam_channel::never(),
         };
         let server = Server::told_by(connection.server_properties());
-        Ok(Session::new(connection, (kill, report), blocked, self.url.to_string(), (server, self.purpose)))
+        let about = (server, self.purpose, channel_max(self.url));
+        Ok(Session::new(connection, (kill, report), blocked, self.url.to_string(), about))
     }
 
     #[cfg(feature = "tls")]

@@ -156,6 +156,17 @@ impl Fault {
         )
     }
 
+    /// A connection may have so many.
+    pub(super) fn too_few_channels(allowed: u16) -> Self {
+        Self::connection(
+            FaultKind::Configuration,
+            format!(
+                "a connection may have {allowed} channels (channel_max of the broker, or in the URL), and more are \
+                 needed: one for each thread, and one to look at queues"
+            ),
+        )
+    }
+
     /// The broker lives, and does not say what became of a publish.
     #[must_use]
     pub fn unconfirmed() -> Self {
@@ -259,11 +270,6 @@ impl From<amiquip::Error> for Fault {
                 Self::lost("the connection is gone")
             }
             Amqp::IoThreadPanic => Self::lost("the connection broke down"),
-            Amqp::ExhaustedChannelIds => Self::connection(
-                FaultKind::Configuration,
-                "a connection may not have as many channels as are needed: one for each thread, and one more to look at \
-                 queues (channel_max of the broker, or in the URL)",
-            ),
             Amqp::ClientClosedChannel => Self::channel(FaultKind::Lost, "the channel is closed"),
             other => Self::lost(other.to_string()),
         }

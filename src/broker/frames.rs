@@ -41,6 +41,15 @@ pub(super) fn body_size(header: &[u8]) -> u64 {
     header.get(4..).and_then(|rest| rest.first_chunk()).map_or(0, |size| u64::from_be_bytes(*size))
 }
 
+/// The limits of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tuned {
+    /// The largest frame that both sides take, in bytes of its payload and [`FRAME_OVERHEAD`].
+    pub(super) frame_max: u32,
+    /// How many channels the broker allows.
+    pub(super) channel_max: u16,
+}
+
 /// The peer's bytes on their way to amiquip: frames of methods and headers are held back until they are whole, checked
 /// and put into a form that it can read; bodies go through as they come, large ones once some of it is there.
 #[derive(Debug, Default)]
@@ -55,7 +64,7 @@ pub(super) struct FrameFilter {
     passing: Option<Passing>,
     contents: Contents,
     seen_frame: bool,
-    frame_max: Option<u32>,
+    tuned: Option<Tuned>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -110,10 +119,9 @@ impl FrameFilter {
         count
     }
 
-    /// The largest frame that both sides take, in bytes of its payload and [`FRAME_OVERHEAD`]; known from the broker's
-    /// wishes on.
-    pub(super) fn frame_max(&self) -> Option<u32> {
-        self.frame_max
+    /// Known from the broker's wishes on.
+    pub(super) fn tuned(&self) -> Option<Tuned> {
+        self.tuned
     }
 
     /// A piece of a frame that need not be seen whole; false if it has to wait.
@@ -198,9 +206,11 @@ impl FrameFilter {
         payload: &mut [u8],
         accounts: &mut Accounts,
     ) -> Result<(), Violation> {
-        if let Some(wish) = sanitize::tuned_frame_max(payload) {
+        if let Some((channels, wish)) = sanitize::tuned(payload) {
             // Zero is no limit. amiquip answers with the smaller one as well.
-            self.frame_max = Some(if wish == 0 { FRAME_MAX } else { wish.min(FRAME_MAX) });
+            let frame_max = if wish == 0 { FRAME_MAX } else { wish.min(FRAME_MAX) };
+            self.tuned =
+                Some(Tuned { frame_max, channel_max: if channels == 0 { u16::MAX } else { channels } });
         }
         sanitize::method(payload).map_err(breaks_off)?;
         accounts.note_received(channel, payload)?;

@@ -49,11 +49,12 @@ pub(super) fn method(payload: &mut [u8]) -> Result<(), Misshapen> {
     }
 }
 
-/// The largest frame that the broker wishes for, if this method is its connection.tune.
-pub(super) fn tuned_frame_max(payload: &[u8]) -> Option<u32> {
-    // After the number of channels.
-    let wish = payload.strip_prefix(&TUNE)?.get(2..)?.first_chunk()?;
-    Some(u32::from_be_bytes(*wish))
+/// How many channels, and what largest frame, the broker wishes for, if this method is its connection.tune. Zero is no
+/// limit.
+pub(super) fn tuned(payload: &[u8]) -> Option<(u16, u32)> {
+    let wishes = payload.strip_prefix(&TUNE)?;
+    let (channels, rest) = wishes.split_first_chunk()?;
+    Some((u16::from_be_bytes(*channels), u32::from_be_bytes(*rest.first_chunk()?)))
 }
 
 /// A content header's properties, from their flags on.

@@ -85,6 +85,8 @@ pub struct Session {
     label: String,
     server: Server,
     purpose: ConnectionPurpose,
+    /// How many channels were asked for.
+    channel_max: u16,
 }
 
 impl Session {
@@ -93,10 +95,10 @@ impl Session {
         socket: (KillSwitch, SocketReport),
         blocked: Receiver<ConnectionBlockedNotification>,
         label: String,
-        (server, purpose): (Server, ConnectionPurpose),
+        (server, purpose, channel_max): (Server, ConnectionPurpose, u16),
     ) -> Self {
         let (kill, report) = socket;
-        Self { connection: Some(connection), kill, report, blocked, label, server, purpose }
+        Self { connection: Some(connection), kill, report, blocked, label, server, purpose, channel_max }
     }
 
     pub(super) fn purpose(&self) -> ConnectionPurpose {
@@ -114,6 +116,10 @@ impl Session {
         };
         match opened {
             Ok(channel) => Ok(Channel::new(channel, self.kill.clone(), RPC_TIMEOUT)),
+            Err(amiquip::Error::ExhaustedChannelIds) => {
+                let broker = self.report.tuned().map_or(u16::MAX, |tuned| tuned.channel_max);
+                Err(Fault::too_few_channels(broker.min(self.channel_max)))
+            }
             Err(error) => Err(Fault::from(error).because(self.kill.fired())),
         }
     }
@@ -140,7 +146,7 @@ impl Session {
     /// broker's wish and taskq's. What cannot be split, a message's properties and headers, has to fit one.
     #[must_use]
     pub fn frame_max(&self) -> usize {
-        self.report.frame_max().unwrap_or(FRAME_MAX) as usize
+        self.report.tuned().map_or(FRAME_MAX, |tuned| tuned.frame_max) as usize
     }
 
     /// Whether a quorum queue takes back in their order what is given back together. RabbitMQ before 4.0 does so where

@@ -11,7 +11,7 @@ use mio::net::TcpStream;
 use mio::{Evented, Poll, PollOpt, Ready, Token};
 
 use super::accounts::Accounts;
-use super::frames::FrameFilter;
+use super::frames::{FrameFilter, Tuned};
 use super::outgoing::Outgoing;
 use super::violation::Violation;
 use super::watchdog::KillSwitch;
@@ -30,7 +30,7 @@ struct Seen {
     closed_by_peer: bool,
     violation: Option<Violation>,
     error: Option<String>,
-    frame_max: Option<u32>,
+    tuned: Option<Tuned>,
 }
 
 impl SocketReport {
@@ -49,9 +49,9 @@ impl SocketReport {
         self.with(|seen| seen.error.clone())
     }
 
-    /// The negotiated frame size in bytes; none before connection.tune.
-    pub(super) fn frame_max(&self) -> Option<u32> {
-        self.with(|seen| seen.frame_max)
+    /// None before connection.tune.
+    pub(super) fn tuned(&self) -> Option<Tuned> {
+        self.with(|seen| seen.tuned)
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut Seen) -> T) -> T {
@@ -222,10 +222,10 @@ impl Read for Socket {
                 self.report.with(|seen| seen.closed_by_peer = true);
                 return Ok(0);
             }
-            let before = self.filter.frame_max();
+            let before = self.filter.tuned();
             let looked = self.filter.put(&buf[..count], &mut self.accounts);
-            if self.filter.frame_max() != before {
-                self.report.with(|seen| seen.frame_max = self.filter.frame_max());
+            if self.filter.tuned() != before {
+                self.report.with(|seen| seen.tuned = self.filter.tuned());
             }
             match looked {
                 Ok(true) => self.kill.note_arrival(count),

@@ -12,6 +12,23 @@ pub(super) struct Facts<'f, 'e> {
     pub(super) queue: Option<&'f str>,
 }
 
+#[cfg(test)]
+impl Facts<'_, '_> {
+    /// Of the event and of its members.
+    pub(super) fn names(&self) -> Vec<String> {
+        struct Names(Vec<String>);
+        impl<'kvs> VisitSource<'kvs> for Names {
+            fn visit_pair(&mut self, key: Key<'kvs>, _: Value<'kvs>) -> Result<(), Error> {
+                self.0.push(key.to_string());
+                Ok(())
+            }
+        }
+        let mut names = Names(vec![name(self.event).to_owned()]);
+        let _ = self.visit(&mut names);
+        names.0
+    }
+}
+
 impl Source for Facts<'_, '_> {
     fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), Error> {
         let mut tell = |name: &'static str, value: Value<'kvs>| visitor.visit_pair(Key::from(name), value);

@@ -144,6 +144,7 @@ fn assert_harmless(line: &str) {
 fn no_event_makes_a_line_that_does_harm() {
     output::hide(PASSWORD);
     let hostile = Hostile::new();
+    let documented = include_str!("../../docs/log.md");
     let mut event = hostile.after(None);
     let mut seen = 0;
     while let Some(this) = event {
@@ -151,6 +152,10 @@ fn no_event_makes_a_line_that_does_harm() {
         let line = output::message(&composed);
         assert_harmless(&line);
         assert!(line.chars().count() <= MOST_CHARS, "{} characters: {line}", line.chars().count());
+        let facts = Facts { event: &this, queue: Some(&hostile.queue) };
+        for name in facts.names() {
+            assert!(documented.contains(&format!("`{name}`")), "{name} is not in docs/log.md");
+        }
         event = hostile.after(Some(&this));
         seen += 1;
     }

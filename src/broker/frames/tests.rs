@@ -63,12 +63,13 @@ fn bodies_pass_as_they_come_and_headers_whole() {
 #[test]
 fn the_smaller_frame_size_of_both_sides_holds() {
     let mut filter = FrameFilter::default();
-    assert_eq!(filter.frame_max(), None);
+    assert_eq!(filter.tuned(), None);
     for (wish, held) in [(0, FRAME_MAX), (8192, 8192), (u32::MAX, FRAME_MAX)] {
         let tune = [&[0, 10, 0, 30, 7, 255][..], &u32::to_be_bytes(wish), &[0, 60]].concat();
         assert_eq!(put(&mut filter, &frame(METHOD, &tune)), Ok(true));
         assert_eq!(put(&mut filter, &frame(BODY, &tune)), Ok(true));
-        assert_eq!(filter.frame_max(), Some(held), "the broker wishes {wish}");
+        let tuned = Tuned { frame_max: held, channel_max: 2047 };
+        assert_eq!(filter.tuned(), Some(tuned), "the broker wishes {wish}");
     }
 }
 
