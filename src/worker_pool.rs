@@ -58,6 +58,8 @@ const BOUNDED_PATIENCE: Duration = Duration::from_secs(30);
 pub struct Options {
     /// How to reach the broker.
     pub session: SessionOptions,
+    /// How long to try again to connect for the first time; one attempt where there is none.
+    pub connect_retry: Option<Duration>,
     /// What to consume.
     pub queue: QueueSpec,
     /// Worker threads, at least 1.

@@ -82,6 +82,10 @@ pub(super) struct Args {
     /// Take nothing new after this long, and exit when what runs is finished, at the latest after --grace
     #[arg(long, value_name = "DUR", value_parser = positive_duration)]
     max_time: Option<Duration>,
+    /// Try the first connection again for so long, for a broker that starts beside the worker; `forever` is a value too
+    /// [default: one try]
+    #[arg(long, value_name = "DUR", value_parser = connect_retry)]
+    connect_retry: Option<Duration>,
     #[command(flatten)]
     queue: QueueArgs,
     /// The program that runs the tasks, and its arguments; no shell is involved
@@ -118,6 +122,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     };
     let options = Options {
         session: args.connection.into_options()?,
+        connect_retry: args.connect_retry,
         queue,
         threads: args.threads,
         prefetch: args.prefetch,
@@ -161,6 +166,11 @@ pub(super) fn run(args: Args) -> Result<Exit> {
 /// whose variable is not set would have its tasks acknowledged without anything being done.
 fn ends_with_separator(arguments: impl Iterator<Item = OsString>) -> bool {
     arguments.last().is_some_and(|last| last == "--")
+}
+
+/// For clap. No clock counts further than the longest duration.
+fn connect_retry(text: &str) -> std::result::Result<Duration, String> {
+    if text == "forever" { Ok(Duration::MAX) } else { positive_duration(text) }
 }
 
 fn command_spec(options: handler::Options) -> Result<Spec> {

@@ -56,6 +56,7 @@ pub(super) struct Supervisor {
     waiting: Vec<Request>,
     link: Link<Session>,
     backoff: Backoff,
+    began: Instant,
     /// Counts connections, so that the loss of one is noticed once however many threads report it.
     generation: u64,
     refusals: RefusedSince,
@@ -103,6 +104,7 @@ impl Supervisor {
             waiting: Vec::new(),
             link,
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+            began: Instant::now(),
             generation: 0,
             refusals: RefusedSince::default(),
             reminder: Reminder::default(),
@@ -200,6 +202,9 @@ impl Supervisor {
 
     fn rest(&mut self) {
         let pause = self.backoff.pause();
+        // The last attempt is at the end of the time, and not long after it.
+        let left = self.left_to_connect().filter(|left| !left.is_zero());
+        let pause = left.map_or(pause, |left| pause.min(left));
         log::debug!("next attempt to connect in {}", duration::show(pause));
         self.link = Link::resting(Instant::now() + pause);
     }
@@ -269,7 +274,7 @@ impl Supervisor {
                 self.link = Link::Up(Box::new(session));
                 self.shared.set_connected(true);
             }
-            Err(error) if first && !error.is_no_room() || !self.refusals.may_pass(&error, Instant::now()) => {
+            Err(error) if !self.is_worth_another_try(&error) => {
                 self.rest();
                 self.fatal(if first { error.on_first_connect() } else { error });
             }
@@ -281,6 +286,19 @@ impl Supervisor {
                 self.rest();
             }
         }
+    }
+
+    /// Whether to connect again after `error`. A wrong URL looks as a broker that is not there yet, so that without a wish
+    /// to wait the first attempt is the only one.
+    fn is_worth_another_try(&mut self, error: &Error) -> bool {
+        let is_wanted = error.is_no_room() || self.left_to_connect().is_none_or(|left| !left.is_zero());
+        is_wanted && self.refusals.may_pass(error, Instant::now())
+    }
+
+    /// How long the first connection is still tried; `None` after it.
+    fn left_to_connect(&self) -> Option<Duration> {
+        let patience = self.shared.options.connect_retry.unwrap_or_default();
+        (!self.shared.was_connected()).then(|| patience.saturating_sub(self.began.elapsed()))
     }
 
     fn fatal(&self, error: Error) {

@@ -350,6 +350,7 @@ pub(super) fn options() -> Options {
         max_tasks: None,
         idle_timeout: None,
         max_time: None,
+        connect_retry: None,
         is_sleeper_by_default: false,
         timeout: None,
         grace: LONG,

@@ -41,6 +41,8 @@ fn numbers_and_durations_are_checked() {
         ("work", "--grace", "1e3s"),
         ("work", "--queue-type", "stream"),
         ("work", "--connect-timeout", "soon"),
+        ("work", "--connect-retry", "0s"),
+        ("work", "--connect-retry", "always"),
         ("work", "--connect-timeout", "99999999999999999999h"),
         ("work", "--heartbeat", "x"),
         ("send", "--priority", "256"),

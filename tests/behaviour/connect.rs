@@ -1,7 +1,9 @@
 //! The first connection: what cannot be reached, what is refused, and URLs of all forms.
 
 use crate::support::{Finished, Invocation, Proxy, Sandbox};
+use nix::sys::signal::Signal::SIGTERM;
 use std::net::{TcpListener, ToSocketAddrs};
+use std::time::{Duration, Instant};
 
 /// Send and work, told to use this URL.
 fn both(sandbox: &Sandbox, url: &str) -> [Invocation; 2] {
@@ -169,4 +171,34 @@ fn a_plain_connection_to_another_machine_with_a_password_draws_one_warning() {
     }
     let local = sandbox.taskq(["send", "hello"]).run().exits(0);
     assert!(!local.stderr.contains("amqps"), "loopback needs no warning: {}", local.stderr);
+}
+
+#[test]
+fn a_worker_that_is_to_wait_for_its_broker_starts_when_that_does() {
+    let mut sandbox = Sandbox::new();
+    let proxy = sandbox.through_proxy();
+    for patience in ["1m", "forever"] {
+        proxy.refuse();
+        let worker = sandbox.taskq(["work", "--connect-retry", patience]).start();
+        worker.says("taskq: warning: ");
+        proxy.resume();
+        worker.says(" [*] Waiting for messages");
+        worker.signal(SIGTERM);
+        worker.end().exits(0);
+    }
+}
+
+#[test]
+fn a_worker_waits_no_longer_for_its_broker_than_it_is_told() {
+    let sandbox = Sandbox::new();
+    let url = "amqp://guest:guest@127.0.0.1:1";
+    let work = ["work", "--url", url, "--connect-retry", "1s500ms"];
+    let began = Instant::now();
+    sandbox.taskq(work).run().exits(69).says("warning: ").says("Is RabbitMQ running there");
+    assert!(began.elapsed() >= Duration::from_millis(1500));
+    // Whoever waits for it can still stop it.
+    let worker = sandbox.taskq(["work", "--url", url, "--connect-retry", "forever"]).start();
+    worker.says("warning: ");
+    worker.signal(SIGTERM);
+    worker.end_within(Duration::from_secs(30)).exits(0);
 }
