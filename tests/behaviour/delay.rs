@@ -240,8 +240,9 @@ fn a_retry_whose_queue_is_full_comes_after_the_pause_that_the_broker_is_given() 
     let full = [("x-max-length", number(1)), ("x-overflow", text("reject-publish"))];
     broker.declare_with(&sandbox.queue, durable(arguments(&full)));
     broker.publish(&sandbox.queue, "fails");
-    sandbox.work_with(&["--max-tasks", "1", "--backoff", "1s"], "exit 1").run().exits(0);
-    let delay = sandbox.delay_queue(1000);
+    // Time for the other task to take its place.
+    sandbox.work_with(&["--max-tasks", "1", "--backoff", "10s"], "exit 1").run().exits(0);
+    let delay = sandbox.delay_queue(10_000);
     broker.publish(&sandbox.queue, "in its place");
     broker.wait_ready(&delay, 0);
     // Time has come, and the queue has taken nothing.
