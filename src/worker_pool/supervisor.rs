@@ -321,7 +321,10 @@ impl Supervisor {
         }
         match count_messages(session, &self.shared.options.queue.name) {
             // Not even this worker's own consumers are counted: nobody answers for the queue.
-            Ok(Count { consumers: 0, .. }) => self.note_queue_silent(),
+            // Or it is a stream, which counts no such consumers: where its kind is known it is none.
+            Ok(Count { ready, consumers: 0 }) if ready == 0 || self.shared.queue_kind().is_none() => {
+                self.note_queue_silent(ready);
+            }
             Ok(Count { ready: 0, .. }) if self.shared.busy() == 0 => {
                 let _ = self.end_requests.send(EndRequest::Empty);
             }
@@ -336,17 +339,18 @@ impl Supervisor {
     }
 
     /// It is told when it goes on: a consumer that has only just begun may not be counted yet.
-    fn note_queue_silent(&mut self) {
+    fn note_queue_silent(&mut self, ready: u32) {
         self.uncounted += 1;
         if self.uncounted == UNCOUNTED_TOLD {
             let queue = &self.shared.options.queue.name;
-            // A stream counts no such consumers.
             if let (None, Some(session)) = (self.shared.queue_kind(), self.link.up())
                 && let Ok(true) = is_a_stream(session, queue)
             {
                 return self.fatal(Fault::a_stream(queue).into_error());
             }
-            tell(&Event::QueueSilent { queue: &self.shared.options.queue.name });
+            if ready == 0 {
+                tell(&Event::QueueSilent { queue });
+            }
         }
     }
 
