@@ -18,6 +18,7 @@ mod events;
 mod handler;
 mod lock;
 mod output;
+mod percent;
 mod report;
 mod sender;
 mod settlement;

@@ -20,7 +20,7 @@ const LAYERS: [&[&str]; 11] = [
     &["descriptors"],
     &["output"],
     &["cancel", "shutdown"],
-    &["backoff", "blocking", "calendar", "digest", "duration", "error", "lock", "shortage"],
+    &["backoff", "blocking", "calendar", "digest", "duration", "error", "lock", "percent", "shortage"],
 ];
 
 /// Files that only tests see.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::output;
+use crate::percent;
 
 /// Where an `amqp` URL without a port leads.
 const AMQP_PORT: u16 = 5672;
@@ -307,19 +308,6 @@ fn parse_vhost(path: Option<&str>) -> Result<String> {
 
 fn percent_decode(text: &str, part: &str) -> Result<String> {
     let wrong = || bad(&format!("its {part} has a % that is not followed by two hexadecimal digits"));
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        rest = tail;
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let (digits, tail) = rest.split_at_checked(2).ok_or_else(wrong)?;
-        let digit = |at: usize| char::from(digits[at]).to_digit(16);
-        let (Some(high), Some(low)) = (digit(0), digit(1)) else { return Err(wrong()) };
-        bytes.push(u8::try_from(high * 16 + low).unwrap_or_default());
-        rest = tail;
-    }
+    let bytes = percent::decode(text).ok_or_else(wrong)?;
     String::from_utf8(bytes).map_err(|_| bad(&format!("its {part} is not UTF-8 when unescaped")))
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::sync::RwLock;
 
 use super::escape::escape;
+use crate::percent;
 
 /// What stands in place of a password.
 const HIDDEN: &str = "***";
@@ -40,7 +41,10 @@ pub fn hide_urls_of(argument: &str) {
         let word = scheme.rfind(|c: char| !c.is_ascii_alphanumeric()).map_or(scheme, |at| &scheme[at..]);
         if word.to_ascii_lowercase().contains("amqp") {
             hide(password);
-            hide(&percent_decoded(password));
+            // Where it cannot be decoded, nobody logs in with it.
+            if let Some(Ok(decoded)) = percent::decode(password).map(String::from_utf8) {
+                hide(&decoded);
+            }
         }
     }
 }
@@ -172,23 +176,6 @@ fn lower_escapes(encoded: &str) -> String {
     })
 }
 
-/// What stands for itself, where it is no escape.
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        let digit = |at: usize| tail.get(at).and_then(|digit| char::from(*digit).to_digit(16));
-        if let (b'%', Some(high), Some(low)) = (byte, digit(0), digit(1)) {
-            bytes.push(u8::try_from(high * 16 + low).unwrap_or_default());
-            rest = &tail[2..];
-        } else {
-            bytes.push(byte);
-            rest = tail;
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,8 +226,8 @@ mod tests {
             hide_urls_of(url);
         }
         assert_eq!(redact("bookcase armchair footstool tabletop"), "*** *** *** tabletop");
-        hide_urls_of("amqp://u:side%20board%2@h");
-        assert_eq!(redact("side%20board%2 side board%2"), "*** ***");
+        hide_urls_of("amqp://u:side%20board@h,amqp://u:wardrobe%2@h");
+        assert_eq!(redact("side%20board side board wardrobe%2"), "*** *** ***");
     }
 
     #[test]

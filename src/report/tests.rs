@@ -12,6 +12,8 @@ const PASSWORD: &str = "swordfish of 7 seas";
 /// What a terminal would execute, hide, reorder or break.
 const HARM: &str =
     "a\u{1b}]0;x\u{7}\u{9b}2J\r\n\u{202e}b\u{200b}\u{e0041}swordfish of 7 seas swordfish%20of%207%20seas";
+/// In the table of events of docs/log.md.
+const LEVELS: [&str; 3] = ["error", "warning", "info"];
 /// What a line may have. It is not cut where it is shorter.
 const MOST_CHARS: usize = 1_500;
 
@@ -152,9 +154,21 @@ fn no_event_makes_a_line_that_does_harm() {
         let line = output::message(&composed);
         assert_harmless(&line);
         assert!(line.chars().count() <= MOST_CHARS, "{} characters: {line}", line.chars().count());
+        let level = match level(&this) {
+            Level::Error => "error",
+            Level::Warn => "warning",
+            _ => "info",
+        };
         let facts = Facts { event: &this, queue: Some(&hostile.queue) };
         for name in facts.names() {
             assert!(documented.contains(&format!("`{name}`")), "{name} is not in docs/log.md");
+            let cell = |row: &str, number| row.split(" | ").nth(number).unwrap_or_default().to_owned();
+            let events = documented.lines().filter(|row| {
+                cell(row, 0).contains(&format!("`{name}`")) && LEVELS.contains(&cell(row, 1).as_str())
+            });
+            for row in events {
+                assert!(row.contains(&format!(" | {level} | ")), "{name} is at another level: {row}");
+            }
         }
         event = hostile.after(Some(&this));
         seen += 1;
