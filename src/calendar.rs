@@ -7,6 +7,12 @@ const DAY: u64 = 24 * 60 * 60;
 /// The first second of the year 10000, which has no place in four digits.
 const END: u64 = 253_402_300_800;
 
+/// Now, in whole seconds since the beginning of 1970.
+#[must_use]
+pub fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// Days since 1970. Shown as `2026-11-28`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Day(u64);

@@ -6,6 +6,7 @@
 mod backoff;
 mod blocking;
 mod broker;
+mod browse;
 mod calendar;
 mod cancel;
 mod cmd;

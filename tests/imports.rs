@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 
 /// The top-level modules (a file of `src/`, or a folder with its file), the highest layer first. docs/architecture.md has a
 /// sentence for each.
-const LAYERS: [&[&str]; 11] = [
+const LAYERS: [&[&str]; 12] = [
     &["main"],
     &["cmd"],
     &["dead_tasks", "sender", "worker_pool"],
+    &["browse"],
     &["report"],
     &["events"],
     &["settlement"],

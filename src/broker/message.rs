@@ -1,7 +1,7 @@
 //! A message: its body and its properties. What `send` sets, what a worker reads.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 
@@ -9,6 +9,7 @@ use super::dead_lettering::DeadLettering;
 use super::fault::Fault;
 use super::frames::{FRAME_MAX, FRAME_OVERHEAD};
 use super::headers::{self, Dropped, Record};
+use crate::calendar::unix_time;
 
 /// The body of a message. It is shared, because handing it over can outlast the interest in it.
 pub type Body = Arc<Vec<u8>>;
@@ -71,12 +72,11 @@ impl Properties {
     /// A new task's: persistent, by taskq, now.
     #[must_use]
     pub fn new_task(content_type: &str) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         Self(
             AmqpProperties::default()
                 .with_delivery_mode(PERSISTENT)
                 .with_content_type(content_type.to_owned())
-                .with_timestamp(now)
+                .with_timestamp(unix_time())
                 .with_app_id("taskq".to_owned()),
         )
     }

@@ -7,12 +7,13 @@ use std::io::{IsTerminal, Write as _};
 use clap::Subcommand;
 use clap::builder::NonEmptyStringValueParser;
 
-use self::shown::{candidate, details, line_of_json, row, table, unix_time, why_unclear};
+use self::shown::{candidate, details, line_of_json, row, table, why_unclear};
 use super::cannot_print;
 use super::connection::ConnectionArgs;
 use super::queue::{QueueNameArgs, check_name};
 use crate::broker::{QueueSpec, SessionOptions};
-use crate::dead_tasks::{self, Search, Selection, Unclear};
+use crate::calendar::unix_time;
+use crate::dead_tasks::{self, Filter, Search, Selection, Unclear};
 use crate::error::{Error, Exit, Result};
 use crate::output;
 
@@ -114,18 +115,18 @@ fn list(as_json: bool, place: Target) -> Result<Exit> {
     // may take any time.
     let mut rows = Vec::new();
     let mut objects = Vec::new();
-    let looked = dead_tasks::browse(&options, &queue, &mut |task| {
+    let looked = dead_tasks::list(&options, &queue, &Selection::all(), &mut |task, _| {
         if as_json {
             objects.push(line_of_json(task));
         } else {
             rows.push(row(task));
         }
-        true
+        Ok(true)
     });
     if let Err(error) = &looked
         && matches!(error.exit, Exit::Signal(_))
     {
-        return looked.map(|()| Exit::Success);
+        return looked.map(|_| Exit::Success);
     }
     // What came is worth showing also when something went wrong after it.
     let text = if as_json { objects.join("\n") } else { table(&rows) };
@@ -151,7 +152,7 @@ fn show(name: String, shown: &Shown, place: Target) -> Result<Exit> {
     let (options, queue) = place.open()?;
     let mut search = Search::new([name]);
     let mut text = Vec::new();
-    dead_tasks::browse(&options, &queue, &mut |task| {
+    dead_tasks::list(&options, &queue, &Selection::all(), &mut |task, _| {
         if search.meet(task.properties.id(), task.key) {
             text = match shown {
                 Shown::Everything => details(task).into_bytes(),
@@ -159,7 +160,7 @@ fn show(name: String, shown: &Shown, place: Target) -> Result<Exit> {
                 Shown::EscapedBody => format!("{}\n", output::escape_lines(task.body)).into_bytes(),
             };
         }
-        true
+        Ok(true)
     })?;
     refuse(&search.unclear(), &queue)?;
     print(&text)?;
@@ -168,15 +169,15 @@ fn show(name: String, shown: &Shown, place: Target) -> Result<Exit> {
 
 fn requeue(names: Vec<String>, all: bool, place: Target) -> Result<Exit> {
     let (options, queue) = place.open()?;
-    let selection = if all { Selection::All } else { Selection::Named(names.into_iter().collect()) };
-    let done = dead_tasks::requeue(&options, &queue, &selection)?;
-    for (name, task) in &done.taken_for {
+    let selection = if all { Selection::all() } else { Selection::Named(names.into_iter().collect()) };
+    let done = dead_tasks::requeue(&options, &queue, &selection, None, &mut |_, _| {})?;
+    for (name, task) in &done.names.taken_for {
         log::info!("{} was taken for {}", output::foreign(name), candidate(task));
     }
-    if done.count > 0 || done.unclear.is_empty() {
+    if done.count > 0 || done.names.unclear.is_empty() {
         log::info!("{} sent again to {}", done.count, queue.name);
     }
-    refuse(&done.unclear, &queue)?;
+    refuse(&done.names.unclear, &queue)?;
     Ok(Exit::Success)
 }
 
@@ -185,7 +186,7 @@ fn purge(yes: bool, place: Target) -> Result<Exit> {
     let deleted = if yes {
         dead_tasks::purge_all(&options, &queue)?
     } else {
-        let count = dead_tasks::count(&options, &queue)?;
+        let count = dead_tasks::count(&options, &queue, &Selection::all())?;
         if count == 0 {
             log::info!("no dead tasks in {}", queue.dead().name);
             return Ok(Exit::Success);
@@ -196,7 +197,7 @@ fn purge(yes: bool, place: Target) -> Result<Exit> {
             log::info!("nothing was deleted");
             return Ok(Exit::Success);
         }
-        dead_tasks::purge_oldest(&options, &queue, count, asked_at)?
+        dead_tasks::purge_some(&options, &queue, &Filter::default(), count, asked_at)?
     };
     log::info!("{deleted} deleted from {}", queue.dead().name);
     Ok(Exit::Success)

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::key::Key;
+use crate::browse::Key;
 
 /// So many tasks that a name may mean are told; of any further ones only that there are some.
 const TOLD: usize = 10;

@@ -1,6 +1,6 @@
 //! One delivery from its arrival to the decision what the broker is told about it.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, select};
 
@@ -11,6 +11,7 @@ use super::planned_copy::{Named, PlannedCopy};
 use super::republisher::{Pending, Republisher};
 use super::shared::Shared;
 use crate::broker::{Delivery, Message, Record};
+use crate::calendar::unix_time;
 use crate::error::Error;
 use crate::events::{Event, Subject};
 use crate::handler::{Failure, Handler, Outcome};
@@ -259,8 +260,7 @@ impl Context {
 
 impl Shared {
     fn plan(&self, purpose: Purpose, record: &Record, failure: &Failure, named: Named) -> PlannedCopy {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        PlannedCopy::new(purpose, &self.options.queue, record, failure, named, (now, &self.host))
+        PlannedCopy::new(purpose, &self.options.queue, record, failure, named, (unix_time(), &self.host))
     }
 }
 

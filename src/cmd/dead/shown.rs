@@ -1,23 +1,23 @@
 //! How dead tasks are shown: as a table, as JSON, and one of them in full.
 
 use std::fmt::Write as _;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::calendar::Moment;
-use crate::dead_tasks::{Candidate, DeadTask, Unclear};
+use crate::browse::QueuedTask;
+use crate::calendar::{Moment, unix_time};
+use crate::dead_tasks::{Candidate, Unclear};
 use crate::output;
 
 /// How wide a cell of a table may be, in columns: a UUID fits, and what others wrote cannot push the rest aside.
 const CELL_COLUMNS: usize = 40;
 
 /// One object in a line.
-pub(super) fn line_of_json(task: &DeadTask<'_>) -> String {
+pub(super) fn line_of_json(task: &QueuedTask<'_>) -> String {
     output::line_of_json(&object(task))
 }
 
-fn object(task: &DeadTask<'_>) -> Value {
+fn object(task: &QueuedTask<'_>) -> Value {
     let record = &task.record;
     json!({
         "id": task.properties.id(),
@@ -38,7 +38,7 @@ fn object(task: &DeadTask<'_>) -> Value {
 
 const COLUMNS: [&str; 7] = ["ID", "KEY", "ATTEMPTS", "AGE", "EXIT", "ERROR", "BODY"];
 
-pub(super) fn row(task: &DeadTask<'_>) -> [String; 7] {
+pub(super) fn row(task: &QueuedTask<'_>) -> [String; 7] {
     let record = &task.record;
     let error = record.error.as_deref().unwrap_or_default();
     let first_line = error.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
@@ -103,7 +103,7 @@ pub(super) fn table(rows: &[[String; 7]]) -> String {
     lines().map(render).collect::<Vec<_>>().join("\n")
 }
 
-pub(super) fn details(task: &DeadTask<'_>) -> String {
+pub(super) fn details(task: &QueuedTask<'_>) -> String {
     let record = &task.record;
     let mut text = String::new();
     let mut field = |name: &str, value: &str| {
@@ -139,10 +139,6 @@ fn moment(at: Option<u64>) -> Option<String> {
 /// The same for people; empty where it is not known.
 fn when(at: Option<u64>) -> String {
     moment(at).map(|moment| format!("{moment} ({} ago)", age(at))).unwrap_or_default()
-}
-
-pub(super) fn unix_time() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// How long ago, to about two digits.

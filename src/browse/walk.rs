@@ -26,7 +26,7 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// What becomes of the tasks meanwhile.
 #[derive(Clone, Copy)]
-pub(super) enum WalkMode {
+pub enum WalkMode {
     /// Nearly all go back in the end. One consumer gets only so many, and then it is the next one's turn.
     Held,
     /// Each is answered; so many may be unanswered at a time.
@@ -54,10 +54,10 @@ impl WalkMode {
 
 /// The channels of one walk, one for each consumer that it needs: a quorum queue puts back what one channel leaves behind
 /// in its order, and what several consumers of one channel leave behind in any order.
-pub(super) struct Channels(Vec<Channel>);
+pub struct Channels(Vec<Channel>);
 
 impl Channels {
-    pub(super) fn open(session: &mut Session, count: u32, mode: WalkMode) -> Result<Self> {
+    pub fn open(session: &mut Session, count: u32, mode: WalkMode) -> Result<Self> {
         let needed = count.div_ceil(mode.room(count)).max(1);
         let opened: std::result::Result<_, _> = (0..needed).map(|_| session.open_channel()).collect();
         opened.map(Self).map_err(Fault::into_error)
@@ -66,7 +66,7 @@ impl Channels {
     /// Gives back to the queue what was not answered, the oldest first, and waits for each part to be there: what two
     /// channels give back at the same time would come in any order, and whoever looks next should find all of it. When it
     /// returns, the answers have arrived too.
-    pub(super) fn close(self, session: &mut Session, queue: &str) -> Result<()> {
+    pub fn close(self, session: &mut Session, queue: &str) -> Result<()> {
         let mut back = BackInPlace::begin(session, queue);
         for channel in self.0 {
             let unanswered = channel.unanswered();
@@ -79,7 +79,7 @@ impl Channels {
         Ok(())
     }
 
-    pub(super) fn first(&self) -> Result<&Channel> {
+    pub fn first(&self) -> Result<&Channel> {
         self.0.first().ok_or_else(|| Error::internal("no channel was opened"))
     }
 }
@@ -112,7 +112,7 @@ impl BackInPlace {
 }
 
 /// What a walk meets.
-pub(super) enum Walked<'c> {
+pub enum Walked<'c> {
     /// The next task.
     Task(Delivery<'c>),
     /// One that was handed out and is not asked for.
@@ -123,7 +123,7 @@ pub(super) enum Walked<'c> {
 
 /// Where a queue says nothing of what is in it. A stream does so: it hands out what comes after, and counts neither such
 /// consumers nor what has just come.
-pub(super) fn refuse_a_stream(session: &mut Session, queue: &str) -> Result<()> {
+pub fn refuse_a_stream(session: &mut Session, queue: &str) -> Result<()> {
     match is_a_stream(session, queue) {
         Ok(true) => Err(Fault::a_stream(queue).into_error()),
         Ok(false) => Ok(()),
@@ -132,7 +132,7 @@ pub(super) fn refuse_a_stream(session: &mut Session, queue: &str) -> Result<()> 
 }
 
 /// A walk through the first tasks of a queue, oldest first.
-pub(super) struct Walk<'c, 'p> {
+pub struct Walk<'c, 'p> {
     channels: std::slice::Iter<'c, Channel>,
     /// To count on.
     session: &'p mut Session,
@@ -146,7 +146,7 @@ pub(super) struct Walk<'c, 'p> {
 
 impl<'c, 'p> Walk<'c, 'p> {
     /// Through `count` tasks of `queue`, on channels that were opened for as many.
-    pub(super) fn new(
+    pub fn new(
         channels: &'c Channels,
         session: &'p mut Session,
         queue: &'p str,
@@ -161,7 +161,7 @@ impl<'c, 'p> Walk<'c, 'p> {
     ///
     /// # Errors
     /// Try again: there are more, and the broker does not hand them out. Or the broker's, or that of `take`.
-    pub(super) fn each(&mut self, mut take: impl FnMut(Walked<'c>) -> Result<bool>) -> Result<()> {
+    pub fn each(&mut self, mut take: impl FnMut(Walked<'c>) -> Result<bool>) -> Result<()> {
         let mut going_on = true;
         while going_on && self.left > 0 {
             let Some(channel) = self.channels.next() else { break };

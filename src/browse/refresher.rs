@@ -6,9 +6,9 @@
 
 use super::interrupt::Interrupt;
 use super::mover::{Mover, Moving};
-use super::record_of;
-use crate::broker::{Properties, Publisher, QueueSpec, SessionOptions};
-use crate::error::Result;
+use super::task::record_in;
+use crate::broker::{Properties, Publisher, QueueSpec, Role, SessionOptions};
+use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::report::tell;
 
@@ -16,52 +16,53 @@ use crate::report::tell;
 /// limit of 2 it may go back once more, should this look end before the copy is kept.
 const REPLACE_AT: u64 = 1;
 
-/// Replaces by copies those tasks that go back and are near a delivery limit. Connects when there are any; a failure is told
-/// and is no error.
-pub(super) struct Refresher<'c> {
+/// Replaces by copies those tasks that go back and are near a delivery limit. Connects when there are any. A failure is
+/// told and no error where the tasks are dead: people have to see them. Those that wait for a worker can be left alone.
+pub struct Refresher<'c> {
     options: SessionOptions,
-    dead: QueueSpec,
+    queue: QueueSpec,
     near_limit: Vec<Moving<'c>>,
     mover: Option<Mover<'c>>,
-    failed: bool,
+    failed: Option<Error>,
     interrupt: Interrupt,
 }
 
 impl<'c> Refresher<'c> {
-    pub(super) fn new(options: &SessionOptions, dead: &QueueSpec, interrupt: &Interrupt) -> Self {
-        let (options, dead, interrupt) = (options.clone(), dead.clone(), interrupt.clone());
-        Self { options, dead, near_limit: Vec::new(), mover: None, failed: false, interrupt }
+    /// For the tasks of `queue`.
+    pub fn new(options: &SessionOptions, queue: &QueueSpec, interrupt: &Interrupt) -> Self {
+        let (options, queue, interrupt) = (options.clone(), queue.clone(), interrupt.clone());
+        Self { options, queue, near_limit: Vec::new(), mover: None, failed: None, interrupt }
     }
 
     /// With a connection that is there already.
-    pub(super) fn with(
+    pub fn with(
         publisher: Publisher<Moving<'c>>,
         options: &SessionOptions,
-        dead: &QueueSpec,
+        queue: &QueueSpec,
         interrupt: &Interrupt,
     ) -> Self {
         let mover = Mover::new(publisher, interrupt);
-        Self { mover: Some(mover), ..Self::new(options, dead, interrupt) }
+        Self { mover: Some(mover), ..Self::new(options, queue, interrupt) }
     }
 
     /// This task goes back when its channel is closed, unless it is replaced before.
-    pub(super) fn consider(&mut self, task: impl Into<Moving<'c>>) {
+    pub fn consider(&mut self, task: impl Into<Moving<'c>>) {
         let task = task.into();
-        if !self.failed && near_delivery_limit(&task.original.properties) {
+        if self.failed.is_none() && near_delivery_limit(&task.original.properties) {
             self.near_limit.push(task);
         }
     }
 
     /// Replaces them. Meanwhile nothing is to be handed out: the copies would be.
-    pub(super) fn refresh(&mut self) {
+    pub fn refresh(&mut self) {
         for task in std::mem::take(&mut self.near_limit) {
-            if self.failed {
+            if self.failed.is_some() {
                 break;
             }
             let refreshed = self.replace(task);
             self.note(refreshed);
         }
-        if let Some(mover) = self.mover.as_mut().filter(|_| !self.failed) {
+        if let Some(mover) = self.mover.as_mut().filter(|_| self.failed.is_none()) {
             let finished = mover.finish();
             self.note(finished);
         }
@@ -71,28 +72,38 @@ impl<'c> Refresher<'c> {
         let mover = match &mut self.mover {
             Some(mover) => mover,
             none => {
-                let publisher = Publisher::open_verified(&self.options, &self.dead)?;
+                let publisher = Publisher::open_verified(&self.options, &self.queue)?;
                 none.insert(Mover::new(publisher, &self.interrupt))
             }
         };
         // The same in everything but how often it was delivered, and its place.
-        let record = record_of(&task.original.properties);
-        mover.replace(task, &self.dead.name, &record)
+        let record = record_in(&self.queue.role, &task.original.properties);
+        mover.replace(task, &self.queue.name, &record)
     }
 
     fn note(&mut self, refreshed: Result<()>) {
         if let Err(error) = refreshed {
-            self.failed = true;
-            tell(&Event::NotRefreshed { queue: &self.dead.name, error: &error });
+            if self.queue.role == Role::Dead {
+                tell(&Event::NotRefreshed { queue: &self.queue.name, error: &error });
+            }
+            self.failed = Some(error);
         }
     }
 
     /// Ends with the last of them.
-    pub(super) fn close(mut self) {
+    pub fn close(mut self) -> Result<()> {
         self.refresh();
         if let Some(mover) = self.mover.take() {
             mover.close();
         }
+        let queue = &self.queue;
+        self.failed.filter(|_| queue.role != Role::Dead).map_or(Ok(()), |error| {
+            Err(error.context(&format!(
+                "tasks in {} went back there before and could not be replaced by copies; a quorum queue drops what goes \
+                 back more often than its limit says, so do not look at them again",
+                queue.name
+            )))
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Where the dead tasks are: a connection to their queue, and whether it may be looked at.
+//! Where the tasks are: a connection to their queue, and whether it may be looked at.
 
 use super::interrupt::Interrupt;
 use super::refresher::Refresher;
@@ -9,71 +9,84 @@ use crate::broker::{
 };
 use crate::error::{Error, Result};
 
-/// A connection, and what was in the queue of dead tasks when it was opened.
-pub(super) struct Place {
-    pub(super) session: Session,
+/// A connection, and what was in the queue when it was opened.
+pub struct Place {
+    /// For the look.
+    pub session: Session,
     /// The queue, as it is.
-    pub(super) dead: QueueSpec,
-    /// How many tasks were in it.
-    pub(super) ready: u32,
-    /// A task that is looked at and goes back too often may be dropped for it.
-    wears_out: bool,
+    pub queue: QueueSpec,
+    /// How many tasks were ready in it.
+    pub ready: u32,
+    /// What it is; `None` where nobody told.
+    pub kind: Option<QueueType>,
+}
+
+/// What came of [`Place::open`].
+pub enum Opened {
+    /// The queue is there.
+    There(Place),
+    /// There is no such queue; on this connection others can be looked for.
+    Missing(Session),
 }
 
 impl Place {
-    /// `None` where no task ever died.
-    pub(super) fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Option<Self>> {
+    /// Connects, and counts what is in the queue.
+    ///
+    /// # Errors
+    /// Configuration: it is a stream, or unfit. Try again: it could not be counted. Those of a first connection.
+    pub fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Opened> {
         let mut session =
             Session::open(options, ConnectionPurpose::Consume).map_err(Error::on_first_connect)?;
-        let dead = QueueSpec { declare: false, ..queue.dead() };
-        let kind = match kind_of(&mut session, &dead.name) {
-            Err(fault) if fault.kind == FaultKind::NotFound => return none_died(&mut session, queue),
+        let queue = QueueSpec { declare: false, ..queue.clone() };
+        let kind = match kind_of(&mut session, &queue.name) {
+            Err(fault) if fault.kind == FaultKind::NotFound => return Ok(Opened::Missing(session)),
             known => known.map_err(Fault::into_error)?,
         };
-        let wears_out = kind != Some(QueueType::Classic) && session.counts_nacks();
-        let ready = match count_messages(&mut session, &dead.name) {
-            Ok(Count { ready: 0, .. }) if is_empty(&mut session, options, &dead)? => 0,
-            Ok(Count { ready: 0, .. }) => count_again(&mut session, &dead.name)?,
+        let ready = match count_messages(&mut session, &queue.name) {
+            Ok(Count { ready: 0, .. }) if is_empty(&mut session, options, &queue)? => 0,
+            Ok(Count { ready: 0, .. }) => count_again(&mut session, &queue.name)?,
             Ok(Count { ready, .. }) => ready,
-            Err(fault) if fault.kind == FaultKind::NotFound => return none_died(&mut session, queue),
+            Err(fault) if fault.kind == FaultKind::NotFound => return Ok(Opened::Missing(session)),
             Err(fault) => return Err(fault.into_error()),
         };
-        Ok(Some(Self { session, dead, ready, wears_out }))
+        Ok(Opened::There(Self { session, queue, ready, kind }))
+    }
+
+    /// A task that is looked at and goes back too often may be dropped for it.
+    #[must_use]
+    pub fn wears_out(&self) -> bool {
+        self.kind != Some(QueueType::Classic) && self.session.counts_nacks()
     }
 
     /// Where to look is to wear tasks out, nobody looks while the broker takes no copies that could take their place.
-    pub(super) fn refresher<'c>(
-        &self,
-        options: &SessionOptions,
-        interrupt: &Interrupt,
-    ) -> Result<Refresher<'c>> {
-        if self.wears_out && self.ready > 0 {
-            match Publisher::open_verified(options, &self.dead) {
+    pub fn refresher<'c>(&self, options: &SessionOptions, interrupt: &Interrupt) -> Result<Refresher<'c>> {
+        if self.wears_out() && self.ready > 0 {
+            match Publisher::open_verified(options, &self.queue) {
                 Ok(mut publisher) => match why_not(&mut publisher) {
-                    None => return Ok(Refresher::with(publisher, options, &self.dead, interrupt)),
+                    None => return Ok(Refresher::with(publisher, options, &self.queue, interrupt)),
                     Some(why) => {
                         publisher.cut();
                         return Err(Error::try_again(format!(
                             "{why}, and {} cannot be looked at meanwhile: each look counts as a delivery, and what was \
                              delivered too often could not be replaced by a copy",
-                            self.dead.name
+                            self.queue.name
                         )));
                     }
                 },
                 Err(error) => log::debug!("no connection for copies: {error}"),
             }
         }
-        Ok(Refresher::new(options, &self.dead, interrupt))
+        Ok(Refresher::new(options, &self.queue, interrupt))
     }
 
     /// Where tasks wear out, a signal must not end the process while it holds some: they would go back once more.
-    pub(super) fn interrupt(&self) -> Result<Interrupt> {
-        if self.wears_out { Interrupt::heard() } else { Ok(Interrupt::ignored()) }
+    pub fn interrupt(&self) -> Result<Interrupt> {
+        if self.wears_out() { Interrupt::heard() } else { Ok(Interrupt::ignored()) }
     }
 }
 
 /// Why the broker takes no copies now. A permission that is missing is told where a copy is needed.
-pub(super) fn why_not<T>(publisher: &mut Publisher<T>) -> Option<String> {
+pub fn why_not<T>(publisher: &mut Publisher<T>) -> Option<String> {
     match publisher.probe() {
         Ok(Publishing::Works) | Err(_) => None,
         Ok(Publishing::Blocked(reason)) => Some(format!("the broker has blocked publishing ({reason})")),
@@ -81,27 +94,15 @@ pub(super) fn why_not<T>(publisher: &mut Publisher<T>) -> Option<String> {
     }
 }
 
-/// There is no queue of dead tasks. Where there is no queue of tasks either, its name is wrong.
-fn none_died(session: &mut Session, queue: &QueueSpec) -> Result<Option<Place>> {
-    match count_messages(session, &queue.name) {
-        Err(fault) if fault.kind == FaultKind::NotFound => Err(Error::configuration(format!(
-            "there is no queue {}, and none for its dead tasks; is the name right (--queue, TASKQ_QUEUE)?",
-            queue.name
-        ))),
-        // It is there, or nobody tells.
-        _ => Ok(None),
-    }
-}
-
 /// Whether the queue is empty, as it says itself: one whose leader does not answer counts no messages, and not even the
 /// consumer that it is asked by.
-fn is_empty(session: &mut Session, options: &SessionOptions, dead: &QueueSpec) -> Result<bool> {
+fn is_empty(session: &mut Session, options: &SessionOptions, queue: &QueueSpec) -> Result<bool> {
     let channels = Channels::open(session, 1, WalkMode::Held)?;
-    let mut refresher = Refresher::new(options, dead, &Interrupt::ignored());
+    let mut refresher = Refresher::new(options, queue, &Interrupt::ignored());
     let empty = {
-        let consumer = Consumer::start(channels.first()?, &dead.name, ConsumeOptions::prefetching(1))
+        let consumer = Consumer::start(channels.first()?, &queue.name, ConsumeOptions::prefetching(1))
             .map_err(Fault::into_error)?;
-        let Count { ready, consumers } = count_messages(session, &dead.name).map_err(Fault::into_error)?;
+        let Count { ready, consumers } = count_messages(session, &queue.name).map_err(Fault::into_error)?;
         consumer.cancel().map_err(Fault::into_error)?;
         // One has come after all.
         let come = consumer.leftover();
@@ -111,8 +112,8 @@ fn is_empty(session: &mut Session, options: &SessionOptions, dead: &QueueSpec) -
         }
         empty
     };
-    refresher.close();
-    channels.close(session, &dead.name)?;
+    refresher.close()?;
+    channels.close(session, &queue.name)?;
     Ok(empty)
 }
 

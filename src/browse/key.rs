@@ -19,7 +19,7 @@ pub struct Key(u64);
 
 impl Key {
     /// Of a task with this id and body, and this record. It must be the same in each version: people write keys down.
-    pub(super) fn of(id: &str, record: &Record, body: &[u8]) -> Self {
+    pub fn of(id: &str, record: &Record, body: &[u8]) -> Self {
         let mut digest = Digest::default();
         digest.add(&(id.len() as u64).to_le_bytes());
         digest.add(id.as_bytes());

@@ -12,24 +12,24 @@ use crate::shutdown;
 
 /// Shared by all who wait meanwhile.
 #[derive(Clone)]
-pub(super) struct Interrupt {
+pub struct Interrupt {
     signals: Receiver<i32>,
     first: Rc<Cell<Option<i32>>>,
 }
 
 impl Interrupt {
     /// Signals end the process at once, as they do where nobody listens.
-    pub(super) fn ignored() -> Self {
+    pub fn ignored() -> Self {
         Self { signals: never(), first: Rc::default() }
     }
 
     /// From now on signals are heard.
-    pub(super) fn heard() -> Result<Self> {
+    pub fn heard() -> Result<Self> {
         Ok(Self { signals: shutdown::listen()?, first: Rc::default() })
     }
 
     /// Where they arrive; to be noted.
-    pub(super) fn signals(&self) -> &Receiver<i32> {
+    pub fn signals(&self) -> &Receiver<i32> {
         &self.signals
     }
 
@@ -37,7 +37,7 @@ impl Interrupt {
     ///
     /// # Errors
     /// It is the second one: whoever waits gives up.
-    pub(super) fn note(&self, signal: i32) -> Result<()> {
+    pub fn note(&self, signal: i32) -> Result<()> {
         if self.first.get().is_some() {
             return Err(Error::new(Exit::Signal(signal), "a second signal"));
         }
@@ -47,13 +47,13 @@ impl Interrupt {
     }
 
     /// Whether nothing more is to be looked at.
-    pub(super) fn has_come(&self) -> Result<bool> {
+    pub fn has_come(&self) -> Result<bool> {
         self.signals.try_iter().try_for_each(|signal| self.note(signal))?;
         Ok(self.first.get().is_some())
     }
 
     /// At the end.
-    pub(super) fn result(&self) -> Result<()> {
+    pub fn result(&self) -> Result<()> {
         match self.first.get() {
             None => Ok(()),
             Some(signal) => {

@@ -13,12 +13,12 @@ use crate::events::{Event, WhoWaits};
 use crate::report::tell;
 
 /// Copies under way at a time.
-pub(super) const WINDOW: u16 = 100;
+pub const WINDOW: u16 = 100;
 /// How long the broker may confirm nothing, whatever else it says.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// See the module.
-pub(super) struct Mover<'c> {
+pub struct Mover<'c> {
     publisher: Publisher<Moving<'c>>,
     done: Moved,
     /// Originals whose copies are confirmed. They are acknowledged together: see [`ack_all`].
@@ -31,30 +31,30 @@ pub(super) struct Mover<'c> {
 }
 
 /// A task whose copy is not known to be confirmed.
-pub(super) struct Moving<'c> {
-    pub(super) original: Delivery<'c>,
-    pub(super) body: Body,
+pub struct Moving<'c> {
+    pub original: Delivery<'c>,
+    pub body: Body,
     /// Its key, where that has to be told when it is done.
-    pub(super) key: Option<Key>,
+    pub key: Option<Key>,
 }
 
 /// What was replaced by copies.
 #[derive(Default)]
-pub(super) struct Moved {
+pub struct Moved {
     /// How many tasks.
-    pub(super) count: u32,
+    pub count: u32,
     /// The keys of those that had to be told.
-    pub(super) keys: HashSet<Key>,
+    pub keys: HashSet<Key>,
 }
 
 impl<'c> Mover<'c> {
-    pub(super) fn new(publisher: Publisher<Moving<'c>>, interrupt: &Interrupt) -> Self {
+    pub fn new(publisher: Publisher<Moving<'c>>, interrupt: &Interrupt) -> Self {
         let (done, since, interrupt) = (Moved::default(), Instant::now(), interrupt.clone());
         Self { publisher, done, confirmed: Vec::new(), left: Vec::new(), since, interrupt }
     }
 
     /// Publishes a copy with this record. Waits where many are under way.
-    pub(super) fn replace(&mut self, moving: Moving<'c>, to: &str, record: &Record) -> Result<()> {
+    pub fn replace(&mut self, moving: Moving<'c>, to: &str, record: &Record) -> Result<()> {
         let properties = &moving.original.properties;
         let copy = properties.copy(record, CopyForm::Full, self.publisher.frame_max());
         if self.publisher.outstanding() == 0 {
@@ -78,8 +78,14 @@ impl<'c> Mover<'c> {
         Ok(())
     }
 
+    /// How many were replaced so far.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.done.count
+    }
+
     /// Waits for the last of them.
-    pub(super) fn finish(&mut self) -> Result<()> {
+    pub fn finish(&mut self) -> Result<()> {
         let mut settled = Ok(());
         while settled.is_ok() && self.publisher.outstanding() > 0 {
             settled = self.settle();
@@ -89,7 +95,7 @@ impl<'c> Mover<'c> {
     }
 
     /// What was done, and what was begun and not done.
-    pub(super) fn close(mut self) -> (Moved, Vec<Moving<'c>>) {
+    pub fn close(mut self) -> (Moved, Vec<Moving<'c>>) {
         // Where the channel is gone as well they come again, beside their copies.
         let _ = self.take_out_confirmed();
         self.left.extend(self.publisher.take_unsettled());
