@@ -2,6 +2,7 @@
 
 mod connection;
 mod dead;
+mod progress;
 mod queue;
 mod send;
 mod work;

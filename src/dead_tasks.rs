@@ -190,6 +190,8 @@ pub fn purge_some(
     let interrupt = Interrupt::heard()?;
     let wanted =
         |task: &QueuedTask<'_>| task.record.failed_at.is_none_or(|at| at <= until) && filter.matches(task);
+    // No more are handed out than are meant.
+    let count = if *filter == Filter::default() { most.min(place.ready) } else { place.ready };
     let (deleted, outcome) = purge_from(&mut place, options, &interrupt, (count, most), &wanted);
     place.session.close();
     outcome.and(interrupt.result()).map_err(|error| {

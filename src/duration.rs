@@ -60,6 +60,19 @@ pub fn show(duration: Duration) -> String {
     format!("{millis}ms")
 }
 
+/// To about two digits, rounded down: `45s`, `12m`, `3h`, `2d`.
+#[must_use]
+pub fn rough(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (count, unit) = match seconds {
+        0..120 => (seconds, "s"),
+        120..7_200 => (seconds / 60, "m"),
+        7_200..172_800 => (seconds / 3_600, "h"),
+        _ => (seconds / 86_400, "d"),
+    };
+    format!("{count}{unit}")
+}
+
 #[cfg(test)]
 mod proptests;
 
@@ -129,5 +142,14 @@ mod tests {
             assert_eq!(parse(text).map(show), Ok(text.to_owned()));
         }
         assert_eq!(show(Duration::ZERO), "0ms");
+    }
+
+    #[test]
+    fn about_two_digits_are_enough_for_a_glance() {
+        for (seconds, said) in
+            [(0, "0s"), (119, "119s"), (120, "2m"), (7_199, "119m"), (10_805, "3h"), (172_800, "2d")]
+        {
+            assert_eq!(rough(Duration::from_secs(seconds)), said);
+        }
     }
 }

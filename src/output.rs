@@ -8,6 +8,7 @@ mod logger;
 mod secrets;
 mod standard;
 mod stream;
+mod terminal;
 mod text;
 
 use std::io::{self, Write as _};
@@ -21,6 +22,7 @@ pub use logger::{RECOVERY, Verbosity, install_logger, install_panic_message};
 pub use secrets::{hide, hide_urls_of};
 pub use standard::{Patience, finish, flush_stderr, stderr, stdout};
 pub use stream::{Parcel, Stream, Unwritten};
+pub use terminal::terminal_width;
 pub use text::{Excerpt, excerpt, foreign, message, path, start};
 
 /// A number and what it is a number of: `1 task`, `2 tasks`.

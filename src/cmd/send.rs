@@ -1,7 +1,6 @@
 //! `taskq send`: enqueue tasks, and say so only when the broker has confirmed them.
 
 mod ids;
-mod progress;
 mod reporter;
 mod trace;
 
@@ -28,7 +27,7 @@ use crate::sender::{
 use crate::shortage;
 use crate::shutdown;
 use ids::Ids;
-use reporter::Reporter;
+use reporter::{BulkInput, Reporter};
 use trace::Trace;
 
 /// Enqueue one task, or one for each line
@@ -129,6 +128,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     let file = if bulk || args.file.is_some() { Some(open_input(args.file.as_deref())?) } else { None };
     let form =
         UnsentForm { separator: bulk.then_some(separator), input: file.as_ref().and_then(InputFile::of) };
+    let bulk_input = file.as_ref().filter(|_| bulk).map(BulkInput::of);
     let source = match file {
         Some(file) if bulk => Source::Records { input: Box::new(Blocking(file)), separator },
         Some(file) => Source::Single(read_body(file, args.file.as_deref())?),
@@ -154,7 +154,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         let ids = ids.clone();
         move || ids.iter().for_each(Ids::wait_for_room)
     })?;
-    let mut reporter = Reporter::new(bulk, ids.clone(), unsent);
+    let mut reporter = Reporter::new(bulk_input, ids.clone(), unsent);
     let mut summary = sender::send(&job, &input.batches, &signals, &mut reporter);
     ids.iter().for_each(Ids::end_waiting);
     reporter.take_rest(&input, &signals, &mut summary);

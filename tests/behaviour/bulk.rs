@@ -174,3 +174,31 @@ fn over_the_brokers_maximum(length: usize) {
     let single = sandbox.taskq(["send", "--file", "-"]).feed(&big).exits(65);
     assert!(single.stderr.contains("100000"), "the limit is not named: {}", single.stderr);
 }
+
+/// What stands on a terminal of so many columns, line after line, while a file of many tasks is sent.
+fn on_a_terminal(columns: usize) -> Vec<String> {
+    let sandbox = Sandbox::new();
+    let file = sandbox.path("tasks");
+    std::fs::write(&file, "task\n".repeat(50_000)).unwrap();
+    let send = format!("stty cols {columns}; exec \"$TASKQ\" send --lines --file '{}'", file.display());
+    let terminal = sandbox.program("script", ["--quiet", "--return", "--command", &send, "/dev/null"]);
+    let seen = terminal.env("TASKQ", env!("CARGO_BIN_EXE_taskq")).run().exits(0).stdout_text();
+    seen.split(['\r', '\n']).map(|line| line.trim_start_matches("\x1b[K").to_owned()).collect()
+}
+
+#[test]
+fn a_terminal_shows_how_far_it_is_and_how_long_it_takes() {
+    let lines = on_a_terminal(80);
+    let progress = lines.iter().find(|line| line.contains("tasks sent, ")).expect("no progress");
+    assert!(progress.contains("/s, about ") && progress.ends_with(" left"), "{progress}");
+    assert!(lines.iter().any(|line| line == " [x] Sent 50000 tasks"), "{lines:?}");
+}
+
+#[test]
+fn on_a_narrow_terminal_the_progress_is_cut() {
+    let lines = on_a_terminal(20);
+    let progress: Vec<_> = lines.iter().filter(|line| line.contains(" tasks")).collect();
+    assert!(progress.len() > 1, "{lines:?}");
+    assert!(progress.iter().all(|line| line.chars().count() <= 20 || line.contains("[x]")), "{progress:?}");
+    assert!(progress.iter().any(|line| line.ends_with('…')), "{progress:?}");
+}

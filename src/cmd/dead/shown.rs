@@ -1,12 +1,14 @@
 //! How dead tasks are shown: as a table, as JSON, and one of them in full.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::browse::QueuedTask;
 use crate::calendar::{Moment, unix_time};
 use crate::dead_tasks::{Candidate, Unclear};
+use crate::duration;
 use crate::output;
 
 /// How wide a cell of a table may be, in columns: a UUID fits, and what others wrote cannot push the rest aside.
@@ -144,14 +146,7 @@ fn when(at: Option<u64>) -> String {
 /// How long ago, to about two digits.
 fn age(at: Option<u64>) -> String {
     let now = unix_time();
-    let Some(seconds) = at.map(|at| now.saturating_sub(at)) else { return "?".to_owned() };
-    let (count, unit) = match seconds {
-        0..120 => (seconds, "s"),
-        120..7_200 => (seconds / 60, "m"),
-        7_200..172_800 => (seconds / 3_600, "h"),
-        _ => (seconds / 86_400, "d"),
-    };
-    format!("{count}{unit}")
+    at.map_or("?".to_owned(), |at| duration::rough(Duration::from_secs(now.saturating_sub(at))))
 }
 
 #[cfg(test)]

@@ -1,15 +1,37 @@
 //! What `taskq send` tells while it sends, and what it keeps of what could not be sent.
 
+use std::fs::{File, Metadata};
+use std::io::{IsTerminal, Seek};
+
 use crossbeam_channel::{Receiver, select};
 
 use super::ids::Ids;
-use super::progress::Progress;
+use crate::cmd::progress::{HowFar, Progress};
 use crate::error::{Error, Exit};
 use crate::output;
 use crate::sender::{self, Input, Item, Report, Saved, Summary, Unsaved, UnsentFile};
 
 /// Failures told one by one; the rest is counted.
 const TOLD_FAILURES: u64 = 20;
+
+/// An input of many tasks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BulkInput {
+    /// Somebody types it.
+    is_typed: bool,
+    /// How much there is to read of it, if it is a regular file.
+    bytes: Option<u64>,
+}
+
+impl BulkInput {
+    pub(super) fn of(file: &File) -> Self {
+        let size = file.metadata().ok().filter(Metadata::is_file).map(|there| there.len());
+        let mut at = file;
+        let read = at.stream_position().ok();
+        let bytes = size.zip(read).map(|(size, read)| size.saturating_sub(read));
+        Self { is_typed: file.is_terminal(), bytes }
+    }
+}
 
 /// Tells the user, and keeps what could not be sent.
 pub(super) struct Reporter {
@@ -21,13 +43,44 @@ pub(super) struct Reporter {
     /// A body over the limit was skipped when it was read, and cannot be saved.
     skipped: bool,
     progress: Option<Progress>,
+    confirmed: u64,
+    /// Of the input: what became of them is known.
+    bytes_done: u64,
+    input_bytes: Option<u64>,
 }
 
 impl Reporter {
-    /// `ids`: where each id goes. `unsent`: where to save what was not confirmed.
-    pub(super) fn new(bulk: bool, ids: Option<Ids>, unsent: Option<UnsentFile>) -> Self {
-        let progress = if bulk { Progress::on_a_terminal() } else { None };
-        Self { bulk, ids, told: 0, unsent, save_error: None, skipped: false, progress }
+    /// `bulk`: the input, where it is one of many tasks. `ids`: where each id goes. `unsent`: where to save what was not
+    /// confirmed.
+    pub(super) fn new(bulk: Option<BulkInput>, ids: Option<Ids>, unsent: Option<UnsentFile>) -> Self {
+        // It would be in the way of what somebody types.
+        let shows = bulk.is_some_and(|input| !input.is_typed);
+        Self {
+            bulk: bulk.is_some(),
+            ids,
+            told: 0,
+            unsent,
+            save_error: None,
+            skipped: false,
+            progress: if shows { Progress::on_a_terminal("sent") } else { None },
+            confirmed: 0,
+            bytes_done: 0,
+            input_bytes: bulk.and_then(|input| input.bytes),
+        }
+    }
+
+    fn is_done(&mut self, item: &Item) {
+        let length = item.body.as_ref().map_or_else(|length| *length, |body| body.len() as u64);
+        // And its separator.
+        self.bytes_done += length + 1;
+    }
+
+    fn show_progress(&mut self) {
+        let Some(progress) = &mut self.progress else { return };
+        progress.show(match self.input_bytes {
+            Some(all) => HowFar::OfBytes { tasks: self.confirmed, done: self.bytes_done, all },
+            None => HowFar::Tasks(self.confirmed),
+        });
     }
 
     fn save(&mut self, item: &Item) {
@@ -125,9 +178,9 @@ impl Reporter {
 impl Report for Reporter {
     fn confirmed(&mut self, item: &Item, id: &str) {
         if self.bulk {
-            if let Some(progress) = &mut self.progress {
-                progress.count();
-            }
+            self.confirmed += 1;
+            self.is_done(item);
+            self.show_progress();
         } else if let Ok(body) = &item.body {
             log::info!(" [x] Sent {}", output::excerpt(body));
         }
@@ -142,6 +195,7 @@ impl Report for Reporter {
 
     fn failed(&mut self, item: &Item, why: &Error) {
         self.save(item);
+        self.is_done(item);
         if self.bulk {
             self.tell(item, why);
         }
