@@ -6,6 +6,7 @@
 mod abort;
 mod arguments;
 mod background;
+mod capped_file;
 mod command;
 mod dots;
 mod environment;
@@ -13,10 +14,13 @@ mod errors;
 mod executable;
 mod exit;
 mod exit_watch;
+mod file_name;
+mod files;
 mod idle;
 mod limits;
 mod loss;
 mod orphan;
+mod output;
 mod persistent;
 mod poll;
 mod process;
@@ -28,6 +32,7 @@ mod sink;
 mod spawn;
 mod spec;
 mod task;
+mod tee;
 #[cfg(test)]
 mod testing;
 mod wake;
@@ -37,7 +42,8 @@ use std::sync::Arc;
 
 pub use dots::Dots;
 pub use exit::ExitRule;
-pub use relay::Output;
+pub use files::OutputFiles;
+pub use output::{Output, Shown};
 pub use spec::{Options, Spec};
 pub use task::{Failure, Handler, Obstacle, Outcome, Task, TaskProperties};
 

@@ -23,7 +23,7 @@ pub use secrets::{hide, hide_urls_of};
 pub use standard::{Patience, finish, flush_stderr, stderr, stdout};
 pub use stream::{Parcel, Stream, Unwritten};
 pub use terminal::terminal_width;
-pub use text::{Excerpt, excerpt, foreign, message, path, start};
+pub use text::{Excerpt, excerpt, foreign, message, one_word, path, start};
 
 /// A number and what it is a number of: `1 task`, `2 tasks`.
 #[must_use]

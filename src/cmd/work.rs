@@ -1,8 +1,11 @@
 //! `taskq work`: run tasks until told to stop.
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+use clap::ValueEnum;
 
 use super::connection::ConnectionArgs;
 use super::positive_duration;
@@ -11,7 +14,7 @@ use crate::broker::QueueSpec;
 use crate::descriptors;
 use crate::duration;
 use crate::error::{Error, Exit, Result};
-use crate::handler::{self, Dots, ExitRule, Output, Spec, reap_orphans};
+use crate::handler::{self, Dots, ExitRule, Output, OutputFiles, Shown, Spec, reap_orphans};
 use crate::settlement::Policy;
 use crate::shortage;
 use crate::shutdown;
@@ -70,6 +73,21 @@ pub(super) struct Args {
     /// What an exit status of COMMAND means: CODE=done, CODE=retry or CODE=dead; may be repeated
     #[arg(long, value_name = "CODE=MEANING", requires = "command", conflicts_with = "persistent")]
     on_exit: Vec<ExitRule>,
+    /// What becomes of what COMMAND prints: inherit (it goes to this stdout and stderr), tag (the same, with the task's id
+    /// before each line) or none
+    #[arg(
+        long,
+        value_name = "WHERE",
+        value_enum,
+        default_value = "inherit",
+        hide_possible_values = true,
+        requires = "command"
+    )]
+    output: ShownArg,
+    /// Besides, add it to files of each attempt, DIR/ID.ATTEMPT.out and .err, of 10 MiB at most: the end is kept. DIR should
+    /// be on a local disk
+    #[arg(long, value_name = "DIR", requires = "command")]
+    output_dir: Option<PathBuf>,
     /// Exit once no task is ready in the queue and none runs here; those that wait for a retry or a --delay are left
     #[arg(long)]
     until_empty: bool,
@@ -95,6 +113,23 @@ pub(super) struct Args {
     connection: ConnectionArgs,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum ShownArg {
+    Inherit,
+    Tag,
+    None,
+}
+
+impl From<ShownArg> for Shown {
+    fn from(arg: ShownArg) -> Self {
+        match arg {
+            ShownArg::Inherit => Self::Inherit,
+            ShownArg::Tag => Self::Tag,
+            ShownArg::None => Self::None,
+        }
+    }
+}
+
 pub(super) fn run(args: Args) -> Result<Exit> {
     if args.command.is_empty() && ends_with_separator(std::env::args_os()) {
         return Err(Error::usage(
@@ -111,14 +146,18 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     }
     let spec = match args.command.split_first() {
         None => None,
-        Some((program, arguments)) => Some(command_spec(handler::Options {
-            program: program.clone(),
-            arguments: arguments.to_vec(),
-            body_as_argument: args.arg,
-            timeout: args.timeout,
-            grace: args.grace,
-            on_exit: args.on_exit.into_iter().collect(),
-        })?),
+        Some((program, arguments)) => {
+            let output = command_output(args.output.into(), args.output_dir.as_deref())?;
+            let options = handler::Options {
+                program: program.clone(),
+                arguments: arguments.to_vec(),
+                body_as_argument: args.arg,
+                timeout: args.timeout,
+                grace: args.grace,
+                on_exit: args.on_exit.into_iter().collect(),
+            };
+            Some(command_spec(options, output)?)
+        }
     };
     let options = Options {
         session: args.connection.into_options()?,
@@ -173,10 +212,14 @@ fn connect_retry(text: &str) -> std::result::Result<Duration, String> {
     if text == "forever" { Ok(Duration::MAX) } else { positive_duration(text) }
 }
 
-fn command_spec(options: handler::Options) -> Result<Spec> {
-    let output = Output::of_this_process().map_err(|error| {
+fn command_output(shown: Shown, directory: Option<&Path>) -> Result<Output> {
+    let files = directory.map(OutputFiles::in_directory).transpose().map_err(Error::configuration)?;
+    Output::of_this_process(shown, files).map_err(|error| {
         Error::internal(format!("cannot pass on the output of commands: {}", shortage::reason(&error)))
-    })?;
+    })
+}
+
+fn command_spec(options: handler::Options, output: Output) -> Result<Spec> {
     let spec = Spec::new(options, output);
     spec.check().map_err(|why| Error::configuration(format!("cannot run tasks: {why}")))?;
     Ok(spec)

@@ -156,8 +156,9 @@ impl BackgroundPipe {
 mod tests {
     use std::io::{ErrorKind, PipeWriter, Write, pipe};
 
-    use super::super::relay::Output;
+    use super::super::output::Output;
     use super::super::sink::Discard;
+    use super::super::tee::Label;
     use super::super::testing::*;
     use super::*;
 
@@ -188,7 +189,7 @@ mod tests {
         let output = Output::new(out.clone(), io::sink()).unwrap();
         for line in ["one", "two", "three"] {
             let (reader, mut writer) = pipe().unwrap();
-            background.take_over(reader, |waker| Box::new(output.stdout(waker)));
+            background.take_over(reader, |waker| Box::new(output.stdout(waker, &Label::default())));
             writer.write_all(line.as_bytes()).unwrap();
             drop(writer);
             wait_until("it is passed on", || out.text().ends_with(line));

@@ -15,10 +15,10 @@ use super::environment::task_variables;
 use super::errors::{cannot_start, cannot_watch, is_too_long, ready};
 use super::limits::{ABORT_GRACE, Limits, from_now};
 use super::process::{EarlyClose, Process, ProcessIo};
-use super::relay::Relay;
 use super::spawn::Launch;
 use super::spec::Spec;
 use super::task::{Failure, Handler, Outcome, Task};
+use super::tee::Tee;
 use crate::cancel::Never;
 use crate::duration;
 
@@ -50,13 +50,14 @@ impl Command {
         }
     }
 
-    fn start(&self, task: &Task<'_>, arguments: &[CString]) -> io::Result<Process<Relay>> {
+    fn start(&self, task: &Task<'_>, arguments: &[CString]) -> io::Result<Process<Tee>> {
         let (path, own) = (self.spec.path()?, task_variables(task));
         let environment: Vec<&CStr> =
             self.spec.environment().entries().chain(own.iter().map(CString::as_c_str)).collect();
         let launch = Launch { path: &path, arguments, environment: &environment };
         let output = self.spec.output();
-        let (out, err) = (output.stdout(self.io.waker()), output.stderr(self.io.waker()));
+        let label = output.label(task);
+        let (out, err) = (output.stdout(self.io.waker(), &label), output.stderr(self.io.waker(), &label));
         Process::start(&self.io, &launch, EarlyClose::Ignore, out, err)
     }
 
@@ -71,7 +72,7 @@ impl Command {
     /// Runs the process to its end.
     fn follow(
         &mut self,
-        mut process: Process<Relay>,
+        mut process: Process<Tee>,
         task: &Task<'_>,
         mut limits: Limits,
     ) -> io::Result<Outcome> {

@@ -132,14 +132,15 @@ mod tests {
 
     use super::super::limits::{Limits, from_now};
     use super::super::process::{EarlyClose, Process, ProcessIo};
-    use super::super::relay::Relay;
     use super::super::spawn::Launch;
+    use super::super::tee::{Label, Tee};
     use super::super::testing::*;
     use super::*;
 
-    fn start(io: &ProcessIo, script: &str) -> (Process<Relay>, Captured) {
+    fn start(io: &ProcessIo, script: &str) -> (Process<Tee>, Captured) {
         let (spec, out, _) = captured(sh(script));
-        let (stdout, stderr) = (spec.output().stdout(io.waker()), spec.output().stderr(io.waker()));
+        let (output, label) = (spec.output(), Label::default());
+        let (stdout, stderr) = (output.stdout(io.waker(), &label), output.stderr(io.waker(), &label));
         let arguments = ["sh", "-c", script].map(|argument| CString::new(argument).unwrap());
         let launch = Launch { path: Path::new("/bin/sh"), arguments: &arguments, environment: &[] };
         (Process::start(io, &launch, EarlyClose::Ignore, stdout, stderr).unwrap(), out)

@@ -110,6 +110,7 @@ impl Persistent {
     ) -> io::Result<Outcome> {
         let stop = self.spec.aborts().of(abort)?;
         let line = request(task)?;
+        let label = self.spec.output().label(task);
         self.stop_if_unusable(kept)?;
         // Repeated at most once: see `outcome_of`.
         loop {
@@ -124,6 +125,7 @@ impl Persistent {
                 kept.has_replied = false;
             }
             let Some(mut process) = kept.running.take() else { return Ok(Outcome::GivenUp) };
+            process.err.assign(&label);
             let deadline = self.spec.options().timeout.map(from_now);
             let limits = Limits { deadline, abort: Some(Arc::clone(&stop)) };
             let end = exchange(&mut process, &mut kept.io, &line, &limits)?;
@@ -153,6 +155,7 @@ impl Persistent {
                     Reply::Retry(exit) => Outcome::Failed(failure(exit, &process)),
                     Reply::Dead(exit) => Outcome::Dead(failure(exit, &process)),
                 };
+                process.err.assign(&self.spec.output().between_tasks());
                 kept.running = Some(process);
                 outcome
             }
@@ -204,7 +207,8 @@ impl Persistent {
         let (path, arguments) = (self.spec.path()?, self.spec.arguments()?);
         let environment: Vec<&CStr> = self.spec.environment().entries().collect();
         let launch = Launch { path: &path, arguments: &arguments, environment: &environment };
-        let err = self.spec.output().stderr(io.waker());
+        let output = self.spec.output();
+        let err = output.stderr(io.waker(), &output.between_tasks());
         let process = Process::start(io, &launch, EarlyClose::Notice, Replies::default(), err)?;
         self.restarts.started();
         Ok(process)

@@ -18,10 +18,10 @@ use super::background::BackgroundPipes;
 use super::exit_watch::{ExitWatch, WatchMethod};
 use super::limits::Limits;
 use super::poll::{poll_some, readable};
-use super::relay::Relay;
 use super::session::Sessions;
 use super::sink::{OutputSink, READ_MAX, pull};
 use super::spawn::{ChildStdio, Launch, spawn};
+use super::tee::Tee;
 use super::wake::{WakeFd, Waker, wake_pair};
 
 /// More bytes than the stdout and stderr pipes of a process can hold together (`pipe-max-size` is 1 MiB as a rule).
@@ -97,7 +97,7 @@ pub(super) struct Process<O: OutputSink> {
     /// once more at the end of each task.
     write_ends: Option<[PipeWriter; 2]>,
     pub(super) out: O,
-    pub(super) err: Relay,
+    pub(super) err: Tee,
 }
 
 impl<O: OutputSink> Process<O> {
@@ -107,7 +107,7 @@ impl<O: OutputSink> Process<O> {
         launch: &Launch<'_>,
         early_close: EarlyClose,
         out: O,
-        err: Relay,
+        err: Tee,
     ) -> io::Result<Self> {
         let ((child_in, stdin), (stdout, child_out), (stderr, child_err)) = (pipe()?, pipe()?, pipe()?);
         // This concerns our end only: the two ends of a pipe do not share their flags.

@@ -6,9 +6,6 @@
 //! the process is not read, so the process has to wait.
 
 use std::collections::VecDeque;
-use std::io;
-#[cfg(test)]
-use std::io::Write;
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex};
@@ -19,23 +16,14 @@ use super::loss::Loss;
 use super::sink::{OutputSink, READ_MAX};
 use super::wake::Waker;
 use crate::lock::lock;
-use crate::output::{self, CommandLines, Parcel, Stream, Unwritten};
+use crate::output::{CommandLines, Parcel, Stream, Unwritten};
 
 /// A longer line is passed on in pieces of this size.
 const LINE_MAX: usize = READ_MAX;
 
-/// How much of the end of stderr is kept for a failed task.
-const TAIL_MAX: usize = 2 * 1024;
-
-/// Where the output of handlers goes. Clones share their writing threads.
+/// A stream of this process, and how what commands write is passed on to it.
 #[derive(Clone)]
-pub struct Output {
-    stdout: Destination,
-    stderr: Destination,
-}
-
-#[derive(Clone)]
-struct Destination {
+pub(super) struct Destination {
     stream: Stream,
     lines: CommandLines,
     loss: Arc<Loss>,
@@ -47,7 +35,8 @@ type QueuedBytes = Arc<Mutex<Vec<u8>>>;
 /// What a relay puts into the queue of its stream.
 struct Chunk {
     bytes: QueuedBytes,
-    before_lines: &'static [u8],
+    /// See [`CommandLines::before`].
+    before_lines: Option<Arc<[u8]>>,
     /// What was before it ended with its line.
     begins_line: bool,
     /// Gets the emptied buffer back.
@@ -58,54 +47,24 @@ struct Chunk {
     loss: Arc<Loss>,
 }
 
-impl Output {
-    /// To the worker's own stdout and stderr.
-    pub fn of_this_process() -> io::Result<Self> {
-        let [stdout, stderr] = CommandLines::beside_messages();
-        Ok(Self::to((output::stdout()?, stdout), (output::stderr()?, stderr)))
-    }
-
-    /// To anything else.
-    #[cfg(test)]
-    pub fn new(stdout: impl Write + Send + 'static, stderr: impl Write + Send + 'static) -> io::Result<Self> {
-        let [data, messages] = [CommandLines::DATA, CommandLines { end: true, ..CommandLines::DATA }];
-        Ok(Self::to((Stream::start("stdout", stdout)?, data), (Stream::start("stderr", stderr)?, messages)))
-    }
-
-    fn to(stdout: (Stream, CommandLines), stderr: (Stream, CommandLines)) -> Self {
-        let destination = |(stream, lines): (Stream, CommandLines)| Destination {
-            loss: Arc::new(Loss::of(stream.name())),
-            stream,
-            lines,
-        };
-        Self { stdout: destination(stdout), stderr: destination(stderr) }
+impl Destination {
+    pub(super) fn new(stream: Stream, lines: CommandLines) -> Self {
+        Self { loss: Arc::new(Loss::of(stream.name())), stream, lines }
     }
 
     /// What could not be passed on so far, in words; `None` where nothing is missing.
-    #[must_use]
-    pub fn lost(&self) -> Option<String> {
-        let losses: Vec<String> = [&self.stdout, &self.stderr]
-            .into_iter()
-            .filter_map(|destination| destination.loss.summary())
-            .collect();
-        (!losses.is_empty()).then(|| losses.join("; "))
-    }
-
-    /// Passes on data: exactly the bytes that the handler writes, unless messages go to the same place.
-    pub(super) fn stdout(&self, waker: Waker) -> Relay {
-        Relay::new(self.stdout.clone(), waker, false)
-    }
-
-    /// Passes on messages. The last 2 KiB are kept for [`Relay::tail`].
-    pub(super) fn stderr(&self, waker: Waker) -> Relay {
-        Relay::new(self.stderr.clone(), waker, true)
+    pub(super) fn lost(&self) -> Option<String> {
+        self.loss.summary()
     }
 }
 
 impl Parcel for Chunk {
     fn open(&mut self) -> Vec<u8> {
         let bytes = dequeue(&self.bytes);
-        if self.before_lines.is_empty() { bytes } else { self.marked(&bytes) }
+        match &self.before_lines {
+            None => bytes,
+            Some(before_lines) => self.marked(before_lines, &bytes),
+        }
     }
 
     fn written(self: Box<Self>, buffer: Vec<u8>, result: Result<(), Unwritten>) {
@@ -124,12 +83,12 @@ impl Parcel for Chunk {
 
 impl Chunk {
     /// With something before each line that begins in it.
-    fn marked(&self, bytes: &[u8]) -> Vec<u8> {
-        let mut marked = Vec::with_capacity(bytes.len() + self.before_lines.len());
+    fn marked(&self, before_lines: &[u8], bytes: &[u8]) -> Vec<u8> {
+        let mut marked = Vec::with_capacity(bytes.len() + before_lines.len());
         let mut begins = self.begins_line;
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
             if begins {
-                marked.extend_from_slice(self.before_lines);
+                marked.extend_from_slice(before_lines);
             }
             marked.extend_from_slice(line);
             begins = line.ends_with(b"\n");
@@ -145,6 +104,8 @@ fn dequeue(bytes: &QueuedBytes) -> Vec<u8> {
 /// Passes on one output stream of one process.
 pub(super) struct Relay {
     destination: Destination,
+    /// Those of the task that runs now.
+    lines: CommandLines,
     waker: Waker,
     /// Brings the emptied buffer back.
     back: (Sender<Vec<u8>>, Receiver<Vec<u8>>),
@@ -158,22 +119,27 @@ pub(super) struct Relay {
     filling: Vec<u8>,
     /// The last byte that was handed over.
     last: Option<u8>,
+    /// Parts at the beginning of `filling` that came before `lines` were those: where each ends, and what stands before
+    /// its lines. They are whole lines.
+    earlier: VecDeque<(usize, Option<Arc<[u8]>>)>,
     /// How many bytes of `filling` are whole lines.
-    lines: usize,
+    whole: usize,
     /// The last byte so far was no line end.
     unfinished_line: bool,
-    /// See [`Output::stderr`].
-    keeps_tail: bool,
     /// The pipe has ended.
     ended: bool,
-    /// The last bytes so far, at most [`TAIL_MAX`]. Empty if not `keeps_tail`.
-    tail: VecDeque<u8>,
 }
 
 impl Relay {
-    fn new(destination: Destination, waker: Waker, keeps_tail: bool) -> Self {
+    /// Without a tag the lines are those of the destination.
+    pub(super) fn new(destination: Destination, waker: Waker, tag: Option<&[u8]>) -> Self {
+        let lines = match tag {
+            None => destination.lines.clone(),
+            Some(tag) => destination.lines.tagged(tag),
+        };
         Self {
             destination,
+            lines,
             waker,
             back: bounded(1),
             wake_wanted: Arc::default(),
@@ -181,21 +147,36 @@ impl Relay {
             queued: QueuedBytes::default(),
             filling: Vec::new(),
             last: None,
-            lines: 0,
+            earlier: VecDeque::new(),
+            whole: 0,
             unfinished_line: false,
-            keeps_tail,
             ended: false,
-            tail: VecDeque::new(),
         }
     }
 
-    /// The last bytes, at most 2 KiB, since the start or the last [`Relay::forget_tail`].
-    pub(super) fn tail(&self) -> Vec<u8> {
-        self.tail.iter().copied().collect()
+    /// For what others write to the same pipe later on. It uses `waker` where this one wakes the worker thread.
+    pub(super) fn again(&self, waker: Waker) -> Self {
+        let mut again = Self::new(self.destination.clone(), waker, None);
+        again.lines = self.lines.clone();
+        again
     }
 
-    pub(super) fn forget_tail(&mut self) {
-        self.tail.clear();
+    /// What comes from now on is another task's. A line that has no end gets one.
+    pub(super) fn tag(&mut self, tag: &[u8]) {
+        self.end_line();
+        let (length, known) = (self.filling.len(), self.earlier.back().map_or(0, |(end, _)| *end));
+        if length > known {
+            self.earlier.push_back((length, self.lines.before.clone()));
+        }
+        self.lines = self.destination.lines.tagged(tag);
+        self.hand_over();
+    }
+
+    fn end_line(&mut self) {
+        if mem::take(&mut self.unfinished_line) {
+            self.filling.push(b'\n');
+            self.whole = self.filling.len();
+        }
     }
 
     fn take_back(&mut self) {
@@ -208,8 +189,12 @@ impl Relay {
     /// Puts whole lines into the stream's queue, if the second buffer is free. At the end, and if a line is too long,
     /// also what is no whole line.
     fn hand_over(&mut self) {
-        let whole = self.ended || self.filling.len() >= LINE_MAX && self.lines == 0;
-        let length = if whole { self.filling.len() } else { self.lines };
+        let all = self.ended || self.filling.len() >= LINE_MAX && self.whole == 0;
+        let length = match self.earlier.front() {
+            Some((end, _)) => *end,
+            None if all => self.filling.len(),
+            None => self.whole,
+        };
         if length == 0 {
             return;
         }
@@ -217,11 +202,17 @@ impl Relay {
             mem::swap(&mut bytes, &mut self.filling);
             self.filling.extend_from_slice(&bytes[length..]);
             bytes.truncate(length);
-            self.lines = 0;
+            self.whole = self.whole.saturating_sub(length);
+            let before_lines = match self.earlier.pop_front() {
+                Some((_, before)) => before,
+                None => self.lines.before.clone(),
+            };
+            for (end, _) in &mut self.earlier {
+                *end -= length;
+            }
             let (back, wake_wanted, waker) =
                 (self.back.0.clone(), Arc::clone(&self.wake_wanted), self.waker.clone());
             wake_wanted.store(false, Ordering::Relaxed);
-            let before_lines = self.destination.lines.before;
             let begins_line = self.last.is_none_or(|last| last == b'\n');
             self.last = bytes.last().copied();
             self.queued = Arc::new(Mutex::new(bytes));
@@ -257,22 +248,17 @@ impl OutputSink for Relay {
 
     fn take(&mut self, bytes: &[u8]) {
         if let Some(newline) = bytes.iter().rposition(|byte| *byte == b'\n') {
-            self.lines = self.filling.len() + newline + 1;
+            self.whole = self.filling.len() + newline + 1;
         }
         self.filling.extend_from_slice(bytes);
         self.unfinished_line = bytes.last().map_or(self.unfinished_line, |last| *last != b'\n');
-        if self.keeps_tail {
-            let last = &bytes[bytes.len().saturating_sub(TAIL_MAX)..];
-            self.tail.drain(..(self.tail.len() + last.len()).saturating_sub(TAIL_MAX));
-            self.tail.extend(last);
-        }
         self.hand_over();
     }
 
     fn end(&mut self) {
         if !mem::replace(&mut self.ended, true) {
-            if self.destination.lines.end && self.unfinished_line {
-                self.filling.push(b'\n');
+            if self.lines.end {
+                self.end_line();
             }
             self.hand_over();
         }
@@ -281,7 +267,7 @@ impl OutputSink for Relay {
     fn refresh(&mut self) {
         loop {
             self.take_back();
-            let waits = self.spare.is_none() && (self.ended || self.lines > 0 || self.room() == 0);
+            let waits = self.spare.is_none() && (self.ended || self.whole > 0 || self.room() == 0);
             if !waits || self.wake_wanted.swap(true, Ordering::Relaxed) {
                 return;
             }
@@ -290,27 +276,40 @@ impl OutputSink for Relay {
         }
     }
 
-    fn successor(&self, waker: Waker) -> Box<dyn OutputSink + Send> {
-        Box::new(Self::new(self.destination.clone(), waker, self.keeps_tail))
-    }
-
     fn is_idle(&self) -> bool {
-        self.spare.is_some() && self.lines == 0 && (!self.ended || self.filling.is_empty())
+        self.spare.is_some() && self.whole == 0 && (!self.ended || self.filling.is_empty())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::super::testing::*;
     use super::super::wake::wake_pair;
     use super::*;
 
+    fn relay(to: impl Write + Send + 'static, tag: Option<&[u8]>) -> Relay {
+        let stream = Stream::start("stdout", to).unwrap();
+        Relay::new(Destination::new(stream, CommandLines::DATA), wake_pair().unwrap().0, tag)
+    }
+
+    /// Until everything is written.
+    fn finish(mut relay: Relay) {
+        relay.end();
+        wait_until("it is written", || {
+            relay.refresh();
+            relay.is_idle()
+        });
+    }
+
     #[test]
     fn nothing_is_left_behind_of_a_task_whose_output_nobody_takes() {
         let (_blocked, blocks) = bounded(0);
-        let output = Output::new(Stuck(blocks), io::sink()).unwrap();
+        let destination =
+            Destination::new(Stream::start("stdout", Stuck(blocks)).unwrap(), CommandLines::DATA);
         let (waker, _wake_fd) = wake_pair().unwrap();
-        let mut relays = [(); 2].map(|()| output.stdout(waker.clone()));
+        let mut relays = [(); 2].map(|()| Relay::new(destination.clone(), waker.clone(), None));
         for relay in &mut relays {
             relay.take(b"a line\n");
         }
@@ -320,5 +319,41 @@ mod tests {
         assert!(!queued.lock().unwrap().is_empty());
         drop(second);
         assert!(queued.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_tag_stands_before_each_line_and_once_before_a_long_one() {
+        let out = Captured::default();
+        let mut relay = relay(out.clone(), Some(b"[a] "));
+        relay.take(b"one\n\ntw");
+        relay.take(b"o\n");
+        let long = vec![b'x'; LINE_MAX];
+        for _ in 0..3 {
+            wait_until("there is room", || {
+                relay.refresh();
+                relay.room() == LINE_MAX
+            });
+            relay.take(&long);
+        }
+        finish(relay);
+        assert_eq!(out.text(), format!("[a] one\n[a] \n[a] two\n[a] {}\n", "x".repeat(3 * LINE_MAX)));
+    }
+
+    #[test]
+    fn what_waits_when_the_task_changes_keeps_its_own_tag() {
+        let (blocked, blocks) = bounded(0);
+        let out = Captured::default();
+        let mut relay = relay(StuckAtFirst(Some(blocks), out.clone()), Some(b"[-] "));
+        relay.take(b"started\n");
+        for (tag, text) in
+            [("[a] ", "one\nno end"), ("[-] ", ""), ("[-] ", "between\n"), ("[b] ", "\n"), ("[c] ", "end")]
+        {
+            relay.tag(tag.as_bytes());
+            relay.take(text.as_bytes());
+        }
+        drop(blocked);
+        finish(relay);
+        let tagged = "[-] started\n[a] one\n[a] no end\n[-] between\n[b] \n[c] end\n";
+        assert_eq!(out.text(), tagged);
     }
 }

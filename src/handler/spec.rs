@@ -12,8 +12,8 @@ use super::background::BackgroundPipes;
 use super::environment::Environment;
 use super::executable;
 use super::exit::ExitMap;
+use super::output::Output;
 use super::process::ProcessIo;
-use super::relay::Output;
 use super::session::Sessions;
 use crate::output;
 
@@ -76,8 +76,8 @@ impl Spec {
         self.0.sessions.kill_all();
     }
 
-    /// How much output of commands could not be written to the worker's stdout and stderr so far, in words; None if
-    /// nothing is missing.
+    /// How much output of commands could not be written to the worker's stdout and stderr, or to files, so far, in words;
+    /// None if nothing is missing.
     #[must_use]
     pub fn lost_output(&self) -> Option<String> {
         self.0.output.lost()

@@ -89,6 +89,22 @@ impl Write for Stuck {
     }
 }
 
+/// The same, and then it keeps what is written.
+pub(super) struct StuckAtFirst(pub(super) Option<Receiver<Never>>, pub(super) Captured);
+
+impl Write for StuckAtFirst {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(stuck) = self.0.take() {
+            let _ = stuck.recv();
+        }
+        self.1.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Fails as a pipe does that nobody reads any more.
 pub(super) struct Broken;
 

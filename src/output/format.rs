@@ -2,7 +2,7 @@
 
 use std::io::{Stderr, Stdout};
 use std::os::fd::AsFd;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::kv::{Error, Key, Value, VisitSource};
@@ -75,25 +75,34 @@ impl LogFormat {
 }
 
 /// How lines of commands are passed on to a stream of this process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandLines {
     /// What stands before each; mostly nothing.
-    pub before: &'static [u8],
+    pub before: Option<Arc<[u8]>>,
     /// A last line without its end gets one: messages follow it.
     pub end: bool,
 }
 
 impl CommandLines {
     /// Exactly what the command writes.
-    pub const DATA: Self = Self { before: b"", end: false };
+    pub const DATA: Self = Self { before: None, end: false };
 
     /// To stdout and to stderr. Where both are the same thing (the journal, a terminal), messages are between the lines of
     /// either. In the journal a command must not choose the priority of what it prints.
     #[must_use]
     pub fn beside_messages() -> [Self; 2] {
-        let before: &[u8] = if LogFormat::current() == LogFormat::Journal { b"<6>" } else { b"" };
+        let before = (LogFormat::current() == LogFormat::Journal).then(|| Arc::from(&b"<6>"[..]));
         let stderr = Self { before, end: true };
-        [if are_the_same(&std::io::stdout(), &std::io::stderr()) { stderr } else { Self::DATA }, stderr]
+        let same = are_the_same(&std::io::stdout(), &std::io::stderr());
+        [if same { stderr.clone() } else { Self::DATA }, stderr]
+    }
+
+    /// With a tag before each line, and after what stands there already. Tagged lines are for people: the last one is
+    /// ended as well.
+    #[must_use]
+    pub fn tagged(&self, tag: &[u8]) -> Self {
+        let before = self.before.as_deref().unwrap_or_default();
+        Self { before: Some([before, tag].concat().into()), end: true }
     }
 }
 

@@ -82,6 +82,21 @@ pub fn path(path: impl AsRef<Path>) -> String {
     foreign(path.as_ref().to_string_lossy())
 }
 
+/// An id without what ends it where it stands in brackets of either kind, or in a list: [`foreign`], and no blank.
+#[must_use]
+pub fn one_word(id: &str) -> String {
+    let mut word = String::with_capacity(id.len());
+    for c in foreign(id).chars() {
+        match c {
+            '(' | ')' | '[' | ']' | ',' | ' ' => {
+                let _ = write!(word, "\\x{:02x}", u32::from(c));
+            }
+            c => word.push(c),
+        }
+    }
+    word
+}
+
 /// A whole message as one line of bounded length, whatever it was composed of.
 #[must_use]
 pub fn message(text: &str) -> String {
@@ -120,6 +135,12 @@ mod tests {
         assert_eq!(excerpt(b"a\xff\xfeb\xc3"), "a\\xff\\xfeb\\xc3");
         assert_eq!(foreign("\u{1b}[2J\u{202e}\n"), "\\x1b[2J\\u{202e}\\n");
         assert_eq!(message("one\r\ntwo\u{1b}"), "one\\r\\ntwo\\x1b");
+    }
+
+    #[test]
+    fn an_id_is_one_word_without_brackets() {
+        assert_eq!(one_word("01a2-b/c.d"), "01a2-b/c.d");
+        assert_eq!(one_word("a] (b), [c\n"), "a\\x5d\\x20\\x28b\\x29\\x2c\\x20\\x5bc\\n");
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Which task a line is about: always in its last parenthesis, whatever a body or an id has in it.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::time::Duration;
 
 use crate::events::Subject;
-use crate::output::foreign;
+use crate::output::one_word;
 
 /// `(id 01a2, attempt 1, 20ms)`.
 pub(super) struct Tail<'s, 'e>(pub(super) &'s Subject<'e>);
@@ -20,20 +20,6 @@ impl fmt::Display for Tail<'_, '_> {
         took.map_or(Ok(()), |took| write!(f, ", {}", rounded(took)))?;
         f.write_str(")")
     }
-}
-
-/// An id without what ends it in such a parenthesis.
-fn one_word(id: &str) -> String {
-    let mut word = String::with_capacity(id.len());
-    for c in foreign(id).chars() {
-        match c {
-            '(' | ')' | ',' | ' ' => {
-                let _ = write!(word, "\\x{:02x}", u32::from(c));
-            }
-            c => word.push(c),
-        }
-    }
-    word
 }
 
 /// A time that was measured, to two or three digits: `20ms`, `3.2s`, `41s`, `5m12s`, `2h5m`, `3d4h`.
