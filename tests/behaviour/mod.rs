@@ -51,6 +51,8 @@ mod command_output;
 mod command_output_lost;
 mod command_stop;
 mod example_handlers;
+mod output_files;
+mod output_tag;
 mod persistent;
 
 mod copies_refused;

@@ -31,6 +31,8 @@ fn senseless_values_are_usage_errors() {
             "--on-exit",
             &["", "3", "3=", "=dead", "3=maybe", "256=dead", "-1=dead", "+3=dead", "3=DEAD", "x=done"],
         ),
+        ("--output", &["", "tags", "TAG", "inherit,tag"]),
+        ("--output-dir", &[""]),
     ];
     for (flag, values) in rows {
         for value in *values {
@@ -50,8 +52,16 @@ fn senseless_values_are_usage_errors() {
 #[test]
 fn flags_about_a_command_need_a_command() {
     let sandbox = Sandbox::new();
-    for flag in ["--persistent", "--timeout=5s", "--on-exit=3=dead", "--attempts=3", "--backoff=1s", "--arg"]
-    {
+    for flag in [
+        "--persistent",
+        "--timeout=5s",
+        "--on-exit=3=dead",
+        "--attempts=3",
+        "--backoff=1s",
+        "--arg",
+        "--output=tag",
+        "--output-dir=/tmp",
+    ] {
         sandbox.taskq(["work", "--until-empty", flag]).run().exits(2);
         sandbox.taskq(["work", "--until-empty", flag, "--"]).run().exits(2);
     }
