@@ -72,7 +72,7 @@ pub enum Event<'e> {
     QueueVanished { queue: &'e str },
     /// Nobody answers for a queue.
     QueueSilent { queue: &'e str },
-    /// The broker takes no publishes: an alarm.
+    /// The broker takes no publishes: an alarm. A worker that holds tasks over it says so each minute.
     PublishingBlocked { broker: &'e str, reason: &'e str, waiting: WhoWaits },
     /// It takes publishes again.
     PublishingAccepted { broker: &'e str },
@@ -110,8 +110,8 @@ pub struct Subject<'e> {
 /// Who waits for a broker that has blocked publishing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhoWaits {
-    /// A worker: failed tasks, for their copies.
-    Worker,
+    /// A worker: so many tasks now, for their copies.
+    Worker { tasks: usize },
     /// `send`, for so long at most.
     Sender(Duration),
     /// `dead`.

@@ -4,6 +4,9 @@ mod acknowledgement;
 mod facts;
 mod subject;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;
@@ -25,7 +28,7 @@ pub fn tell(event: &Event<'_>) {
     // What comes with each task can be filtered apart (`RUST_LOG=info,taskq::task=warn`).
     let target = match event {
         Event::Received { .. } | Event::Done { .. } => "taskq::task",
-        Event::ConnectedAgain { .. } => RECOVERY,
+        Event::ConnectedAgain { .. } | Event::PublishingAccepted { .. } => RECOVERY,
         _ => "taskq",
     };
     let (level, facts) = (level(event), Facts { event, queue: QUEUE.get().map(String::as_str) });
@@ -243,14 +246,22 @@ fn over_limit(length: usize, limit: u64) -> String {
 fn blocked(f: &mut fmt::Formatter<'_>, broker: &str, reason: &str, waiting: WhoWaits) -> fmt::Result {
     write!(f, "{broker} has blocked publishing ({reason})")?;
     match waiting {
-        WhoWaits::Worker => f.write_str(
-            ": failed tasks wait here, unacknowledged, until it takes their copies; finished ones are acknowledged as \
-             always",
-        ),
-        WhoWaits::Sender(at_most) => {
-            write!(f, "; waiting up to {} for it to go on", duration::show(at_most))
+        WhoWaits::Worker { tasks } => {
+            let held = match tasks {
+                0 => "failed tasks wait".to_owned(),
+                1 => "1 task waits".to_owned(),
+                _ => format!("{tasks} tasks wait"),
+            };
+            let until = if tasks == 1 { "its copy" } else { "their copies" };
+            write!(
+                f,
+                ": {held} here, unacknowledged, until it takes {until}; finished ones are acknowledged as always"
+            )
         }
-        WhoWaits::Dead => f.write_str("; waiting for it to go on"),
+        WhoWaits::Sender(at_most) => {
+            write!(f, "; what it has not confirmed waits up to {} for it to go on", duration::show(at_most))
+        }
+        WhoWaits::Dead => f.write_str("; the tasks stay in their queue and wait for it to go on"),
     }
 }
 

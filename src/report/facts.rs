@@ -3,7 +3,7 @@
 use log::kv::{Error, Key, Source, Value, VisitSource};
 use std::time::Duration;
 
-use crate::events::{Event, Subject};
+use crate::events::{Event, Subject, WhoWaits};
 
 /// See the module.
 pub(super) struct Facts<'f, 'e> {
@@ -61,7 +61,10 @@ impl Source for Facts<'_, '_> {
             | Event::RunsHereAlready { id }
             | Event::CopyReduced { id, .. }
             | Event::CopyRefused { id, .. } => tell("id", Value::from(*id)),
-            Event::CopiesRefused { tasks, .. } => tell("tasks", Value::from(*tasks as u64)),
+            Event::CopiesRefused { tasks, .. }
+            | Event::PublishingBlocked { waiting: WhoWaits::Worker { tasks: tasks @ 1.. }, .. } => {
+                tell("tasks", Value::from(*tasks as u64))
+            }
             Event::WithoutCopies { count } => tell("tasks", Value::from(*count)),
             Event::LastReturns { count, .. } => tell("tasks", Value::from(*count as u64)),
             Event::Stopping { running, .. } | Event::GivingUp { running, .. } => {

@@ -112,9 +112,11 @@ impl Hostile {
             Some(Event::LastAcknowledgementUnknown { .. }) => Event::QueueGone { cause },
             Some(Event::QueueGone { .. }) => Event::QueueVanished { queue },
             Some(Event::QueueVanished { .. }) => Event::QueueSilent { queue },
-            Some(Event::QueueSilent { .. }) => {
-                Event::PublishingBlocked { broker, reason: why, waiting: WhoWaits::Worker }
-            }
+            Some(Event::QueueSilent { .. }) => Event::PublishingBlocked {
+                broker,
+                reason: why,
+                waiting: WhoWaits::Worker { tasks: usize::MAX },
+            },
             Some(Event::PublishingBlocked { .. }) => Event::PublishingAccepted { broker },
             Some(Event::PublishingAccepted { .. }) => {
                 Event::CopyReduced { id: text, cause, form: CopyForm::Bare }

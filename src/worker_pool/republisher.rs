@@ -5,6 +5,7 @@
 //! two leaves the task twice, never not at all. A copy that is refused is tried again, with growing pauses, for as long
 //! as somebody waits for it.
 
+mod hold;
 mod loss;
 mod publishing_thread;
 mod refusals;

@@ -167,6 +167,26 @@ fn failed_tasks_of_any_size_wait_for_the_end_of_an_alarm() {
 }
 
 #[test]
+fn a_worker_says_how_many_tasks_an_alarm_holds_also_where_it_is_to_say_little() {
+    let [raise, end] = ALARMS[0];
+    let sandbox = Sandbox::exclusive();
+    sandbox.taskq(["send", "bad"]).run().exits(0);
+    raise_alarm(&sandbox, raise);
+    let options = ["--backoff", "1h", "--quiet", "--log-format", "json"];
+    let worker = sandbox.work_with(&options, "exit 1").start();
+    worker.says("has blocked publishing");
+    sandbox.node().ctl(end);
+    worker.says("accepts publishes again");
+    sandbox.broker().wait_ready(&sandbox.delay_queue(3_600_000), 1);
+    worker.signal(SIGTERM);
+    let said = worker.end_within(SLACK).exits(0).stderr;
+    let blocked: Vec<_> = said.lines().filter(|line| line.contains("publishing_blocked")).collect();
+    assert_eq!(blocked.len(), 1, "{said}");
+    assert!(blocked[0].contains("1 task waits here, unacknowledged, until it takes its copy"), "{said}");
+    assert!(blocked[0].contains(r#""level":"warning""#) && blocked[0].contains(r#""tasks":1"#), "{said}");
+}
+
+#[test]
 fn a_worker_stops_in_time_while_a_large_failed_task_waits_for_the_end_of_an_alarm() {
     let sandbox = Sandbox::for_large_bodies();
     sandbox.taskq(["send", "--file", "-"]).feed(vec![b'x'; LARGE]).exits(0);

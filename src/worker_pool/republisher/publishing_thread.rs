@@ -15,8 +15,8 @@ use crossbeam_channel::{Receiver, Sender, at, never, select};
 use super::super::shared::Shared;
 use super::super::{BOUNDED_PATIENCE, EndRequest};
 use super::CopyJob;
+use super::hold::{Hold, Reason};
 use super::loss;
-use super::refusals::Reason;
 use super::waiting::WaitingCopies;
 use crate::backoff::Backoff;
 use crate::broker::{DelayWatch, Fault, FaultKind, Link, Opener, Publisher, Scope, Settlement, Wake};
@@ -36,6 +36,8 @@ pub(super) struct Times {
     pub(super) refused: Backoff,
     /// For how long a bounded run puts up with copies that are refused.
     pub(super) bounded: Duration,
+    /// How often it is told why copies are held, for as long as they are.
+    pub(super) telling: Duration,
 }
 
 impl Default for Times {
@@ -44,6 +46,7 @@ impl Default for Times {
             connecting: Backoff::new(Duration::from_millis(200), Duration::from_secs(15)),
             refused: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)),
             bounded: BOUNDED_PATIENCE,
+            telling: Duration::from_mins(1),
         }
     }
 }
@@ -67,8 +70,10 @@ pub(super) struct PublishingThread {
     watch: DelayWatch,
     /// What [`super::Republisher::is_blocked`] tells.
     blocked: Arc<AtomicBool>,
-    /// Since when somebody waits for a broker that has blocked publishing.
-    blocked_since: Option<Instant>,
+    /// Copies are held because the broker has blocked publishing.
+    alarm: Option<Hold>,
+    /// See [`Times::telling`].
+    tell_every: Duration,
     /// A bounded run was told that it cannot go on.
     gave_up: bool,
 }
@@ -99,11 +104,12 @@ impl PublishingThread {
             link: Link::resting(Instant::now()),
             refused_here: false,
             is_down: false,
-            waiting: WaitingCopies::new(&times.refused),
+            waiting: WaitingCopies::new(&times.refused, times.telling),
             backoff: times.connecting,
             patience: times.bounded,
             blocked,
-            blocked_since: None,
+            alarm: None,
+            tell_every: times.telling,
             gave_up: false,
         }
     }
@@ -123,8 +129,8 @@ impl PublishingThread {
             && self.publish(job)
         {}
         self.tell_what_they_wait_for();
-        self.note_blocked();
-        self.tell_refusals();
+        self.note_alarm();
+        self.tell_what_is_held();
         if self.link.get().is_some() { self.serve() } else { self.wait_for_connection() }
     }
 
@@ -163,15 +169,23 @@ impl PublishingThread {
         });
     }
 
-    /// The broker takes no publish on this connection.
+    /// The broker takes no publish on this connection. Where tasks are held over that, it is told with how many:
+    /// [`Self::tell_what_is_held`].
     fn blocks(&mut self) {
-        let Link::Up(publisher) = &self.link else { return };
-        tell(&Event::PublishingBlocked {
-            broker: publisher.label(),
-            reason: publisher.why_blocked().unwrap_or_default(),
-            waiting: WhoWaits::Worker,
-        });
         self.blocked.store(true, Ordering::SeqCst);
+        if self.held() == 0 {
+            self.tell_alarm();
+        }
+    }
+
+    fn tell_alarm(&self) {
+        if let Some(publisher) = self.link.get() {
+            tell(&Event::PublishingBlocked {
+                broker: publisher.label(),
+                reason: publisher.why_blocked().unwrap_or_default(),
+                waiting: WhoWaits::Worker { tasks: self.held() },
+            });
+        }
     }
 
     fn is_blocked(&self) -> bool {
@@ -406,33 +420,46 @@ impl PublishingThread {
     }
 
     fn next_to_tell(&self) -> Option<Instant> {
-        [self.waiting.tell_at(), self.gives_up_at()].into_iter().flatten().min()
+        let alarm = self.alarm.as_ref().map(Hold::tell_at);
+        [self.waiting.tell_at(), alarm, self.gives_up_at()].into_iter().flatten().min()
     }
 
     fn gives_up_at(&self) -> Option<Instant> {
         let waits = self.shared.options.is_bounded() && !self.gave_up;
-        let refused = self.waiting.longest().map(|(since, _)| since);
-        let since = refused.into_iter().chain(self.blocked_since).min().filter(|_| waits)?;
+        let holds = self.waiting.longest().into_iter().chain(&self.alarm);
+        let since = holds.map(Hold::since).min().filter(|_| waits)?;
         Some(since + self.patience)
     }
 
-    /// Since when somebody waits for the broker to take publishes.
-    fn note_blocked(&mut self) {
-        let wanted = !self.waiting.is_empty() || self.published().any(|job| !job.requester.is_gone());
-        if wanted && self.is_blocked() {
-            self.blocked_since.get_or_insert_with(Instant::now);
-        } else {
-            self.blocked_since = None;
-        }
+    /// How many tasks wait here, until their copies are kept.
+    fn held(&self) -> usize {
+        self.waiting.wanted() + self.published().filter(|job| !job.requester.is_gone()).count()
     }
 
-    /// Says what is refused, at first and then each minute, and ends a bounded run over it.
-    fn tell_refusals(&mut self) {
+    /// An alarm holds copies from when on somebody waits for one.
+    fn note_alarm(&mut self) {
+        let reason = self.link.get().and_then(Publisher::why_blocked).filter(|_| self.held() > 0);
+        let reason = reason.map(|words| Reason::Told(words.to_owned()));
+        self.alarm = match (self.alarm.take(), reason) {
+            (Some(mut alarm), Some(reason)) => {
+                alarm.lasts(reason, Instant::now());
+                Some(alarm)
+            }
+            (None, Some(reason)) => Some(Hold::new(reason, self.tell_every, Instant::now())),
+            (_, None) => None,
+        };
+    }
+
+    /// Says what is held and why, at first and then each minute, and ends a bounded run over it.
+    fn tell_what_is_held(&mut self) {
+        if self.alarm.as_mut().is_some_and(|alarm| alarm.take_due(Instant::now())) {
+            self.tell_alarm();
+        }
         self.waiting.tell_refusals();
         if self.gives_up_at().is_some_and(|at| at <= Instant::now()) {
             self.gave_up = true;
             let why = match self.waiting.longest() {
-                Some((_, reason)) => format!("copies of tasks are refused ({reason})"),
+                Some(refused) => format!("copies of tasks are refused ({})", refused.reason()),
                 None => "the broker takes no copies of tasks (it has blocked publishing)".to_owned(),
             };
             let queue = &self.shared.options.queue.name;

@@ -2,130 +2,100 @@
 //! broker does not take.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
+use super::hold::{Hold, Reason};
 use crate::backoff::Backoff;
-
-/// How often a refusal that lasts is told.
-const TELL_EVERY: Duration = Duration::from_mins(1);
 
 /// Refusals that last. `K` is the queue that refuses, or the number of the copy that is refused.
 pub(super) struct Refusals<K> {
-    refusals: HashMap<K, Refusal>,
+    lasting: HashMap<K, Refusal>,
     /// The pauses before a copy is tried again.
     pauses: Backoff,
-}
-
-/// Why a copy was refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Reason {
-    /// The broker refused it without a word, as a queue does that is full.
-    QueueFull,
-    /// In somebody's words.
-    Told(String),
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::QueueFull => "the broker does not take it; is the queue full?",
-            Self::Told(words) => words,
-        })
-    }
+    /// How often a refusal that lasts is told.
+    tell_every: Duration,
 }
 
 struct Refusal {
-    since: Instant,
+    hold: Hold,
     again_at: Instant,
     backoff: Backoff,
-    reason: Reason,
     /// A copy is under way that will tell whether it still lasts.
     asked: bool,
-    tell_at: Instant,
 }
 
 impl<K: Eq + Hash + Clone> Refusals<K> {
-    /// `pauses` lie before each further attempt.
-    pub(super) fn new(pauses: Backoff) -> Self {
-        Self { refusals: HashMap::new(), pauses }
+    /// `pauses` lie before each further attempt; `tell_every` between two times that it is told.
+    pub(super) fn new(pauses: Backoff, tell_every: Duration) -> Self {
+        Self { lasting: HashMap::new(), pauses, tell_every }
     }
 
     /// A copy was refused.
     pub(super) fn note(&mut self, whose: K, reason: Reason, now: Instant) {
-        let refusal = self.refusals.entry(whose).or_insert_with(|| Refusal {
-            since: now,
+        let refusal = self.lasting.entry(whose).or_insert_with(|| Refusal {
+            hold: Hold::new(reason.clone(), self.tell_every, now),
             again_at: now,
             backoff: self.pauses.clone(),
-            reason: reason.clone(),
             asked: false,
-            tell_at: now,
         });
         refusal.again_at = now + refusal.backoff.pause();
         refusal.asked = false;
-        if refusal.reason != reason {
-            refusal.reason = reason;
-            refusal.tell_at = now;
-        }
+        refusal.hold.lasts(reason, now);
     }
 
     /// A copy was taken.
     pub(super) fn lift(&mut self, whose: &K) {
-        self.refusals.remove(whose);
+        self.lasting.remove(whose);
     }
 
     /// A copy may be published: nothing was refused, or it is time to ask again and nothing is under way that asks.
     pub(super) fn allow(&self, whose: &K, now: Instant) -> bool {
-        self.refusals.get(whose).is_none_or(|refusal| !refusal.asked && refusal.again_at <= now)
+        self.lasting.get(whose).is_none_or(|refusal| !refusal.asked && refusal.again_at <= now)
     }
 
     /// Why the last one was refused, if none was taken since.
     pub(super) fn reason(&self, whose: &K) -> Option<&Reason> {
-        self.refusals.get(whose).map(|refusal| &refusal.reason)
+        self.lasting.get(whose).map(|refusal| refusal.hold.reason())
     }
 
     /// From when on [`Refusals::allow`] does, as far as that is a matter of time.
     pub(super) fn allows_at(&self, whose: &K) -> Option<Instant> {
-        self.refusals.get(whose).filter(|refusal| !refusal.asked).map(|refusal| refusal.again_at)
+        self.lasting.get(whose).filter(|refusal| !refusal.asked).map(|refusal| refusal.again_at)
     }
 
     /// A copy is published. Where one was refused, no other one is until it is settled.
     pub(super) fn ask(&mut self, whose: &K) {
-        if let Some(refusal) = self.refusals.get_mut(whose) {
+        if let Some(refusal) = self.lasting.get_mut(whose) {
             refusal.asked = true;
         }
     }
 
     /// What was under way is lost, and will not tell.
     pub(super) fn forget_asked(&mut self) {
-        self.refusals.values_mut().for_each(|refusal| refusal.asked = false);
+        self.lasting.values_mut().for_each(|refusal| refusal.asked = false);
     }
 
     /// Forgets all but what is wanted: nobody waits for the rest any more.
     pub(super) fn retain(&mut self, mut wanted: impl FnMut(&K) -> bool) {
-        self.refusals.retain(|whose, _| wanted(whose));
+        self.lasting.retain(|whose, _| wanted(whose));
     }
 
     /// What has to be told now, with the reasons.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<(K, Reason)> {
-        let due = self.refusals.iter_mut().filter(|(_, refusal)| refusal.tell_at <= now);
-        due.map(|(whose, refusal)| {
-            refusal.tell_at = now + TELL_EVERY;
-            (whose.clone(), refusal.reason.clone())
-        })
-        .collect()
+        let refusals = self.lasting.iter_mut().map(|(whose, refusal)| (whose, &mut refusal.hold));
+        let due = refusals.filter_map(|(whose, hold)| hold.take_due(now).then_some((whose, hold)));
+        due.map(|(whose, hold)| (whose.clone(), hold.reason().clone())).collect()
     }
 
     /// When there is something to tell again.
     pub(super) fn tell_at(&self) -> Option<Instant> {
-        self.refusals.values().map(|refusal| refusal.tell_at).min()
+        self.lasting.values().map(|refusal| refusal.hold.tell_at()).min()
     }
 
-    /// Since when the first of them lasts, and why.
-    pub(super) fn longest(&self) -> Option<(Instant, &Reason)> {
-        let oldest = self.refusals.values().min_by_key(|refusal| refusal.since)?;
-        Some((oldest.since, &oldest.reason))
+    /// The one that lasts longest.
+    pub(super) fn longest(&self) -> Option<&Hold> {
+        self.lasting.values().map(|refusal| &refusal.hold).min_by_key(|hold| hold.since())
     }
 }
 
@@ -137,7 +107,7 @@ mod tests {
     const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
     fn refusals() -> Refusals<&'static str> {
-        Refusals::new(Backoff::new(FIRST_PAUSE, LONGEST_PAUSE))
+        Refusals::new(Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), Duration::from_mins(1))
     }
 
     fn told(words: &str) -> Reason {
@@ -162,7 +132,8 @@ mod tests {
         }
         assert!(!refusals.allow(&"q", again + LONGEST_PAUSE / 3));
         assert!(refusals.allow(&"q", again + LONGEST_PAUSE));
-        assert_eq!(refusals.longest(), Some((start, &told("full"))));
+        let longest = refusals.longest().map(|hold| (hold.since(), hold.reason()));
+        assert_eq!(longest, Some((start, &told("full"))));
         refusals.lift(&"q");
         assert!(refusals.allow(&"q", again) && refusals.longest().is_none());
     }
@@ -178,22 +149,16 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told_at_once_and_each_minute_and_when_its_reason_changes() {
+    fn each_refusal_is_told_for_itself() {
         let start = Instant::now();
         let mut refusals = refusals();
-        let due = |refusals: &mut Refusals<&str>, after| {
-            refusals
-                .take_due(start + Duration::from_secs(after))
-                .into_iter()
-                .map(|(_, why)| why.to_string())
-                .collect::<Vec<_>>()
-        };
         refusals.note("q", told("full"), start);
-        assert_eq!(due(&mut refusals, 0), ["full"]);
-        refusals.note("q", told("full"), start + Duration::from_secs(10));
-        assert!(due(&mut refusals, 10).is_empty() && due(&mut refusals, 59).is_empty());
-        assert_eq!(due(&mut refusals, 60), ["full"]);
-        refusals.note("q", told("away"), start + Duration::from_secs(61));
-        assert_eq!(due(&mut refusals, 61), ["away"]);
+        assert_eq!(refusals.take_due(start), [("q", told("full"))]);
+        let later = start + FIRST_PAUSE;
+        refusals.note("q", told("full"), later);
+        refusals.note("other", told("away"), later);
+        assert_eq!(refusals.tell_at(), Some(later));
+        assert_eq!(refusals.take_due(later), [("other", told("away"))]);
+        assert_eq!(refusals.tell_at(), Some(start + Duration::from_mins(1)));
     }
 }

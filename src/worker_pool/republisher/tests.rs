@@ -9,6 +9,7 @@ use crate::backoff::Backoff;
 use crate::broker::testing::{self, FakeBroker, LONG, Published, Reply, fault};
 use crate::broker::{Fault, FaultKind, Record, Scope};
 use crate::error::Exit;
+use crate::report::testing as report;
 use crate::settlement::Purpose;
 use crate::worker_pool::planned_copy::Named;
 
@@ -28,14 +29,18 @@ fn worker() -> Worker {
 }
 
 fn start(max_tasks: Option<u64>, bounded: Duration, refused: Duration) -> Worker {
+    let connecting = Backoff::new(SHORT, SHORT);
+    let refused = Backoff::new(refused, refused);
+    start_with(max_tasks, Times { connecting, refused, bounded, telling: LONG })
+}
+
+fn start_with(max_tasks: Option<u64>, times: Times) -> Worker {
     let options = Options { max_tasks, prepare_retries: false, ..options() };
     let broker = FakeBroker::new();
     let opener = Arc::new({
         let broker = broker.clone();
         move || broker.open()
     });
-    let times =
-        Times { connecting: Backoff::new(SHORT, SHORT), refused: Backoff::new(refused, refused), bounded };
     let (end_requests_in, end_requests) = crossbeam_channel::unbounded();
     let (alive, ended) = crossbeam_channel::bounded(0);
     let shared = Arc::new(Shared::new(options));
@@ -253,6 +258,53 @@ fn an_alarm_in_the_middle_holds_what_is_not_published() {
     worker.broker.unblock();
     assert!(is_kept(&wanted) && is_kept(&before));
     assert_eq!(worker.log(), entries([(1, "before"), (1, "wanted")]));
+}
+
+#[test]
+fn an_alarm_is_told_with_how_many_tasks_it_holds_at_once_and_again_and_again() {
+    const ALARM: &str = "an alarm that is told";
+    report::listen();
+    let short = || Backoff::new(SHORT, SHORT);
+    let times = Times { connecting: short(), refused: short(), bounded: LONG, telling: 5 * SHORT };
+    let worker = start_with(None, times);
+    let lines = |held: &str| report::told(&format!("({ALARM}): {held} here, unacknowledged, until it takes"));
+    let until_told =
+        |held: &str, count| report::wait_until_told(&format!("({ALARM}): {held} here,"), count, LONG);
+    assert!(is_kept(&worker.request("before")));
+    worker.broker.block(ALARM);
+    // As nothing is held yet, there is nothing to tell again.
+    until_told("failed tasks wait", 1);
+    let one = worker.request("one");
+    until_told("1 task waits", 3);
+    let two = worker.request("two");
+    until_told("2 tasks wait", 2);
+    drop(one);
+    let before = lines("1 task waits").len();
+    until_told("1 task waits", before + 2);
+    assert_eq!(lines("failed tasks wait").len(), 1);
+    worker.broker.unblock();
+    assert!(is_kept(&two));
+    let all = report::told(ALARM).len();
+    assert!(is_kept(&worker.request("after")));
+    std::thread::sleep(20 * SHORT);
+    assert_eq!(report::told(ALARM).len(), all, "it is over");
+}
+
+#[test]
+fn what_is_under_way_when_an_alarm_comes_is_held_as_well_and_told_once() {
+    const ALARM: &str = "an alarm in the middle of it";
+    report::listen();
+    let worker = worker();
+    worker.broker.answer(|_| Reply::Nothing);
+    let before = worker.request("before");
+    worker.broker.wait_for(1);
+    worker.broker.block(ALARM);
+    worker.until_waits_for(&before, WaitsFor::Change);
+    let told = report::wait_until_told(ALARM, 1, LONG);
+    let after = worker.request("after");
+    worker.until_waits_for(&after, WaitsFor::Change);
+    assert!(told[0].contains(": 1 task waits here"), "{told:?}");
+    assert_eq!(report::told(ALARM), told, "not again within the pause");
 }
 
 #[test]

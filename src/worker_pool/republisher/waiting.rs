@@ -4,8 +4,9 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::hold::{Hold, Reason};
 use super::loss::{self, Becomes};
-use super::refusals::{Reason, Refusals};
+use super::refusals::Refusals;
 use super::{CopyJob, CopyResult};
 use crate::backoff::Backoff;
 use crate::broker::{Fault, FaultKind};
@@ -32,9 +33,10 @@ pub(super) struct WaitingCopies {
 }
 
 impl WaitingCopies {
-    /// `pauses` lie before each further attempt at what was refused.
-    pub(super) fn new(pauses: &Backoff) -> Self {
-        let (queues, single) = (Refusals::new(pauses.clone()), Refusals::new(pauses.clone()));
+    /// `pauses` lie before each further attempt at what was refused; `tell_every` between two times that it is told.
+    pub(super) fn new(pauses: &Backoff, tell_every: Duration) -> Self {
+        let queues = Refusals::new(pauses.clone(), tell_every);
+        let single = Refusals::new(pauses.clone(), tell_every);
         Self { count: 0, jobs: VecDeque::new(), queues, single, limit: None }
     }
 
@@ -45,8 +47,9 @@ impl WaitingCopies {
         self.jobs.push_back(job);
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.jobs.is_empty()
+    /// How many tasks wait for them.
+    pub(super) fn wanted(&self) -> usize {
+        self.jobs.iter().filter(|job| !job.requester.is_gone()).count()
     }
 
     /// The next one that may be published, if `fits` has nothing against it now.
@@ -174,9 +177,9 @@ impl WaitingCopies {
         }
     }
 
-    /// Since when the first of them is refused, and why.
-    pub(super) fn longest(&self) -> Option<(Instant, &Reason)> {
-        [self.queues.longest(), self.single.longest()].into_iter().flatten().min_by_key(|(since, _)| *since)
+    /// What lasts longest of what keeps them here.
+    pub(super) fn longest(&self) -> Option<&Hold> {
+        [self.queues.longest(), self.single.longest()].into_iter().flatten().min_by_key(|hold| hold.since())
     }
 
     /// When there is something to tell again.
