@@ -2,9 +2,13 @@
 
 mod connection;
 mod dead;
+mod listing;
+mod peek;
 mod progress;
 mod queue;
 mod send;
+mod table;
+mod task;
 mod work;
 
 use clap::error::ErrorKind;
@@ -63,6 +67,7 @@ impl From<Format> for LogFormat {
 enum Verb {
     Send(send::Args),
     Work(work::Args),
+    Peek(peek::Args),
     Dead(dead::Args),
 }
 
@@ -102,6 +107,7 @@ pub fn run() -> Exit {
     let result = shutdown::survive_file_limits().and_then(|()| match cli.command {
         Verb::Send(args) => send::run(args),
         Verb::Work(args) => work::run(args),
+        Verb::Peek(args) => peek::run(args),
         Verb::Dead(args) => dead::run(args),
     });
     result.unwrap_or_else(|error| {
@@ -167,6 +173,11 @@ fn complain(error: &Error) -> Exit {
 /// Such as a full disk behind stdout.
 fn cannot_print(error: &std::io::Error) -> Error {
     Error::internal(format!("cannot write to stdout: {error}"))
+}
+
+/// Data on stdout. What is missing there must not be taken for looked at: something may be deleted next.
+fn print(data: &[u8]) -> Result<()> {
+    output::print(data).map(drop).map_err(|error| cannot_print(&error))
 }
 
 /// For clap: a duration longer than zero.

@@ -4,9 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use self::names::Found;
 use crate::broker::{Count, Fault, FaultKind, QueueSpec, SessionOptions, ack_all, count_messages, purge};
-use crate::browse::{
-    Channels, Interrupt, Key, Look, Opened, Place, QueuedTask, Walk, WalkMode, Walked, browse,
-};
+use crate::browse::{Channels, Interrupt, Key, Opened, Place, QueuedTask, Walk, WalkMode, Walked, browse};
 use crate::error::{Error, Exit, Result};
 
 mod filter;
@@ -17,7 +15,7 @@ mod requeue;
 pub use filter::{ExitIs, Filter};
 pub use names::{Candidate, Search, Unclear};
 pub use rate::Rate;
-pub use requeue::{Requeued, requeue};
+pub use requeue::requeue;
 
 /// Which dead tasks are meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,12 +130,15 @@ fn open(options: &SessionOptions, queue: &QueueSpec) -> Result<Option<Place>> {
     }
 }
 
+/// Looks at one dead task; `None`: at one that is not meant. False: at no more.
+pub type LookAtDead<'l> = dyn FnMut(Option<&QueuedTask<'_>>, &Interrupt) -> Result<bool> + 'l;
+
 /// Shows the selected dead tasks to `look`, oldest first, until it returns false. They stay where they are.
 pub fn list(
     options: &SessionOptions,
     queue: &QueueSpec,
     selection: &Selection,
-    look: &mut Look<'_>,
+    look: &mut LookAtDead<'_>,
 ) -> Result<Names> {
     let Some(mut place) = open(options, queue)? else { return Ok(selection.of_none()) };
     let interrupt = place.interrupt()?;
@@ -147,11 +148,9 @@ pub fn list(
     let at_most = if chosen.is_everything() { left } else { u32::MAX };
     if left > 0 && !chosen.is_nothing() {
         browse(&mut place, options, at_most, &interrupt, &mut |task, interrupt| {
-            let goes_on = !chosen.includes(task) || {
-                left -= 1;
-                look(task, interrupt)?
-            };
-            Ok(goes_on && left > 0)
+            let meant = chosen.includes(task);
+            left -= u32::from(meant);
+            Ok(look(meant.then_some(task), interrupt)? && left > 0)
         })?;
     }
     place.session.close();
@@ -166,8 +165,8 @@ pub fn count(options: &SessionOptions, queue: &QueueSpec, selection: &Selection)
         count = place.ready;
         place.session.close();
     } else {
-        list(options, queue, selection, &mut |_, _| {
-            count += 1;
+        list(options, queue, selection, &mut |task, _| {
+            count += u32::from(task.is_some());
             Ok(true)
         })?;
     }

@@ -4,6 +4,7 @@
 //! deliveries, a delivery is run (`handler`) and its outcome decides what the broker is told (`worker_pool`).
 
 mod backoff;
+mod base64;
 mod blocking;
 mod broker;
 mod browse;

@@ -21,7 +21,10 @@ const LAYERS: [&[&str]; 12] = [
     &["descriptors"],
     &["output"],
     &["cancel", "shutdown"],
-    &["backoff", "blocking", "calendar", "digest", "duration", "error", "lock", "percent", "shortage"],
+    &[
+        "backoff", "base64", "blocking", "calendar", "digest", "duration", "error", "lock", "percent",
+        "shortage",
+    ],
 ];
 
 /// Files that only tests see.

@@ -1,19 +1,27 @@
 //! `taskq dead`: look at the tasks that used up their attempts, and send them again or delete them.
 
+mod filter;
+mod group;
 mod shown;
 
 use std::io::{IsTerminal, Write as _};
+use std::time::Duration;
 
 use clap::Subcommand;
 use clap::builder::NonEmptyStringValueParser;
 
-use self::shown::{candidate, details, line_of_json, row, table, why_unclear};
-use super::cannot_print;
+use self::filter::FilterArgs;
+use self::group::Groups;
+use self::shown::{candidate, details, row, why_unclear};
 use super::connection::ConnectionArgs;
+use super::listing::Listing;
+use super::print;
+use super::progress::{HowFar, Progress};
 use super::queue::{QueueNameArgs, check_name};
+use super::task::{BodyPart, object};
 use crate::broker::{QueueSpec, SessionOptions};
 use crate::calendar::unix_time;
-use crate::dead_tasks::{self, Filter, Search, Selection, Unclear};
+use crate::dead_tasks::{self, Filter, Names, Rate, Search, Selection, Unclear};
 use crate::error::{Error, Exit, Result};
 use crate::output;
 
@@ -39,9 +47,16 @@ struct Target {
 enum Action {
     /// List the dead tasks, oldest first
     List {
-        /// One JSON object for each task, a line each
+        /// Count them by exit and first line of the error
+        #[arg(long)]
+        group: bool,
+        /// One JSON object for each task or group, a line each
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        filter: FilterArgs,
+        #[command(flatten)]
+        limit: LimitArgs,
         #[command(flatten)]
         place: Target,
     },
@@ -64,30 +79,57 @@ enum Action {
         /// Their ids, their keys, or the beginnings of some (of a key, 4 digits or more)
         #[arg(
             value_name = "ID",
-            required_unless_present = "all",
-            conflicts_with = "all",
+            required_unless_present_any = ["all", "FilterArgs"],
+            conflicts_with_all = ["all", "FilterArgs", "limit"],
             value_parser = NonEmptyStringValueParser::new()
         )]
         names: Vec<String>,
         /// All that are dead now
-        #[arg(long)]
+        #[arg(long, conflicts_with = "FilterArgs")]
         all: bool,
+        /// So many at most within that time, such as 2/s, 30/m or 100/h; goes on when the broker was away
+        #[arg(long, value_name = "N/s", value_parser = rate)]
+        rate: Option<Rate>,
+        /// Only list them
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        filter: FilterArgs,
+        #[command(flatten)]
+        limit: LimitArgs,
         #[command(flatten)]
         place: Target,
     },
-    /// Delete the dead tasks, after a question; those that come after it stay
+    /// Delete dead tasks, after a question; those that come after it stay
     Purge {
-        /// Do not ask, and delete all at once
-        #[arg(long)]
+        /// Do not ask
+        #[arg(long, conflicts_with = "dry_run")]
         yes: bool,
+        /// Only list them
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        filter: FilterArgs,
+        #[command(flatten)]
+        limit: LimitArgs,
         #[command(flatten)]
         place: Target,
     },
 }
 
+#[derive(clap::Args)]
+struct LimitArgs {
+    /// The oldest N of them at most
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+}
+
 pub(super) fn run(args: Args) -> Result<Exit> {
     match args.action {
-        Action::List { json, place } => list(json, place),
+        Action::List { group, json, filter, limit, place } => {
+            let selection = matching(filter, &limit);
+            if group { list_groups(&selection, json, place) } else { list(&selection, json, place) }
+        }
         Action::Show { name, body, raw, place } => {
             let shown = match body {
                 false => Shown::Everything,
@@ -96,9 +138,38 @@ pub(super) fn run(args: Args) -> Result<Exit> {
             };
             show(name, &shown, place)
         }
-        Action::Requeue { names, all, place } => requeue(names, all, place),
-        Action::Purge { yes, place } => purge(yes, place),
+        Action::Requeue { names, all: _, rate, dry_run, filter, limit, place } => {
+            let selection = match names.is_empty() {
+                true => matching(filter, &limit),
+                false => Selection::Named(names.into_iter().collect()),
+            };
+            if dry_run { would_be("sent again", &selection, place) } else { requeue(&selection, rate, place) }
+        }
+        Action::Purge { yes: _, dry_run: true, filter, limit, place } => {
+            would_be("deleted", &matching(filter, &limit), place)
+        }
+        Action::Purge { yes, dry_run: false, filter, limit, place } => {
+            purge(filter.into_filter(), limit.limit, yes, place)
+        }
     }
+}
+
+fn matching(filter: FilterArgs, limit: &LimitArgs) -> Selection {
+    Selection::Matching { filter: filter.into_filter(), most: limit.limit }
+}
+
+/// For clap: how many tasks within which time.
+fn rate(text: &str) -> std::result::Result<Rate, String> {
+    let wrong = || "not a rate: write how many and a unit, as 2/s, 30/m or 100/h".to_owned();
+    let (count, unit) = text.split_once('/').ok_or_else(wrong)?;
+    let per = match unit {
+        "s" => Duration::from_secs(1),
+        "m" => Duration::from_mins(1),
+        "h" => Duration::from_hours(1),
+        _ => return Err(wrong()),
+    };
+    let count: u32 = count.parse().map_err(|_| wrong())?;
+    if count == 0 { Err("nothing would be sent".to_owned()) } else { Ok(Rate { count, per }) }
 }
 
 impl Target {
@@ -109,34 +180,70 @@ impl Target {
     }
 }
 
-fn list(as_json: bool, place: Target) -> Result<Exit> {
+fn list(selection: &Selection, as_json: bool, place: Target) -> Result<Exit> {
     let (options, queue) = place.open()?;
-    // Collected first, because the tasks are out of the queue while they are looked at, and whoever reads the output
-    // may take any time.
-    let mut rows = Vec::new();
-    let mut objects = Vec::new();
-    let looked = dead_tasks::list(&options, &queue, &Selection::all(), &mut |task, _| {
-        if as_json {
-            objects.push(line_of_json(task));
-        } else {
-            rows.push(row(task));
+    let (listed, _) = list_selected(&options, &queue, selection, as_json)?;
+    if listed == 0 && !as_json {
+        tell_of_none(selection, &queue);
+    }
+    Ok(Exit::Success)
+}
+
+fn tell_of_none(selection: &Selection, queue: &QueueSpec) {
+    let which = if *selection == Selection::all() { "no dead tasks" } else { "no such dead tasks" };
+    log::info!("{which} in {}", queue.dead().name);
+}
+
+/// Prints the selected tasks, and says how many there were and which names mean nothing.
+fn list_selected(
+    options: &SessionOptions,
+    queue: &QueueSpec,
+    selection: &Selection,
+    as_json: bool,
+) -> Result<(u64, Names)> {
+    let mut listing = Listing::new((!as_json).then_some(&shown::COLUMNS))?;
+    let looked = dead_tasks::list(options, queue, selection, &mut |task, interrupt| {
+        if let Some(task) = task {
+            listing.add(|| row(task), || object(task, BodyPart::Excerpt));
         }
-        Ok(true)
+        listing.goes_on(interrupt)
     });
     if let Err(error) = &looked
         && matches!(error.exit, Exit::Signal(_))
     {
-        return looked.map(|_| Exit::Success);
+        return looked.map(|names| (0, names));
     }
     // What came is worth showing also when something went wrong after it.
-    let text = if as_json { objects.join("\n") } else { table(&rows) };
-    if !text.is_empty() {
-        print(format!("{text}\n").as_bytes())?;
+    let listed = listing.finish()?;
+    Ok((listed, looked?))
+}
+
+fn list_groups(selection: &Selection, as_json: bool, place: Target) -> Result<Exit> {
+    let (options, queue) = place.open()?;
+    let mut groups = Groups::default();
+    dead_tasks::list(&options, &queue, selection, &mut |task, _| {
+        if let Some(task) = task {
+            groups.add(task);
+        }
+        Ok(true)
+    })?;
+    let mut listing = Listing::new((!as_json).then_some(&group::COLUMNS))?;
+    for (row, object) in groups.in_order() {
+        listing.add(|| row, || object);
     }
-    looked?;
-    if text.is_empty() && !as_json {
-        log::info!("no dead tasks in {}", queue.dead().name);
+    if listing.finish()? == 0 && !as_json {
+        tell_of_none(selection, &queue);
     }
+    Ok(Exit::Success)
+}
+
+/// What a command with the same arguments would do, had it not `--dry-run`.
+fn would_be(done: &str, selection: &Selection, place: Target) -> Result<Exit> {
+    let (options, queue) = place.open()?;
+    let (listed, names) = list_selected(&options, &queue, selection, false)?;
+    tell_names(&names);
+    log::info!("{} would be {done}", output::counted(listed, "dead task", "dead tasks"));
+    refuse(&names.unclear, &queue)?;
     Ok(Exit::Success)
 }
 
@@ -153,7 +260,7 @@ fn show(name: String, shown: &Shown, place: Target) -> Result<Exit> {
     let mut search = Search::new([name]);
     let mut text = Vec::new();
     dead_tasks::list(&options, &queue, &Selection::all(), &mut |task, _| {
-        if search.meet(task.properties.id(), task.key) {
+        if let Some(task) = task.filter(|task| search.meet(task.properties.id(), task.key)) {
             text = match shown {
                 Shown::Everything => details(task).into_bytes(),
                 Shown::Body => task.body.to_vec(),
@@ -167,13 +274,20 @@ fn show(name: String, shown: &Shown, place: Target) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn requeue(names: Vec<String>, all: bool, place: Target) -> Result<Exit> {
+fn requeue(selection: &Selection, rate: Option<Rate>, place: Target) -> Result<Exit> {
     let (options, queue) = place.open()?;
-    let selection = if all { Selection::all() } else { Selection::Named(names.into_iter().collect()) };
-    let done = dead_tasks::requeue(&options, &queue, &selection, None, &mut |_, _| {})?;
-    for (name, task) in &done.names.taken_for {
-        log::info!("{} was taken for {}", output::foreign(name), candidate(task));
-    }
+    let mut progress = Progress::on_a_terminal("sent again");
+    let is_all = *selection == Selection::all();
+    let done = dead_tasks::requeue(&options, &queue, selection, rate, &mut |done, most| {
+        let (done, all) = (done.into(), most.into());
+        let far = if is_all { HowFar::OfTasks { done, all } } else { HowFar::Tasks(done) };
+        if let Some(progress) = &mut progress {
+            progress.show(far);
+        }
+    });
+    drop(progress);
+    let done = done?;
+    tell_names(&done.names);
     if done.count > 0 || done.names.unclear.is_empty() {
         log::info!("{} sent again to {}", done.count, queue.name);
     }
@@ -181,23 +295,34 @@ fn requeue(names: Vec<String>, all: bool, place: Target) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn purge(yes: bool, place: Target) -> Result<Exit> {
+fn tell_names(names: &Names) {
+    for (name, task) in &names.taken_for {
+        log::info!("{} was taken for {}", output::foreign(name), candidate(task));
+    }
+}
+
+fn purge(filter: Filter, most: Option<u32>, yes: bool, place: Target) -> Result<Exit> {
     let (options, queue) = place.open()?;
-    let deleted = if yes {
+    let selection = Selection::Matching { filter, most };
+    let deleted = if yes && selection == Selection::all() {
         dead_tasks::purge_all(&options, &queue)?
     } else {
-        let count = dead_tasks::count(&options, &queue, &Selection::all())?;
-        if count == 0 {
-            log::info!("no dead tasks in {}", queue.dead().name);
-            return Ok(Exit::Success);
-        }
         let asked_at = unix_time();
-        let them = output::counted(count.into(), "dead task", "dead tasks");
-        if !confirmed(&format!("Delete {them} from {}? [y/N] ", queue.dead().name))? {
-            log::info!("nothing was deleted");
-            return Ok(Exit::Success);
+        let mut count = most.unwrap_or(u32::MAX);
+        if !yes {
+            count = dead_tasks::count(&options, &queue, &selection)?;
+            if count == 0 {
+                tell_of_none(&selection, &queue);
+                return Ok(Exit::Success);
+            }
+            let them = output::counted(count.into(), "dead task", "dead tasks");
+            if !confirmed(&format!("Delete {them} from {}? [y/N] ", queue.dead().name))? {
+                log::info!("nothing was deleted");
+                return Ok(Exit::Success);
+            }
         }
-        dead_tasks::purge_some(&options, &queue, &Filter::default(), count, asked_at)?
+        let Selection::Matching { filter, .. } = &selection else { return Ok(Exit::Success) };
+        dead_tasks::purge_some(&options, &queue, filter, count, asked_at)?
     };
     log::info!("{deleted} deleted from {}", queue.dead().name);
     Ok(Exit::Success)
@@ -218,12 +343,22 @@ fn confirmed(question: &str) -> Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// What is missing in the output must not be taken for looked at: a purge may be next.
-fn print(data: &[u8]) -> Result<()> {
-    output::print(data).map(drop).map_err(|error| cannot_print(&error))
-}
-
 /// Names that are not clear are bad data.
 fn refuse(unclear: &Unclear, queue: &QueueSpec) -> Result<()> {
     if unclear.is_empty() { Ok(()) } else { Err(Error::bad_data(why_unclear(unclear, &queue.dead().name))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_so_many_within_a_unit() {
+        let hours = Duration::from_hours(1);
+        assert_eq!(rate("2/s"), Ok(Rate { count: 2, per: Duration::from_secs(1) }));
+        assert_eq!(rate("100/h"), Ok(Rate { count: 100, per: hours }));
+        for wrong in ["", "2", "/s", "2/", "2/d", "-1/s", "0.5/s", "2/s ", "0/s", "5000000000/s"] {
+            assert!(rate(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

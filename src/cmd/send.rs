@@ -1,6 +1,5 @@
 //! `taskq send`: enqueue tasks, and say so only when the broker has confirmed them.
 
-mod ids;
 mod reporter;
 mod trace;
 
@@ -13,6 +12,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crossbeam_channel::Receiver;
+
 use super::connection::ConnectionArgs;
 use super::positive_duration;
 use super::queue::{QueueArgs, check_name, delay};
@@ -20,13 +21,12 @@ use crate::blocking::Blocking;
 use crate::broker::{Fault, Properties};
 use crate::calendar::Day;
 use crate::error::{Error, Exit, Result};
-use crate::output;
+use crate::output::{self, Lines, Printed};
 use crate::sender::{
     self, InputFile, Job, MAX_BODY_BYTES, Saved, Source, Summary, Unsaved, UnsentFile, UnsentForm,
 };
 use crate::shortage;
 use crate::shutdown;
-use ids::Ids;
 use reporter::{BulkInput, Reporter};
 use trace::Trace;
 
@@ -93,6 +93,8 @@ pub(super) struct Args {
 
 /// What `--file` calls it.
 const STDIN: &str = "-";
+/// While so many bytes of ids wait for their reader, nothing more is read that could be sent.
+const WAITING_IDS: usize = 64 * 1024;
 
 pub(super) fn run(args: Args) -> Result<Exit> {
     if args.unsent.as_deref() == Some(Path::new("-")) {
@@ -145,26 +147,39 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     };
 
     let ids = if args.print_ids {
-        Some(Ids::to(output::stdout().map_err(|error| no_thread(&error))?))
+        Some(Lines::to(output::stdout().map_err(|error| no_thread(&error))?, WAITING_IDS))
     } else {
         None
     };
     let signals = shutdown::listen()?;
     let input = source.start({
         let ids = ids.clone();
-        move || ids.iter().for_each(Ids::wait_for_room)
+        move || ids.iter().for_each(Lines::wait_for_room)
     })?;
     let mut reporter = Reporter::new(bulk_input, ids.clone(), unsent);
     let mut summary = sender::send(&job, &input.batches, &signals, &mut reporter);
-    ids.iter().for_each(Ids::end_waiting);
+    ids.iter().for_each(Lines::end_waiting);
     reporter.take_rest(&input, &signals, &mut summary);
     let saved = reporter.finish_saving(&input, &signals);
     let unsent = args.unsent.as_deref().map(|path| (path, saved));
     let exit = conclude(summary, bulk, input.is_at_its_end(), unsent)?;
     if let Some(ids) = ids {
-        ids.finish(&signals)?;
+        finish(&ids, &signals)?;
     }
     Ok(exit)
+}
+
+/// Waits for whoever reads the ids.
+fn finish(ids: &Lines, signals: &Receiver<i32>) -> Result<()> {
+    match ids.finish(signals) {
+        Printed::All | Printed::Enough => Ok(()),
+        Printed::Failed(error) => {
+            Err(Error::internal(format!("everything was sent, but the ids could not be printed: {error}")))
+        }
+        Printed::Interrupted(signal) => {
+            Err(sender::interrupted(signal).context("everything was sent, but nobody reads the ids"))
+        }
+    }
 }
 
 fn no_thread(error: &std::io::Error) -> Error {

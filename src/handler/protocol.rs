@@ -4,6 +4,7 @@ use std::io;
 
 use super::sink::OutputSink;
 use super::task::Task;
+use crate::base64;
 
 /// The longest reply line, in bytes with its end.
 const REPLY_MAX: usize = 64 * 1024;
@@ -13,8 +14,6 @@ const PHRASE_MAX: usize = 200;
 
 /// Bytes that a task's line is expected to have beside its body.
 const ENVELOPE: usize = 1024;
-
-const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 /// The line for a task, with its end. The body comes last, after the headers, so that a shell script can cut it out. What
 /// the task does not have is not there.
@@ -62,22 +61,11 @@ pub(super) fn request(task: &Task<'_>) -> io::Result<Vec<u8>> {
         serde_json::to_writer(&mut line, body)?;
     } else {
         line.extend_from_slice(br#"},"body_base64":""#);
-        encode(task.body, &mut line);
+        base64::encode(task.body, &mut line);
         line.push(b'"');
     }
     line.extend_from_slice(b"}\n");
     Ok(line)
-}
-
-/// Base64 of RFC 4648, section 4, with padding.
-fn encode(bytes: &[u8], to: &mut Vec<u8>) {
-    for group in bytes.chunks(3) {
-        let [a, b, c] = [0, 1, 2].map(|nth| group.get(nth).copied().unwrap_or(0));
-        let digits = [a >> 2, (a & 3) << 4 | b >> 4, (b & 15) << 2 | c >> 6, c & 63];
-        for (nth, digit) in digits.into_iter().enumerate() {
-            to.push(if nth <= group.len() { BASE64[usize::from(digit)] } else { b'=' });
-        }
-    }
 }
 
 /// What a persistent command says about its task.
@@ -223,27 +211,6 @@ mod tests {
         let value = from_slice::<Value>(&line).unwrap();
         assert_eq!((&value["body_base64"], &value["body"]), (&json!("/wA="), &Value::Null));
         assert_eq!(from_slice::<Value>(&request(&task(&[], b"")).unwrap()).unwrap()["body"], "");
-    }
-
-    #[test]
-    fn base64_as_in_the_rfc() {
-        let rows = [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("fooba", "Zm9vYmE="),
-            ("foobar", "Zm9vYmFy"),
-        ];
-        for (bytes, text) in rows {
-            let mut encoded = Vec::new();
-            encode(bytes.as_bytes(), &mut encoded);
-            assert_eq!(String::from_utf8(encoded).unwrap(), text);
-        }
-        let mut encoded = Vec::new();
-        encode(&[0xfb, 0xff, 0xbf], &mut encoded);
-        assert_eq!(encoded, b"+/+/");
     }
 
     #[test]

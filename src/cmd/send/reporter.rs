@@ -5,10 +5,9 @@ use std::io::{IsTerminal, Seek};
 
 use crossbeam_channel::{Receiver, select};
 
-use super::ids::Ids;
 use crate::cmd::progress::{HowFar, Progress};
 use crate::error::{Error, Exit};
-use crate::output;
+use crate::output::{self, Lines};
 use crate::sender::{self, Input, Item, Report, Saved, Summary, Unsaved, UnsentFile};
 
 /// Failures told one by one; the rest is counted.
@@ -36,7 +35,7 @@ impl BulkInput {
 /// Tells the user, and keeps what could not be sent.
 pub(super) struct Reporter {
     bulk: bool,
-    ids: Option<Ids>,
+    ids: Option<Lines>,
     told: u64,
     unsent: Option<UnsentFile>,
     save_error: Option<std::io::Error>,
@@ -52,7 +51,7 @@ pub(super) struct Reporter {
 impl Reporter {
     /// `bulk`: the input, where it is one of many tasks. `ids`: where each id goes. `unsent`: where to save what was not
     /// confirmed.
-    pub(super) fn new(bulk: Option<BulkInput>, ids: Option<Ids>, unsent: Option<UnsentFile>) -> Self {
+    pub(super) fn new(bulk: Option<BulkInput>, ids: Option<Lines>, unsent: Option<UnsentFile>) -> Self {
         // It would be in the way of what somebody types.
         let shows = bulk.is_some_and(|input| !input.is_typed);
         Self {

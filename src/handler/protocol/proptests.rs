@@ -11,7 +11,7 @@ fn decode(text: &str) -> Option<Vec<u8>> {
     for group in text.as_bytes().chunks(4) {
         let mut bits = 0_u32;
         for digit in group {
-            let value = BASE64.iter().position(|other| other == digit).unwrap_or_default();
+            let value = base64::DIGITS.iter().position(|other| other == digit).unwrap_or_default();
             bits = bits << 6 | u32::try_from(value).ok()?;
         }
         let padding = group.len() - group.iter().position(|digit| *digit == b'=').unwrap_or(group.len());

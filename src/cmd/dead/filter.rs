@@ -1,0 +1,50 @@
+//! The flags that say which dead tasks are meant by what they are.
+
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
+
+use crate::calendar::unix_time;
+use crate::cmd::positive_duration;
+use crate::dead_tasks::{ExitIs, Filter};
+
+/// All that are given must hold.
+#[derive(Args)]
+pub(super) struct FilterArgs {
+    /// Only tasks whose id contains TEXT
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    id: Option<String>,
+    /// Only tasks whose error contains TEXT
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    error: Option<String>,
+    /// Only tasks whose body contains TEXT
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    body: Option<String>,
+    /// Only tasks whose last attempt ended so: a number is that exit status, other text a part of what is shown
+    #[arg(long, value_name = "EXIT", value_parser = exit)]
+    exit: Option<ExitIs>,
+    /// Only tasks that failed longer ago than this
+    #[arg(long, value_name = "DUR", value_parser = positive_duration)]
+    older: Option<Duration>,
+    /// Only tasks that failed within this time
+    #[arg(long, value_name = "DUR", value_parser = positive_duration)]
+    newer: Option<Duration>,
+}
+
+impl FilterArgs {
+    pub(super) fn into_filter(self) -> Filter {
+        let now = unix_time();
+        let before = |duration: Duration| now.saturating_sub(duration.as_secs());
+        let Self { id, error, body, exit, older, newer } = self;
+        Filter { id, error, body, exit, older_than: older.map(before), newer_than: newer.map(before) }
+    }
+}
+
+fn exit(text: &str) -> Result<ExitIs, String> {
+    match text.parse() {
+        Ok(status) => Ok(ExitIs::Status(status)),
+        Err(_) if text.is_empty() => Err("it is empty".to_owned()),
+        Err(_) => Ok(ExitIs::Like(text.to_owned())),
+    }
+}
