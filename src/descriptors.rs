@@ -11,7 +11,8 @@ use crate::output::counted;
 /// Connections, signals, the standard streams, the files of a resolver or of TLS.
 const FIXED: u64 = 64;
 /// A thread and its command: a wake-up pair (2), three pipes with both ends (6) and two copies (2), the child (1), and
-/// while it starts the pipe that tells of a failed `exec` (2).
+/// while it starts the pipe that tells of a failed `exec` (2). The files of `--output-dir` (2) come when most of these are
+/// closed again.
 pub const FOR_A_COMMAND: u64 = 14;
 /// The pipes of what finished commands have left in the background. It goes on without them.
 const FOR_BACKGROUND: u64 = 512;

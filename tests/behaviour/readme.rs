@@ -41,6 +41,7 @@ const CHECKS: &[(&str, &str, Check)] = &[
     ("console", "$ ls /srv", Check::By(backs_up)),
     ("sh", "body=$(cat)", Check::By(reads_the_body)),
     ("sh", "taskq work --queue logs", Check::By(gives_the_body_as_an_argument)),
+    ("", "0 4 * * *", Check::By(deletes_old_output)),
     ("", "{\"id\":", Check::By(is_the_line_of_a_persistent_command)),
     ("sh", "taskq work --persistent", Check::By(is_persistent)),
     ("sh", "taskq dead list", Check::By(looks_at_dead_tasks)),
@@ -352,6 +353,16 @@ fn gives_the_body_as_an_argument(place: &Place) {
     place.send("--queue logs -- -old.log", "");
     place.sh(place.text()).run().exits(0);
     assert!(place.path("-old.log.gz").exists() && !place.path("-old.log").exists());
+}
+
+fn deletes_old_output(place: &Place) {
+    place.send("--id one hello", "");
+    let work = "taskq work --output-dir $HOME/output --until-empty -- cat";
+    place.sh(work).run().exits(0);
+    place.sh("touch -d '15 days ago' $HOME/output/old.1.out").run().exits(0);
+    let command = place.text().strip_prefix("0 4 * * *").unwrap();
+    place.sh(command).run().exits(0);
+    assert_eq!(files(&place.path("home/output")), ["one.1.out"]);
 }
 
 fn is_the_line_of_a_persistent_command(place: &Place) {
