@@ -219,9 +219,10 @@ mod tests {
         let most = 4 * PIECE as u64;
         let old: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[1] | 0x80).collect();
         fs::write(&path, &old).unwrap();
-        CappedFile::default().add(&path, most, &[b'x'; PIECE]).unwrap();
+        let more = vec![b'x'; PIECE];
+        CappedFile::default().add(&path, most, &more).unwrap();
         let new = fs::read(&path).unwrap();
-        let kept = new.strip_prefix(CUT).unwrap().strip_suffix(&[b'x'; PIECE]).unwrap();
+        let kept = new.strip_prefix(CUT).unwrap().strip_suffix(more.as_slice()).unwrap();
         assert!(kept.len() as u64 == most / 2 && old.ends_with(kept));
     }
 
