@@ -11,7 +11,7 @@ mod walk;
 pub use interrupt::Interrupt;
 pub use key::Key;
 pub use mover::{Moved, Mover, Moving, WINDOW};
-pub use place::{Opened, Place, why_not};
+pub use place::{Opened, Place, open_publisher};
 pub use refresher::Refresher;
 pub use task::QueuedTask;
 pub use walk::{Channels, Walk, WalkMode, Walked};

@@ -7,7 +7,7 @@ use crate::broker::{
     ConnectionPurpose, ConsumeOptions, Consumer, Count, Deliveries, Fault, FaultKind, Publisher, Publishing,
     QueueSpec, QueueType, Session, SessionOptions, count_messages, kind_of,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Result};
 
 /// A connection, and what was in the queue when it was opened.
 pub struct Place {
@@ -61,18 +61,16 @@ impl Place {
     /// Where to look is to wear tasks out, nobody looks while the broker takes no copies that could take their place.
     pub fn refresher<'c>(&self, options: &SessionOptions, interrupt: &Interrupt) -> Result<Refresher<'c>> {
         if self.wears_out() && self.ready > 0 {
-            match Publisher::open_verified(options, &self.queue) {
-                Ok(mut publisher) => match why_not(&mut publisher) {
-                    None => return Ok(Refresher::with(publisher, options, &self.queue, interrupt)),
-                    Some(why) => {
-                        publisher.cut();
-                        return Err(Error::try_again(format!(
-                            "{why}, and {} cannot be looked at meanwhile: each look counts as a delivery, and what was \
-                             delivered too often could not be replaced by a copy",
-                            self.queue.name
-                        )));
-                    }
-                },
+            match open_publisher(options, &self.queue) {
+                Ok(publisher) => return Ok(Refresher::with(publisher, options, &self.queue, interrupt)),
+                Err(error) if error.exit == Exit::TryAgain => {
+                    return Err(Error::try_again(format!(
+                        "{error}, and {} cannot be looked at meanwhile: each look counts as a delivery, and what was \
+                         delivered too often could not be replaced by a copy",
+                        self.queue.name
+                    )));
+                }
+                // It is told where a copy is needed.
                 Err(error) => log::debug!("no connection for copies: {error}"),
             }
         }
@@ -85,13 +83,23 @@ impl Place {
     }
 }
 
-/// Why the broker takes no copies now. A permission that is missing is told where a copy is needed.
-pub fn why_not<T>(publisher: &mut Publisher<T>) -> Option<String> {
-    match publisher.probe() {
-        Ok(Publishing::Works) | Err(_) => None,
-        Ok(Publishing::Blocked(reason)) => Some(format!("the broker has blocked publishing ({reason})")),
-        Ok(Publishing::Unknown) => Some("the broker does not answer what is published".to_owned()),
-    }
+/// A publisher that the broker takes copies from.
+///
+/// # Errors
+/// Try again: the broker takes none now, with the reason. Those of the connection, and of a permission that is missing.
+pub fn open_publisher<T>(options: &SessionOptions, queue: &QueueSpec) -> Result<Publisher<T>> {
+    let mut publisher = Publisher::open_verified(options, queue)?;
+    let why = match publisher.probe() {
+        Ok(Publishing::Works) => return Ok(publisher),
+        Ok(Publishing::Blocked(reason)) => format!("the broker has blocked publishing ({reason})"),
+        Ok(Publishing::Unknown) => "the broker does not answer what is published".to_owned(),
+        Err(fault) => {
+            publisher.cut();
+            return Err(fault.into_error());
+        }
+    };
+    publisher.cut();
+    Err(Error::try_again(why))
 }
 
 /// Whether the queue is empty, as it says itself: one whose leader does not answer counts no messages, and not even the

@@ -79,7 +79,6 @@ enum Action {
         /// Their ids, their keys, or the beginnings of some (of a key, 4 digits or more)
         #[arg(
             value_name = "ID",
-            required_unless_present_any = ["all", "FilterArgs"],
             conflicts_with_all = ["all", "FilterArgs", "limit"],
             value_parser = NonEmptyStringValueParser::new()
         )]
@@ -138,7 +137,13 @@ pub(super) fn run(args: Args) -> Result<Exit> {
             };
             show(name, &shown, place)
         }
-        Action::Requeue { names, all: _, rate, dry_run, filter, limit, place } => {
+        Action::Requeue { names, all, rate, dry_run, filter, limit, place } => {
+            if names.is_empty() && !all && filter.is_empty() {
+                return Err(Error::usage(
+                    "which tasks? Give IDs, or what they are like (--error, --exit, --body, ...), or --all (taskq dead \
+                     requeue --help)",
+                ));
+            }
             let selection = match names.is_empty() {
                 true => matching(filter, &limit),
                 false => Selection::Named(names.into_iter().collect()),

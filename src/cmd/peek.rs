@@ -115,14 +115,14 @@ fn row(task: &QueuedTask<'_>) -> Vec<String> {
 
 /// What the look has cost the tasks, where it has.
 fn cost(place: &Place, looked_at: u64) -> Option<String> {
-    let them = output::counted(looked_at, "task was", "tasks were");
+    let them = output::counted(looked_at, "task", "tasks");
     match place.kind {
         _ if looked_at == 0 => None,
         Some(QueueType::Classic) => Some(format!(
-            "{them} given back and count as redelivered: each goes to the end of the queue once, when a worker takes it"
+            "{them} given back, marked as redelivered: a worker that takes such a task puts it at the end of the queue once"
         )),
         Some(QueueType::Quorum) | None if place.wears_out() => Some(format!(
-            "{them} given back, which a quorum queue counts: one that was looked at twice goes to the end of the queue"
+            "{them} given back, which this queue counts: what is looked at a second time goes to the end of the queue"
         )),
         Some(QueueType::Quorum) | None => None,
     }

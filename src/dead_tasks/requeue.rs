@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use super::rate::Pace;
 use super::{Chosen, Names, Rate, Selection, open};
 use crate::backoff::{Backoff, Reminder};
-use crate::broker::{Delivery, Fault, Publisher, QueueSpec, Record, SessionOptions, ack_all, kind_of};
+use crate::broker::{Delivery, Fault, QueueSpec, Record, SessionOptions, ack_all, kind_of};
 use crate::browse::{
     Channels, Interrupt, Key, Moved, Mover, Moving, Place, QueuedTask, Refresher, WINDOW, Walk, WalkMode,
-    Walked, why_not,
+    Walked, open_publisher,
 };
 use crate::calendar::unix_time;
 use crate::error::{Error, Exit, Result};
@@ -21,6 +21,12 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// With a rate: for how long nothing may be sent although something is due, before the command gives up.
 const PATIENCE: Duration = Duration::from_mins(10);
+/// How much longer than two heartbeats a broker may take to notice a lost connection and to give back what it held.
+const NOTICED_WITHIN: Duration = Duration::from_secs(5);
+/// The usual one.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// The pause between two looks meanwhile.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// What is confirmed is taken out before a pause of this length, so that it is not held for no reason.
 const LONG_PAUSE: Duration = Duration::from_millis(50);
 
@@ -116,19 +122,24 @@ impl Requeue<'_> {
         while self.left > 0 && !self.is_interrupted_before_the_next()? {
             let part = self.rate.map_or(self.left, Rate::at_a_time).min(self.left);
             let done = self.done.count;
-            match self.part(place.take(), part) {
-                // All were looked at.
-                Ok(taken) if self.rate.is_none() || taken < part => break,
-                Ok(_) => trouble = Trouble::default(),
-                Err(error) if self.rate.is_none() => return Err(error),
-                Err(error) => {
-                    if self.done.count > done {
-                        trouble = Trouble::default();
-                    }
-                    let pause = trouble.may_pass(error)?;
-                    self.is_interrupted_within(pause)?;
-                }
+            let outcome = self.part(place.take(), part);
+            if self.done.count > done {
+                trouble.is_over();
             }
+            let pause = match outcome {
+                Ok(_) if self.rate.is_none() => break,
+                Ok(taken) if taken < part => {
+                    match trouble.may_have_left_some(self.options.heartbeat.unwrap_or(HEARTBEAT)) {
+                        Some(pause) => pause,
+                        // All were looked at.
+                        None => break,
+                    }
+                }
+                Ok(_) => continue,
+                Err(error) if self.rate.is_none() => return Err(error),
+                Err(error) => trouble.may_pass(error)?,
+            };
+            self.is_interrupted_within(pause)?;
         }
         Ok(())
     }
@@ -285,20 +296,11 @@ struct Part<'c> {
     taken: u32,
 }
 
-fn open_publisher<T>(options: &SessionOptions, queue: &QueueSpec) -> Result<Publisher<T>> {
-    let mut publisher = Publisher::open_verified(options, queue)?;
-    match why_not(&mut publisher) {
-        None => Ok(publisher),
-        Some(why) => {
-            publisher.cut();
-            Err(Error::try_again(why))
-        }
-    }
-}
-
 /// The broker is away, or takes nothing.
 struct Trouble {
     since: Option<Instant>,
+    /// When a part last ended so.
+    last: Option<Instant>,
     backoff: Backoff,
     reminder: Reminder,
 }
@@ -306,17 +308,30 @@ struct Trouble {
 impl Default for Trouble {
     fn default() -> Self {
         let backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-        Self { since: None, backoff, reminder: Reminder::default() }
+        Self { since: None, last: None, backoff, reminder: Reminder::default() }
     }
 }
 
 impl Trouble {
+    /// Something was sent.
+    fn is_over(&mut self) {
+        self.since = None;
+        self.backoff.reset();
+    }
+
+    /// What a lost connection held is back in the queue when the broker has noticed the loss, after two heartbeats at the
+    /// latest. How long to wait until another look, if that may still come.
+    fn may_have_left_some(&self, heartbeat: Duration) -> Option<Duration> {
+        self.last.filter(|last| last.elapsed() < 2 * heartbeat + NOTICED_WITHIN).map(|_| LOOK_AGAIN_AFTER)
+    }
+
     /// How long to wait before another attempt.
     ///
     /// # Errors
     /// It does not pass by itself, or has lasted too long.
     fn may_pass(&mut self, error: Error) -> Result<Duration> {
         let since = *self.since.get_or_insert_with(Instant::now);
+        self.last = Some(Instant::now());
         // A broker that starts refuses logins until its users are loaded.
         let passes = matches!(error.exit, Exit::Unavailable | Exit::TryAgain | Exit::Refused);
         if !passes || since.elapsed() >= PATIENCE {

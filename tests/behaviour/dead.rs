@@ -88,7 +88,7 @@ fn the_json_is_one_object_a_line() {
     assert_eq!(listed.len(), 3);
     for (n, task) in (1..).zip(&listed) {
         assert_eq!(task["id"], format!("id-{n}"));
-        assert_eq!(task["attempts"], 1);
+        assert_eq!(task["attempt"], 1);
         assert_eq!(task["queue"], sandbox.queue.as_str());
         assert_eq!(task["error"].as_str().unwrap().trim_end(), format!("first line of id-{n}\nsecond line"));
         assert_eq!(task["exit"], "exit status 65");

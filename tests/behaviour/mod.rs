@@ -10,6 +10,7 @@ mod hostile_floods;
 mod hostile_words;
 #[cfg(not(feature = "tls"))]
 mod no_tls;
+mod peek;
 mod permissions;
 #[cfg(feature = "tls")]
 mod tls;
@@ -58,9 +59,11 @@ mod persistent;
 mod copies_refused;
 mod copy_forms;
 mod dead;
+mod dead_filters;
 mod dead_lettered;
 mod dead_names;
 mod dead_quorum;
+mod dead_rate;
 mod delay;
 mod delivery_limit;
 mod poison;

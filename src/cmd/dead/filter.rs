@@ -13,16 +13,16 @@ use crate::dead_tasks::{ExitIs, Filter};
 #[derive(Args)]
 pub(super) struct FilterArgs {
     /// Only tasks whose id contains TEXT
-    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     id: Option<String>,
     /// Only tasks whose error contains TEXT
-    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     error: Option<String>,
     /// Only tasks whose body contains TEXT
-    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     body: Option<String>,
     /// Only tasks whose last attempt ended so: a number is that exit status, other text a part of what is shown
-    #[arg(long, value_name = "EXIT", value_parser = exit)]
+    #[arg(long, value_name = "EXIT", allow_hyphen_values = true, value_parser = exit)]
     exit: Option<ExitIs>,
     /// Only tasks that failed longer ago than this
     #[arg(long, value_name = "DUR", value_parser = positive_duration)]
@@ -33,6 +33,13 @@ pub(super) struct FilterArgs {
 }
 
 impl FilterArgs {
+    /// None is given.
+    pub(super) fn is_empty(&self) -> bool {
+        let Self { id, error, body, exit, older, newer } = self;
+        let texts = [id, error, body].into_iter().all(Option::is_none);
+        texts && exit.is_none() && older.is_none() && newer.is_none()
+    }
+
     pub(super) fn into_filter(self) -> Filter {
         let now = unix_time();
         let before = |duration: Duration| now.saturating_sub(duration.as_secs());
