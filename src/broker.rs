@@ -38,7 +38,7 @@ mod watchdog;
 pub use channel::Channel;
 pub use confirms::Settlement;
 pub use consumer::Consumer;
-pub use count::{Count, count_messages, is_a_stream, is_seen, purge};
+pub use count::{Count, count_answered, count_messages, is_a_stream, is_seen, purge};
 pub use dead_lettering::DeadLettering;
 pub use deliveries::{ConsumeOptions, Deliveries, Delivery, DeliveryChannel, Message, Next, Watch, ack_all};
 pub use fault::{Fault, FaultKind, Scope};

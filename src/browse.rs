@@ -65,6 +65,6 @@ fn browse_on<'c>(
         }
         Ok(looking && !interrupt.has_come()?)
     });
-    let refreshed = refresher.close();
-    walked.and(refreshed)
+    let replaced = refresher.close();
+    walked.and(replaced)
 }

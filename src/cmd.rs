@@ -77,7 +77,7 @@ const LAST: usize = 998;
 const EXIT_CODES: &str = "\
 Exit codes:
   0      send: the broker has every task; work: what it had begun is finished
-  1      work --until-empty, --max-tasks or --max-time finished, and a task ended dead
+  1      work --until-empty, --until-done, --max-tasks or --max-time finished, and a task ended dead
   2      a wrong flag, URL, duration or number
   65     data that cannot be sent
   69     the broker cannot be reached, or was lost; try again

@@ -233,9 +233,9 @@ fn purge_from(
             }
             Ok(deleted + u32::try_from(taken.len()).unwrap_or(u32::MAX) < most && !interrupt.has_come()?)
         });
-        let refreshed = refresher.close();
+        let replaced = refresher.close();
         let closed = channels.close(session, &queue.name);
-        walked.and(refreshed).and(closed)
+        walked.and(replaced).and(closed)
     };
     let outcome = purge();
     (deleted, outcome)

@@ -11,6 +11,7 @@ mod context;
 mod dedup;
 mod intake;
 mod planned_copy;
+mod probe;
 mod process;
 mod republisher;
 mod shared;
@@ -38,10 +39,11 @@ use crate::settlement::Policy;
 use crate::shortage;
 use crate::shutdown;
 use context::Context;
+use probe::Left;
 use republisher::Republisher;
 use shared::Shared;
 use stop::Stop;
-use supervisor::{Closing, Supervisor};
+use supervisor::Supervisor;
 use worker_thread::WorkerThread;
 
 /// After tasks were given up: how long their threads have to end before the process does without them.
@@ -66,8 +68,8 @@ pub struct Options {
     pub threads: u16,
     /// Unacknowledged deliveries for each thread, at least 1.
     pub prefetch: u16,
-    /// Exit once nothing is ready and nothing runs here.
-    pub until_empty: bool,
+    /// Exit once there is nothing left to do.
+    pub until: Option<Until>,
     /// Exit after exactly so many tasks.
     pub max_tasks: Option<u64>,
     /// Exit after so long without a delivery.
@@ -86,6 +88,25 @@ pub struct Options {
     pub is_sleeper_by_default: bool,
 }
 
+/// When there is nothing left to do for a worker that ends then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// Nothing is ready in the queue, and nothing runs here.
+    Empty,
+    /// And nothing waits in the delay queues of this worker's retries.
+    Done,
+}
+
+impl Until {
+    /// What asks for it, for messages.
+    fn flag(self) -> &'static str {
+        match self {
+            Self::Empty => "--until-empty",
+            Self::Done => "--until-done",
+        }
+    }
+}
+
 impl Options {
     /// Whether the worker ends by itself, so that somebody waits for its end.
     fn is_bounded(&self) -> bool {
@@ -95,7 +116,7 @@ impl Options {
     /// Whether it ends with an amount of work, so that whoever waits for it asks how that went.
     #[must_use]
     pub fn tells_of_dead_tasks(&self) -> bool {
-        self.until_empty || self.max_tasks.is_some() || self.max_time.is_some()
+        self.until.is_some() || self.max_tasks.is_some() || self.max_time.is_some()
     }
 }
 
@@ -106,7 +127,7 @@ pub type HandlerFactory = dyn Fn() -> std::io::Result<Box<dyn Handler>> + Send +
 enum EndRequest {
     /// The worker cannot go on.
     Fatal(Error),
-    /// With `--until-empty`: the queue is.
+    /// There is nothing left to do: see [`Until`].
     Empty,
 }
 
@@ -122,7 +143,7 @@ pub fn run(options: Options, handlers: &Arc<HandlerFactory>, signals: &Receiver<
             End::Drained => {}
             End::Forced(exit) => return Ok(exit),
         }
-        let closing = pool.join()?;
+        let left = pool.join()?;
         match (pool.fatal, shared.last_returns()) {
             (None, None) => {}
             (Some(error), None) | (None, Some(error)) => return Err(error),
@@ -132,7 +153,7 @@ pub fn run(options: Options, handlers: &Arc<HandlerFactory>, signals: &Receiver<
         }
         log::debug!("{} done", output::counted(shared.count_finished(), "task", "tasks"));
         // Somebody sent more while the pool finished, or the connection was lost before that could be seen.
-        let is_empty = closing.ready.is_some_and(|ready| ready <= shared.held_back());
+        let is_empty = left.is_nothing_beside(shared.held_back());
         let again = pool.why == Some(Why::Empty) && !is_empty;
         if !again {
             return Ok(shared.exit());
@@ -159,7 +180,7 @@ enum End {
 /// The running threads.
 struct Pool {
     shared: Arc<Shared>,
-    supervisor: Option<JoinHandle<Closing>>,
+    supervisor: Option<JoinHandle<Left>>,
     workers: Vec<JoinHandle<()>>,
     end_requests: Receiver<EndRequest>,
     /// Closes when all threads have ended.
@@ -387,13 +408,13 @@ impl Pool {
         }
     }
 
-    fn join(&mut self) -> Result<Closing> {
+    fn join(&mut self) -> Result<Left> {
         let fault = || Error::internal("a thread broke down; see above");
         for worker in self.workers.drain(..) {
             worker.join().map_err(|_| fault())?;
         }
         let supervisor = self.supervisor.take().map(JoinHandle::join);
-        supervisor.unwrap_or(Ok(Closing { ready: None })).map_err(|_| fault())
+        supervisor.unwrap_or(Ok(Left::default())).map_err(|_| fault())
     }
 }
 

@@ -1,6 +1,8 @@
 //! How much is in a queue, whatever it is for; and to empty it.
 
 use super::channel::Channel;
+use super::consumer::Consumer;
+use super::deliveries::{ConsumeOptions, Deliveries};
 use super::fault::{Fault, FaultKind, Scope};
 use super::session::Session;
 
@@ -16,6 +18,25 @@ pub struct Count {
 /// Counts what is in the queue.
 pub fn count_messages(session: &mut Session, name: &str) -> Result<Count, Fault> {
     look(session, name).map(|(_, count)| count)
+}
+
+/// The same, and whether somebody answers for the queue at all, also where it has no consumers: it gets one for a moment,
+/// which a quorum queue whose leader does not answer does not count. `None` then. What comes to that consumer goes back,
+/// which counts as a delivery: ask where the queue counts nothing.
+pub fn count_answered(session: &mut Session, name: &str) -> Result<Option<u32>, Fault> {
+    let channel = session.open_channel()?;
+    let Count { ready, consumers } = {
+        let consumer = Consumer::start(&channel, name, ConsumeOptions::prefetching(1))?;
+        let mut count = count_on(&channel, name)?;
+        consumer.cancel()?;
+        while let Some(delivery) = consumer.leftover() {
+            count.ready += 1;
+            delivery.requeue()?;
+        }
+        count
+    };
+    channel.close()?;
+    Ok((consumers > 0).then_some(ready))
 }
 
 /// Deletes what is ready in the queue and returns how much that was.
@@ -42,6 +63,11 @@ pub fn is_a_stream(session: &mut Session, name: &str) -> Result<bool, Fault> {
 /// A passive declaration: changes nothing, fails where there is no such queue.
 pub(super) fn look(session: &mut Session, name: &str) -> Result<(Channel, Count), Fault> {
     let channel = session.open_channel()?;
+    let count = count_on(&channel, name)?;
+    Ok((channel, count))
+}
+
+fn count_on(channel: &Channel, name: &str) -> Result<Count, Fault> {
     let counted = channel.call("queue.declare (passive)", |amqp| {
         amqp.queue_declare_passive(name).map(|queue| Count {
             ready: queue.declared_message_count().unwrap_or(0),
@@ -49,9 +75,8 @@ pub(super) fn look(session: &mut Session, name: &str) -> Result<(Channel, Count)
         })
     });
     match counted {
-        Ok(count) => Ok((channel, count)),
         Err(fault) if fault.kind == FaultKind::NotFound => Err(Fault::missing(name)),
-        Err(fault) => Err(fault),
+        counted => counted,
     }
 }
 

@@ -144,9 +144,10 @@ pub(super) fn run(args: Args) -> Result<Exit> {
                      requeue --help)",
                 ));
             }
-            let selection = match names.is_empty() {
-                true => matching(filter, &limit),
-                false => Selection::Named(names.into_iter().collect()),
+            let selection = if names.is_empty() {
+                matching(filter, &limit)
+            } else {
+                Selection::Named(names.into_iter().collect())
             };
             if dry_run { would_be("sent again", &selection, place) } else { requeue(&selection, rate, place) }
         }

@@ -17,7 +17,6 @@ pub(super) enum HowFar {
     /// So many tasks; nobody knows of how many.
     Tasks(u64),
     /// So many of all tasks.
-    #[allow(dead_code)] // For `dead requeue`.
     OfTasks { done: u64, all: u64 },
     /// So many tasks, which were so many of all bytes.
     OfBytes { tasks: u64, done: u64, all: u64 },

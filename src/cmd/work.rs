@@ -18,7 +18,7 @@ use crate::handler::{self, Dots, ExitRule, Output, OutputFiles, Shown, Spec, rea
 use crate::settlement::Policy;
 use crate::shortage;
 use crate::shutdown;
-use crate::worker_pool::{self, HandlerFactory, Options};
+use crate::worker_pool::{self, HandlerFactory, Options, Until};
 
 /// More threads than a connection has channels cannot work; RabbitMQ allows 2047, and one is the supervisor's.
 const MAX_THREADS: i64 = 2000;
@@ -91,6 +91,10 @@ pub(super) struct Args {
     /// Exit once no task is ready in the queue and none runs here; those that wait for a retry or a --delay are left
     #[arg(long)]
     until_empty: bool,
+    /// As --until-empty, and once no task waits for a retry in a queue of --backoff either, whoever has put it there; those
+    /// that wait for a --delay are left
+    #[arg(long, conflicts_with_all = ["until_empty", "idle_timeout"])]
+    until_done: bool,
     /// Exit after exactly so many tasks
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_tasks: Option<u64>,
@@ -165,7 +169,11 @@ pub(super) fn run(args: Args) -> Result<Exit> {
         queue,
         threads: args.threads,
         prefetch: args.prefetch,
-        until_empty: args.until_empty,
+        until: match (args.until_done, args.until_empty) {
+            (true, _) => Some(Until::Done),
+            (false, true) => Some(Until::Empty),
+            (false, false) => None,
+        },
         max_tasks: args.max_tasks,
         idle_timeout: args.idle_timeout,
         max_time: args.max_time,

@@ -7,11 +7,12 @@ use crossbeam_channel::{Receiver, Sender, never, select};
 
 use super::EndRequest;
 use super::ack_timeout;
+use super::probe::{Finding, Left, Probe};
 use super::shared::Shared;
 use crate::backoff::{Backoff, Reminder};
 use crate::broker::{
-    AckTimeout, ConnectionPurpose, Count, DeliveryChannel, Fault, FaultKind, Link, Publisher, QueueSpec,
-    Scope, Session, count_messages, ensure_queue, find_again, is_a_stream, is_seen, kind_of,
+    AckTimeout, ConnectionPurpose, DeliveryChannel, Fault, FaultKind, Link, Publisher, QueueSpec, Scope,
+    Session, count_messages, ensure_queue, find_again, is_seen, kind_of,
 };
 use crate::duration;
 use crate::error::{Error, Exit, Result};
@@ -23,10 +24,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// A broker that comes back may refuse logins until its users are loaded; if it goes on for this long it means it.
 const REFUSED_PATIENCE: Duration = Duration::from_mins(1);
-/// With `--until-empty`: how often an idle pool asks whether the queue is empty.
-const EMPTY_PROBE: Duration = Duration::from_millis(100);
-/// How many times in a row the queue is not counted before that is told.
-const UNCOUNTED_TOLD: u32 = 10;
 
 /// A worker thread asks for a channel.
 pub(super) struct Request {
@@ -43,12 +40,6 @@ pub(super) struct Grant {
     pub(super) ack_timeout: AckTimeout,
 }
 
-/// What the pool needs to know when all worker threads have ended.
-pub(super) struct Closing {
-    /// With `--until-empty`: what is ready in the queue now that nobody consumes; `None` if that is unknown.
-    pub(super) ready: Option<u32>,
-}
-
 pub(super) struct Supervisor {
     shared: Arc<Shared>,
     requests: Receiver<Request>,
@@ -61,8 +52,7 @@ pub(super) struct Supervisor {
     generation: u64,
     refusals: RefusedSince,
     reminder: Reminder,
-    /// How many times in a row nobody has answered for the queue.
-    uncounted: u32,
+    probe: Probe,
     /// When the queue was last seen to be missing.
     missing_at: Option<Instant>,
 }
@@ -97,7 +87,9 @@ impl Supervisor {
         end_requests: Sender<EndRequest>,
     ) -> Self {
         let link = open(&shared);
+        let probe = Probe::new(&shared);
         Self {
+            probe,
             shared,
             requests,
             end_requests,
@@ -108,13 +100,13 @@ impl Supervisor {
             generation: 0,
             refusals: RefusedSince::default(),
             reminder: Reminder::default(),
-            uncounted: 0,
             missing_at: None,
         }
     }
 
-    /// Serves until the last worker thread has gone.
-    pub(super) fn run(mut self) -> Closing {
+    /// Serves until the last worker thread has gone. Returns what the pool needs to know then, if it finishes because there
+    /// was nothing left to do.
+    pub(super) fn run(mut self) -> Left {
         loop {
             self.serve_waiting();
             let probe = self.probe_timer();
@@ -124,7 +116,7 @@ impl Supervisor {
                     Ok(request) => self.take(request),
                     Err(_) => break,
                 },
-                recv(probe) -> _ => self.probe_empty(),
+                recv(probe) -> _ => self.probe(),
                 recv(opened) -> opened => {
                     let gone = || Err(Error::internal("the connecting thread is gone"));
                     self.opened(opened.unwrap_or_else(|_| gone()));
@@ -308,63 +300,29 @@ impl Supervisor {
 
     fn probe_timer(&self) -> Receiver<Instant> {
         let may_ask = self.link.get().is_some() && self.waiting.is_empty() && !self.shared.finishing();
-        let wanted = self.shared.options.until_empty && may_ask;
-        if wanted { crossbeam_channel::after(EMPTY_PROBE) } else { never() }
+        self.probe.pause().filter(|_| may_ask).map_or_else(never, crossbeam_channel::after)
     }
 
-    /// Nothing runs here and nothing is ready: ask the pool to finish. What is on its way to a consumer at this
-    /// moment is still run, since finishing looks at what arrived before its consumers were cancelled.
-    fn probe_empty(&mut self) {
+    /// Asks the pool to finish when there is nothing left to do.
+    fn probe(&mut self) {
         let Some(session) = self.link.up() else { return };
-        if self.shared.busy() > 0 {
-            return;
-        }
-        match count_messages(session, &self.shared.options.queue.name) {
-            // Not even this worker's own consumers are counted: nobody answers for the queue.
-            // Or it is a stream, which counts no such consumers: where its kind is known it is none.
-            Ok(Count { ready, consumers: 0 }) if ready == 0 || self.shared.queue_kind().is_none() => {
-                self.note_queue_silent(ready);
-            }
-            Ok(Count { ready: 0, .. }) if self.shared.busy() == 0 => {
+        match self.probe.look(session) {
+            Finding::NotYet => {}
+            Finding::Empty => {
                 let _ = self.end_requests.send(EndRequest::Empty);
             }
-            Ok(_) => self.uncounted = 0,
-            Err(fault) if fault.scope == Scope::Connection => self.connection_lost(&fault),
-            Err(fault) if fault.kind == FaultKind::Refused => {
-                self.fatal(fault.into_error().context("--until-empty has to count what is in the queue"));
-            }
-            // The consumers are told of it as well.
-            Err(fault) => log::debug!("cannot count what is ready: {fault}"),
+            Finding::Fatal(error) => self.fatal(error),
+            Finding::Lost(fault) => self.connection_lost(&fault),
         }
     }
 
-    /// It is told when it goes on: a consumer that has only just begun may not be counted yet.
-    fn note_queue_silent(&mut self, ready: u32) {
-        self.uncounted += 1;
-        if self.uncounted == UNCOUNTED_TOLD {
-            let queue = &self.shared.options.queue.name;
-            if let (None, Some(session)) = (self.shared.queue_kind(), self.link.up())
-                && let Ok(true) = is_a_stream(session, queue)
-            {
-                return self.fatal(Fault::a_stream(queue).into_error());
-            }
-            if ready == 0 {
-                tell(&Event::QueueSilent { queue });
-            }
-        }
-    }
-
-    fn close(self) -> Closing {
-        let Link::Up(mut session) = self.link else { return Closing { ready: None } };
-        let ready = if self.shared.finishing() {
-            count_messages(&mut session, &self.shared.options.queue.name).ok().map(|count| count.ready)
-        } else {
-            None
-        };
+    fn close(mut self) -> Left {
+        let Link::Up(mut session) = self.link else { return Left::default() };
+        let left = if self.shared.finishing() { self.probe.left(&mut session) } else { Left::default() };
         if let Some(fault) = session.close() {
             log::debug!("the connection did not end in good order: {fault}");
         }
-        Closing { ready }
+        left
     }
 }
 

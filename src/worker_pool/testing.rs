@@ -346,7 +346,7 @@ pub(super) fn options() -> Options {
         queue: queue(),
         threads: 1,
         prefetch: 1,
-        until_empty: false,
+        until: None,
         max_tasks: None,
         idle_timeout: None,
         max_time: None,

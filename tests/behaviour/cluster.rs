@@ -189,6 +189,25 @@ fn a_queue_that_cannot_be_counted_is_not_empty() {
     assert_eq!(runs.len(), 20);
 }
 
+/// Nor is a delay queue, which has not even a consumer that is missed.
+#[test]
+fn a_delay_queue_that_cannot_be_counted_is_not_empty() {
+    let sandbox = Sandbox::clustered();
+    let [leader, here, _] = sandbox.cluster().nodes() else { panic!("no three nodes") };
+    // A queue has its leader on the node on which it is declared.
+    let send = ["send", "--queue-type", "quorum", "task"];
+    sandbox.taskq(send).env("TASKQ_URL", here.url()).run().exits(0);
+    let work = |node: &Node, until: &str| {
+        let options = ["--queue-type", "quorum", until, "--backoff", "15s"];
+        sandbox.work_with(&options, r#"[ "$TASKQ_ATTEMPT" = 2 ]"#).env("TASKQ_URL", node.url())
+    };
+    work(leader, "--until-empty").run().exits(0).says("the next one is in 15s");
+    let worker = work(here, "--until-done").start();
+    worker.says("Waiting for messages");
+    leader.freeze();
+    worker.end_within(RECOVERY).exits(0).says(", attempt 2, ").says("Done");
+}
+
 #[test]
 fn all_queues_of_a_quorum_queue_are_quorum_queues() {
     let sandbox = Sandbox::clustered();

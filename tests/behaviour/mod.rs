@@ -43,6 +43,7 @@ mod staying_up;
 mod stop;
 mod stop_in_trouble;
 mod stuck_output;
+mod until_done;
 mod work;
 mod work_limits;
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::*;
 use crate::handler::Outcome;
 use crate::settlement::{CopyResult, Purpose, WaitsFor};
-use crate::worker_pool::Options;
 use crate::worker_pool::dedup::Claim;
 use crate::worker_pool::testing::{Answered, Bench, Broker, Queued, failed, new, options, returned, until};
+use crate::worker_pool::{Options, Until};
 use Answered::{Acked, Requeued};
 
 type Ended = Result<(), Fault>;
@@ -396,7 +396,7 @@ fn what_runs_is_given_up_with_the_abort() {
 
 #[test]
 fn an_empty_queue_ends_a_run_only_with_what_had_arrived() {
-    let prefetch = with(|options| (options.prefetch, options.until_empty) = (3, true));
+    let prefetch = with(|options| (options.prefetch, options.until) = (3, Some(Until::Empty)));
     consuming(prefetch, [new("a"), new("b")], |bench, broker, finishing| {
         bench.runs.begins("a");
         bench.shared.begin_finishing();
@@ -411,7 +411,7 @@ fn an_empty_queue_ends_a_run_only_with_what_had_arrived() {
 #[test]
 fn what_a_bounded_run_may_not_take_any_more_goes_back() {
     let bounds = with(|options| {
-        (options.prefetch, options.until_empty, options.max_tasks) = (3, true, Some(2));
+        (options.prefetch, options.until, options.max_tasks) = (3, Some(Until::Empty), Some(2));
     });
     consuming(bounds, ["a", "b", "c"].map(new), |bench, broker, finishing| {
         bench.runs.begins("a");
