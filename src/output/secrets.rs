@@ -133,11 +133,17 @@ fn url_starts(text: &str) -> Vec<usize> {
 }
 
 /// The number of the next URL, and the password of this one with all of the text before it. Any character may stand in
-/// it unescaped: it goes on until the last @ before the next URL, which cannot begin before the first @.
+/// it unescaped: it goes on until the last @ before the next URL, which cannot begin before the first @, nor right after
+/// one: there a host is, and otherwise it is still the password.
 fn password_at<'t>(text: &'t str, urls: &[usize], number: usize) -> (usize, Option<(&'t str, &'t str)>) {
     let begin = urls[number];
-    let is_next = |at: &usize| text[begin..*at].contains('@');
-    let next = (number + 1..urls.len()).find(|&other| is_next(&urls[other])).unwrap_or(urls.len());
+    let is_next = |other: &usize| {
+        let between = &text[begin..urls[*other] - "://".len()];
+        let before_scheme = between.trim_end_matches(|c: char| c.is_ascii_alphanumeric() || "+-.".contains(c));
+        let has_scheme = before_scheme.len() < between.len();
+        has_scheme && before_scheme.contains('@') && !before_scheme.ends_with('@')
+    };
+    let next = (number + 1..urls.len()).find(is_next).unwrap_or(urls.len());
     let end = urls.get(next).copied().unwrap_or(text.len());
     let password = text[begin..end].rsplit_once('@').and_then(|(userinfo, _)| userinfo.split_once(':'));
     // One that is the user's name is no secret: it is shown as that.
@@ -238,6 +244,8 @@ mod tests {
         assert_eq!(found("amqp://u:one@h,amqp://u:two@h"), ["one", "two"]);
         assert_eq!(found("amqp://u:a://b@h"), ["a://b"]);
         assert_eq!(found("'amqp://://secret@h'"), ["//secret"]);
+        assert_eq!(found("'amqp://:@secret://@host' found"), ["@secret://"]);
+        assert_eq!(found("amqp://u:@,://secret@host"), ["@,://secret"]);
         assert_eq!(found("amqp://guest:guest@h amqp://u:@h amqp://u@h https://example.org/x:y"), [""; 0]);
         assert_eq!(redact_urls("a amqp://u:one@h, b://v:tw o@i/x c"), "a amqp://u:***@h, b://v:***@i/x c");
         assert_eq!(redact_urls("see https://example.org/x"), "see https://example.org/x");
