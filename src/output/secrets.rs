@@ -139,7 +139,8 @@ fn password_at<'t>(text: &'t str, urls: &[usize], number: usize) -> (usize, Opti
     let begin = urls[number];
     let is_next = |other: &usize| {
         let between = &text[begin..urls[*other] - "://".len()];
-        let before_scheme = between.trim_end_matches(|c: char| c.is_ascii_alphanumeric() || "+-.".contains(c));
+        let before_scheme =
+            between.trim_end_matches(|c: char| c.is_ascii_alphanumeric() || "+-.".contains(c));
         let has_scheme = before_scheme.len() < between.len();
         has_scheme && before_scheme.contains('@') && !before_scheme.ends_with('@')
     };

@@ -44,6 +44,7 @@ const CHECKS: &[(&str, &str, Check)] = &[
     ("", "0 4 * * *", Check::By(deletes_old_output)),
     ("", "{\"id\":", Check::By(is_the_line_of_a_persistent_command)),
     ("sh", "taskq work --persistent", Check::By(is_persistent)),
+    ("sh", "taskq peek", Check::By(looks_at_waiting_tasks)),
     ("sh", "taskq dead list", Check::By(looks_at_dead_tasks)),
     ("sh", "rabbitmqctl set_policy taskq-backup", Check::By(sets_policies)),
     ("sh", "umask 077", Check::By(keeps_the_password_in_a_file)),
@@ -392,13 +393,22 @@ fn is_persistent(place: &Place) {
 }
 
 /// Line by line, each with a dead task to look at.
+fn looks_at_waiting_tasks(place: &Place) {
+    place.sandbox.taskq(["send", "--queue", "task_queue", "a task that waits"]).run().exits(0);
+    for line in place.text().lines() {
+        let shown = place.sh(line).run().exits(0);
+        assert!(shown.stdout_text().contains("a task that waits"), "{line}: {}", shown.stdout_text());
+    }
+    place.sandbox.broker().drain("task_queue");
+}
+
 fn looks_at_dead_tasks(place: &Place) {
     for line in place.text().lines() {
         let id = place.one_dead("task_queue");
         let (command, _) = line.split_once(" #").unwrap_or((line, ""));
         let command = command.trim().replace("ID...", &id).replace(" ID", &format!(" {id}"));
         // Who could answer its question is not there.
-        let sure = if command.ends_with("purge") { " --yes" } else { "" };
+        let sure = if command.contains(" purge") { " --yes" } else { "" };
         place.sh(&format!("{command}{sure}")).run().exits(0);
         place.sh("taskq dead purge --yes").run().exits(0);
         place.sandbox.broker().drain("task_queue");
