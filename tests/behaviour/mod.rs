@@ -74,6 +74,7 @@ mod retry_soak;
 
 mod inherited;
 mod interop;
+mod json_lines;
 mod limits;
 mod log_format;
 mod messages;
