@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use clap::builder::NonEmptyStringValueParser;
 
-use self::filter::FilterArgs;
+use self::filter::{FilterArgs, WHICH};
 use self::group::Groups;
 use self::shown::{candidate, details, row, why_unclear};
 use super::connection::ConnectionArgs;
@@ -86,10 +86,10 @@ enum Action {
         /// All that are dead now
         #[arg(long, conflicts_with = "FilterArgs")]
         all: bool,
-        /// So many at most within that time, such as 2/s, 30/m or 100/h; goes on when the broker was away
+        /// Send so many at most within that time, such as 2/s, 30/m or 100/h; go on when the broker was away
         #[arg(long, value_name = "N/s", value_parser = rate)]
         rate: Option<Rate>,
-        /// Only list them
+        /// Only list what would be sent
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
@@ -104,7 +104,7 @@ enum Action {
         /// Do not ask
         #[arg(long, conflicts_with = "dry_run")]
         yes: bool,
-        /// Only list them
+        /// Only list what would be deleted
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
@@ -118,8 +118,8 @@ enum Action {
 
 #[derive(clap::Args)]
 struct LimitArgs {
-    /// The oldest N of them at most
-    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    /// The oldest N at most
+    #[arg(help_heading = WHICH, short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
 }
 

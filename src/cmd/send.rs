@@ -30,6 +30,9 @@ use crate::shutdown;
 use reporter::{BulkInput, Reporter};
 use trace::Trace;
 
+/// A heading of `--help`.
+const TASK: &str = "What the task has";
+
 /// Enqueue one task, or one for each line
 ///
 /// The words of BODY, joined by spaces, are the task's body; `hello` when there are none. The exit code is 0 only if
@@ -49,32 +52,32 @@ pub(super) struct Args {
     #[arg(short = '0', long, conflicts_with = "body")]
     null: bool,
     /// The task's id, for handlers that must not do a thing twice [default: a new UUID]
-    #[arg(long, value_name = "ID", conflicts_with_all = ["lines", "null"])]
+    #[arg(help_heading = TASK, long, value_name = "ID", conflicts_with_all = ["lines", "null"])]
     id: Option<String>,
     /// A header for the handler; may be repeated
-    #[arg(long = "header", value_name = "K=V")]
+    #[arg(help_heading = TASK, long = "header", value_name = "K=V")]
     headers: Vec<String>,
     /// What the body is
-    #[arg(long, value_name = "TYPE", default_value = "text/plain")]
+    #[arg(help_heading = TASK, long, value_name = "TYPE", default_value = "text/plain")]
     content_type: String,
     /// Where an answer is to go; the handler gets it as TASKQ_REPLY_TO
-    #[arg(long, value_name = "QUEUE")]
+    #[arg(help_heading = TASK, long, value_name = "QUEUE")]
     reply_to: Option<String>,
     /// What an answer is to be known by; TASKQ_CORRELATION_ID
-    #[arg(long, value_name = "ID")]
+    #[arg(help_heading = TASK, long, value_name = "ID")]
     correlation_id: Option<String>,
     /// What kind of task it is, in a word for the handler; TASKQ_TYPE
-    #[arg(long = "type", value_name = "WORD")]
+    #[arg(help_heading = TASK, long = "type", value_name = "WORD")]
     kind: Option<String>,
     /// 0 to 255, the highest goes first; for queues declared with x-max-priority, and quorum queues of RabbitMQ 4
-    #[arg(long, value_name = "N")]
+    #[arg(help_heading = TASK, long, value_name = "N")]
     priority: Option<u8>,
     /// Drop the task if it is still waiting after this long
-    #[arg(long, value_name = "DUR", value_parser = positive_duration)]
+    #[arg(help_heading = TASK, long, value_name = "DUR", value_parser = positive_duration)]
     expires: Option<Duration>,
     /// Deliver the task this long from now, or up to half a second later; at most 47 days
     // The shorter of the two times would end the wait in the delay queue, and the other be forgotten.
-    #[arg(long, value_name = "DUR", value_parser = delay, conflicts_with = "expires")]
+    #[arg(help_heading = TASK, long, value_name = "DUR", value_parser = delay, conflicts_with = "expires")]
     delay: Option<Duration>,
     /// Print the id of each task on stdout, in order, once it is confirmed
     #[arg(long)]

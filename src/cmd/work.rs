@@ -23,6 +23,11 @@ use crate::worker_pool::{self, HandlerFactory, Options, Until};
 /// More threads than a connection has channels cannot work; RabbitMQ allows 2047, and one is the supervisor's.
 const MAX_THREADS: i64 = 2000;
 
+/// Headings of `--help`.
+const RUN: &str = "How a task runs";
+const FAIL: &str = "When a task fails";
+const END: &str = "When to end";
+
 /// Work through the queue
 ///
 /// Each thread takes one task at a time, runs it, and acknowledges it when it is done. COMMAND runs once for each task,
@@ -40,42 +45,26 @@ pub(super) struct Args {
     /// Tasks to run at the same time
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS))]
     threads: u16,
-    /// Tasks that a thread may hold, the one it runs included; with more than 1 some wait here while other threads are free
-    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
-    prefetch: u16,
-    /// Attempts at a task before it is dead, the first included
-    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1_000_000), requires = "command")]
-    attempts: u32,
-    /// Deliveries that may end without an answer, as when the worker is killed, before the task is dead
-    #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    max_deliveries: u32,
-    /// Pauses after the first failed attempt, the second, ...; the last repeats
-    #[arg(long, value_name = "LIST", default_value = "5s,30s,2m,10m,1h", value_delimiter = ',', value_parser = delay, requires = "command")]
-    backoff: Vec<Duration>,
+    #[command(flatten)]
+    queue: QueueArgs,
     /// End an attempt that takes longer: SIGTERM to COMMAND and its children, SIGKILL after --grace. RabbitMQ 4.3 and newer
     /// is told to wait for the task as long
-    #[arg(long, value_name = "DUR", value_parser = positive_duration, requires = "command")]
+    #[arg(help_heading = RUN, long, value_name = "DUR", value_parser = positive_duration, requires = "command")]
     timeout: Option<Duration>,
-    /// How long to wait for running tasks when told to stop, and between SIGTERM and SIGKILL
-    #[arg(long, value_name = "DUR", value_parser = duration::parse, default_value = "30s")]
-    grace: Duration,
-    /// Only sleep, one second for each dot in a body: what happens without COMMAND, by name, and also where the queue has a
-    /// QUEUE.dead
-    #[arg(long, conflicts_with = "command")]
-    dots: bool,
-    /// Keep COMMAND running, and give it tasks as lines of JSON
-    #[arg(long, requires = "command")]
-    persistent: bool,
     /// Give COMMAND the body as an argument too: in place of each ARG that is {}, or after the last one. A task whose body
     /// cannot be one (a NUL byte, 128 KiB) is dead
-    #[arg(long, requires = "command", conflicts_with = "persistent")]
+    #[arg(help_heading = RUN, long, requires = "command", conflicts_with = "persistent")]
     arg: bool,
+    /// Keep COMMAND running, and give it tasks as lines of JSON
+    #[arg(help_heading = RUN, long, requires = "command")]
+    persistent: bool,
     /// What an exit status of COMMAND means: CODE=done, CODE=retry or CODE=dead; may be repeated
-    #[arg(long, value_name = "CODE=MEANING", requires = "command", conflicts_with = "persistent")]
+    #[arg(help_heading = RUN, long, value_name = "CODE=MEANING", requires = "command", conflicts_with = "persistent")]
     on_exit: Vec<ExitRule>,
     /// What becomes of what COMMAND prints: inherit (it goes to this stdout and stderr), tag (the same, with the task's id
     /// before each line) or none
     #[arg(
+        help_heading = RUN,
         long,
         value_name = "WHERE",
         value_enum,
@@ -86,33 +75,50 @@ pub(super) struct Args {
     output: ShownArg,
     /// Besides, add it to files of each attempt, DIR/ID.ATTEMPT.out and .err, of 10 MiB at most: the end is kept. DIR should
     /// be on a local disk
-    #[arg(long, value_name = "DIR", requires = "command")]
+    #[arg(help_heading = RUN, long, value_name = "DIR", requires = "command")]
     output_dir: Option<PathBuf>,
+    /// Tasks that a thread may hold, the one it runs included; with more than 1 some wait here while other threads are free
+    #[arg(help_heading = RUN, long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
+    prefetch: u16,
+    /// Only sleep, one second for each dot in a body: what happens without COMMAND, by name, and also where the queue has a
+    /// QUEUE.dead
+    #[arg(help_heading = RUN, long, conflicts_with = "command")]
+    dots: bool,
+    /// Attempts at a task before it is dead, the first included
+    #[arg(help_heading = FAIL, long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1_000_000), requires = "command")]
+    attempts: u32,
+    /// Pauses after the first failed attempt, the second, ...; the last repeats
+    #[arg(help_heading = FAIL, long, value_name = "LIST", default_value = "5s,30s,2m,10m,1h", value_delimiter = ',', value_parser = delay, requires = "command")]
+    backoff: Vec<Duration>,
+    /// Deliveries that may end without an answer, as when the worker is killed, before the task is dead
+    #[arg(help_heading = FAIL, long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_deliveries: u32,
     /// Exit once no task is ready in the queue and none runs here; those that wait for a retry or a --delay are left
-    #[arg(long)]
+    #[arg(help_heading = END, long)]
     until_empty: bool,
     /// As --until-empty, and once no task waits for a retry in a queue of --backoff either, whoever has put it there; those
     /// that wait for a --delay are left
-    #[arg(long, conflicts_with_all = ["until_empty", "idle_timeout"])]
+    #[arg(help_heading = END, long, conflicts_with_all = ["until_empty", "idle_timeout"])]
     until_done: bool,
     /// Exit after exactly so many tasks
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(help_heading = END, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_tasks: Option<u64>,
     /// Exit when no task has come for this long
-    #[arg(long, value_name = "DUR", value_parser = positive_duration)]
+    #[arg(help_heading = END, long, value_name = "DUR", value_parser = positive_duration)]
     idle_timeout: Option<Duration>,
     /// Take nothing new after this long, and exit when what runs is finished, at the latest after --grace
-    #[arg(long, value_name = "DUR", value_parser = positive_duration)]
+    #[arg(help_heading = END, long, value_name = "DUR", value_parser = positive_duration)]
     max_time: Option<Duration>,
-    /// Try the first connection again for so long, for a broker that starts beside the worker; `forever` is a value too
-    /// [default: one try]
-    #[arg(long, value_name = "DUR", value_parser = connect_retry)]
-    connect_retry: Option<Duration>,
-    #[command(flatten)]
-    queue: QueueArgs,
+    /// How long to wait for running tasks when told to stop, and between SIGTERM and SIGKILL
+    #[arg(help_heading = END, long, value_name = "DUR", value_parser = duration::parse, default_value = "30s")]
+    grace: Duration,
     /// The program that runs the tasks, and its arguments; no shell is involved
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+    /// Try the first connection again for so long, for a broker that starts beside the worker; `forever` is a value too
+    /// [default: one try]
+    #[arg(help_heading = "Connection", long, value_name = "DUR", value_parser = connect_retry)]
+    connect_retry: Option<Duration>,
     #[command(flatten)]
     connection: ConnectionArgs,
 }

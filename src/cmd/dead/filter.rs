@@ -9,26 +9,29 @@ use crate::calendar::unix_time;
 use crate::cmd::positive_duration;
 use crate::dead_tasks::{ExitIs, Filter};
 
+/// A heading of `--help`.
+pub(super) const WHICH: &str = "Which tasks";
+
 /// All that are given must hold.
 #[derive(Args)]
 pub(super) struct FilterArgs {
-    /// Only tasks whose id contains TEXT
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
+    /// Whose id contains TEXT
+    #[arg(help_heading = WHICH, long, value_name = "TEXT", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     id: Option<String>,
-    /// Only tasks whose error contains TEXT
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
+    /// Whose error contains TEXT
+    #[arg(help_heading = WHICH, long, value_name = "TEXT", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     error: Option<String>,
-    /// Only tasks whose body contains TEXT
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
+    /// Whose body contains TEXT
+    #[arg(help_heading = WHICH, long, value_name = "TEXT", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     body: Option<String>,
-    /// Only tasks whose last attempt ended so: a number is that exit status, other text a part of what is shown
-    #[arg(long, value_name = "EXIT", allow_hyphen_values = true, value_parser = exit)]
+    /// Whose last attempt ended so: a number is that exit status, other text a part of what the list shows
+    #[arg(help_heading = WHICH, long, value_name = "EXIT", allow_hyphen_values = true, value_parser = exit)]
     exit: Option<ExitIs>,
-    /// Only tasks that failed longer ago than this
-    #[arg(long, value_name = "DUR", value_parser = positive_duration)]
+    /// That failed longer ago than this
+    #[arg(help_heading = WHICH, long, value_name = "DUR", value_parser = positive_duration)]
     older: Option<Duration>,
-    /// Only tasks that failed within this time
-    #[arg(long, value_name = "DUR", value_parser = positive_duration)]
+    /// That failed within this time
+    #[arg(help_heading = WHICH, long, value_name = "DUR", value_parser = positive_duration)]
     newer: Option<Duration>,
 }
 
