@@ -8,8 +8,6 @@ use crate::output::{self, Stream};
 
 /// How often it is drawn at most.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// Back to the start of the line, which is cleared.
-const CLEAR: &str = "\r\x1b[K";
 
 /// How far it is.
 #[derive(Debug, Clone, Copy)]
@@ -48,8 +46,6 @@ pub(super) struct Progress {
     began: Instant,
     /// Of the last drawing.
     drawn: (u64, Instant),
-    /// The line is there.
-    shown: bool,
 }
 
 impl Progress {
@@ -59,7 +55,7 @@ impl Progress {
             return None;
         }
         let now = Instant::now();
-        Some(Self { stderr: output::stderr().ok()?, what, began: now, drawn: (0, now), shown: false })
+        Some(Self { stderr: output::stderr().ok()?, what, began: now, drawn: (0, now) })
     }
 
     /// Draws it, unless it was drawn a moment ago.
@@ -76,22 +72,14 @@ impl Progress {
             Some(columns) => output::fit(&line, columns),
             None => line,
         };
-        self.stderr.show(format!("{CLEAR}{line}"));
+        self.stderr.draw(&line);
         self.drawn = (far.tasks(), Instant::now());
-        self.shown = true;
-    }
-
-    /// Takes the line away, before a message.
-    pub(super) fn clear(&mut self) {
-        if std::mem::take(&mut self.shown) {
-            self.stderr.show(CLEAR.to_owned());
-        }
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.clear();
+        self.stderr.clear();
     }
 }
 

@@ -30,6 +30,9 @@ const PIECE: usize = 16 * 1024;
 /// How long a stream that somebody else made non-blocking (a terminal shared with another program) is left alone.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
 
+/// Back to the start of the line, which is cleared.
+const CLEAR: &[u8] = b"\r\x1b[K";
+
 /// Bytes that bound themselves: whoever hands them over waits for them to be written before more follow.
 pub trait Parcel: Send {
     /// What there is to write, now that its turn has come.
@@ -72,6 +75,8 @@ struct State {
     /// When the reader last took something, or had nothing to take.
     moved_at: Instant,
     closed: bool,
+    /// A line is drawn that the next message replaces.
+    drawn: bool,
 }
 
 enum Entry {
@@ -103,6 +108,7 @@ impl Stream {
                 writing: false,
                 moved_at: Instant::now(),
                 closed: false,
+                drawn: false,
             }),
             filled: Condvar::new(),
             moved: Condvar::new(),
@@ -119,10 +125,13 @@ impl Stream {
     }
 
     /// Hands over a whole line for a person, which is dropped where too much waits already. `grave` ones have more room.
-    pub(super) fn say(&self, line: Vec<u8>, grave: bool) {
+    pub(super) fn say(&self, mut line: Vec<u8>, grave: bool) {
         let most = if grave { MESSAGES_BYTES + ERRORS_BYTES } else { MESSAGES_BYTES };
         let inner = &*self.0.0;
         let mut state = lock(&inner.state);
+        if std::mem::take(&mut state.drawn) {
+            line.splice(..0, CLEAR.iter().copied());
+        }
         let has_room = |state: &State| state.waiting == 0 || state.waiting + line.len() <= most;
         while !NEVER_WAITS.get() && !has_room(&state) {
             let Some(left) = PATIENCE.checked_sub(state.moved_at.elapsed()) else { break };
@@ -141,13 +150,26 @@ impl Stream {
         }
     }
 
-    /// Shows what is of interest only now, unless anything waits already.
-    pub fn show(&self, text: String) {
+    /// Draws a line on a terminal that is of interest only now, in place of the one before, unless anything waits already.
+    /// The next message takes its place.
+    pub fn draw(&self, line: &str) {
         let inner = &*self.0.0;
         let mut state = lock(&inner.state);
         if state.waiting == 0 {
-            state.waiting += text.len();
-            inner.push(state, Entry::Message(text.into_bytes()));
+            let line = [CLEAR, line.as_bytes()].concat();
+            state.waiting += line.len();
+            state.drawn = true;
+            inner.push(state, Entry::Message(line));
+        }
+    }
+
+    /// Takes such a line away.
+    pub fn clear(&self) {
+        let inner = &*self.0.0;
+        let mut state = lock(&inner.state);
+        if std::mem::take(&mut state.drawn) {
+            state.waiting += CLEAR.len();
+            inner.push(state, Entry::Message(CLEAR.to_vec()));
         }
     }
 

@@ -163,9 +163,6 @@ impl Reporter {
         if self.told > TOLD_FAILURES + 1 {
             return;
         }
-        if let Some(progress) = &mut self.progress {
-            progress.clear();
-        }
         if self.told <= TOLD_FAILURES {
             log::warn!("line {}: {why}", item.number);
         } else {

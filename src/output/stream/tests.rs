@@ -109,7 +109,7 @@ fn a_thread_that_hears_signals_never_waits_for_room() {
 fn what_is_of_interest_only_now_does_not_wait_behind_anything() {
     let (go_on, stream, taken) = stuck();
     for number in 0..1000 {
-        stream.show(format!("{number} "));
+        stream.draw(&format!("{number} "));
     }
     drop(go_on);
     settle(&stream);
@@ -147,4 +147,26 @@ fn a_parcel_is_told_what_became_of_it_and_keeps_its_place() {
         panic!("it was lost")
     };
     assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+}
+
+#[test]
+fn a_message_takes_the_place_of_the_line_that_is_drawn() {
+    let (go_on, stream, taken) = stuck();
+    drop(go_on);
+    for draw in [true, false] {
+        if draw {
+            stream.draw("1 of 2");
+            settle(&stream);
+        }
+        stream.say(b"a message\n".to_vec(), false);
+        stream.clear();
+        settle(&stream);
+    }
+    assert_eq!(text(&taken), "\r\u{1b}[K1 of 2\r\u{1b}[Ka message\na message\n");
+    stream.draw("2 of 2");
+    settle(&stream);
+    stream.clear();
+    stream.clear();
+    settle(&stream);
+    assert!(text(&taken).ends_with("message\n\r\u{1b}[K2 of 2\r\u{1b}[K"));
 }
