@@ -158,7 +158,7 @@ rabbitmq4: ## Fetch RabbitMQ 4.0 and the newest, beside the one that is installe
 # taskq's commands, input, output and signals, or play the broker themselves.
 DIFFERENCES := acknowledgement_timeout broker_version cluster copies_refused copy_forms dead dead_lettered dead_names \
 	dead_quorum delay delivery_limit foreign_headers interop limits permissions poison redeclare redeclare_bulk retry retry_flags \
-	send_refused staying_up tls until_done vanished work_limits
+	send_refused staying_up status tls until_done vanished work_limits
 
 $(foreach file,$(DIFFERENCES),$(if $(wildcard tests/behaviour/$(file).rs),,$(error there is no tests/behaviour/$(file).rs)))
 

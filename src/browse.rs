@@ -1,5 +1,6 @@
 //! The tasks of a queue, looked at without taking them out: those of `<queue>.dead`, or those that wait for a worker.
 
+mod counted;
 mod interrupt;
 mod key;
 mod mover;
@@ -8,6 +9,7 @@ mod refresher;
 mod task;
 mod walk;
 
+pub use counted::{Counted, count_surely};
 pub use interrupt::Interrupt;
 pub use key::Key;
 pub use mover::{Moved, Mover, Moving, WINDOW};

@@ -7,6 +7,7 @@ mod peek;
 mod progress;
 mod queue;
 mod send;
+mod status;
 mod table;
 mod task;
 mod work;
@@ -69,6 +70,7 @@ enum Verb {
     Work(work::Args),
     Peek(peek::Args),
     Dead(dead::Args),
+    Status(status::Args),
 }
 
 /// Flags of all commands come after those of one, just before `--help`, which clap puts at 999.
@@ -77,7 +79,8 @@ const LAST: usize = 998;
 const EXIT_CODES: &str = "\
 Exit codes:
   0      send: the broker has every task; work: what it had begun is finished
-  1      work --until-empty, --until-done, --max-tasks or --max-time finished, and a task ended dead
+  1      work --until-empty, --until-done, --max-tasks or --max-time finished, and a task ended dead;
+         status: a limit does not hold
   2      a wrong flag, URL, duration or number
   65     data that cannot be sent
   69     the broker cannot be reached, or was lost; try again
@@ -109,6 +112,7 @@ pub fn run() -> Exit {
         Verb::Work(args) => work::run(args),
         Verb::Peek(args) => peek::run(args),
         Verb::Dead(args) => dead::run(args),
+        Verb::Status(args) => status::run(args),
     });
     result.unwrap_or_else(|error| {
         log::error!("{error}");

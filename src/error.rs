@@ -9,6 +9,8 @@ pub enum Exit {
     Success,
     /// A bounded `work` run finished, but at least one task ended dead.
     TasksDead,
+    /// `status` found a queue beyond a limit that it was given.
+    BeyondLimit,
     /// A wrong flag, or a malformed URL, duration or number, from a flag or the environment.
     Usage,
     /// The data cannot be sent as it is: a body too large, a name over 255 bytes.
@@ -33,7 +35,7 @@ impl Exit {
     pub fn code(self) -> u8 {
         match self {
             Self::Success => 0,
-            Self::TasksDead => 1,
+            Self::TasksDead | Self::BeyondLimit => 1,
             Self::Usage => 2,
             Self::BadData => 65,
             Self::Unavailable => 69,
@@ -183,6 +185,7 @@ mod tests {
         let codes = [
             (Exit::Success, 0),
             (Exit::TasksDead, 1),
+            (Exit::BeyondLimit, 1),
             (Exit::Usage, 2),
             (Exit::BadData, 65),
             (Exit::Unavailable, 69),

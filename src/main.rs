@@ -26,6 +26,7 @@ mod sender;
 mod settlement;
 mod shortage;
 mod shutdown;
+mod status;
 mod worker_pool;
 
 use std::process::ExitCode;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&[&str]; 12] = [
     &["main"],
     &["cmd"],
-    &["dead_tasks", "sender", "worker_pool"],
+    &["dead_tasks", "sender", "status", "worker_pool"],
     &["browse"],
     &["report"],
     &["events"],

@@ -1,11 +1,12 @@
 //! Where the tasks are: a connection to their queue, and whether it may be looked at.
 
+use super::counted::{Counted, count_surely};
 use super::interrupt::Interrupt;
 use super::refresher::Refresher;
-use super::walk::{Channels, WalkMode, refuse_a_stream};
+use super::walk::refuse_a_stream;
 use crate::broker::{
-    ConnectionPurpose, ConsumeOptions, Consumer, Count, Deliveries, Fault, FaultKind, Publisher, Publishing,
-    QueueSpec, QueueType, Session, SessionOptions, count_messages, kind_of,
+    ConnectionPurpose, Count, Fault, FaultKind, Publisher, Publishing, QueueSpec, QueueType, Session,
+    SessionOptions, kind_of,
 };
 use crate::error::{Error, Exit, Result};
 
@@ -42,12 +43,15 @@ impl Place {
             Err(fault) if fault.kind == FaultKind::NotFound => return Ok(Opened::Missing(session)),
             known => known.map_err(Fault::into_error)?,
         };
-        let ready = match count_messages(&mut session, &queue.name) {
-            Ok(Count { ready: 0, .. }) if is_empty(&mut session, options, &queue)? => 0,
-            Ok(Count { ready: 0, .. }) => count_again(&mut session, &queue.name)?,
-            Ok(Count { ready, .. }) => ready,
-            Err(fault) if fault.kind == FaultKind::NotFound => return Ok(Opened::Missing(session)),
-            Err(fault) => return Err(fault.into_error()),
+        let ready = match count_surely(&mut session, options, &queue)? {
+            Counted::Known(Count { ready, .. }) => ready,
+            Counted::Missing => return Ok(Opened::Missing(session)),
+            Counted::Unusable(fault) => return Err(fault.into_error()),
+            Counted::Unanswered => {
+                refuse_a_stream(&mut session, &queue.name)?;
+                let name = &queue.name;
+                return Err(Error::try_again(format!("what is in {name} could not be counted just now")));
+            }
         };
         Ok(Opened::There(Self { session, queue, ready, kind }))
     }
@@ -100,38 +104,4 @@ pub fn open_publisher<T>(options: &SessionOptions, queue: &QueueSpec) -> Result<
     };
     publisher.cut();
     Err(Error::try_again(why))
-}
-
-/// Whether the queue is empty, as it says itself: one whose leader does not answer counts no messages, and not even the
-/// consumer that it is asked by.
-fn is_empty(session: &mut Session, options: &SessionOptions, queue: &QueueSpec) -> Result<bool> {
-    let channels = Channels::open(session, 1, WalkMode::Held)?;
-    let mut refresher = Refresher::new(options, queue, &Interrupt::ignored());
-    let empty = {
-        let consumer = Consumer::start(channels.first()?, &queue.name, ConsumeOptions::prefetching(1))
-            .map_err(Fault::into_error)?;
-        let Count { ready, consumers } = count_messages(session, &queue.name).map_err(Fault::into_error)?;
-        consumer.cancel().map_err(Fault::into_error)?;
-        // One has come after all.
-        let come = consumer.leftover();
-        let empty = ready == 0 && consumers > 0 && come.is_none();
-        if let Some(delivery) = come {
-            refresher.consider(delivery);
-        }
-        empty
-    };
-    refresher.close()?;
-    channels.close(session, &queue.name)?;
-    Ok(empty)
-}
-
-/// There was something in the queue after all: it has only just come, or the queue has only now begun to answer.
-fn count_again(session: &mut Session, name: &str) -> Result<u32> {
-    match count_messages(session, name).map_err(Fault::into_error)? {
-        Count { ready: 0, .. } => {
-            refuse_a_stream(session, name)?;
-            Err(Error::try_again(format!("what is in {name} could not be counted just now")))
-        }
-        Count { ready, .. } => Ok(ready),
-    }
 }

@@ -12,6 +12,9 @@ use crate::report;
 /// The queue of RabbitMQ's tutorial.
 const DEFAULT_QUEUE: &str = "task_queue";
 
+/// How long failed tasks wait, unless told otherwise.
+pub(super) const DEFAULT_BACKOFF: &str = "5s,30s,2m,10m,1h";
+
 /// Which queue.
 #[derive(Args)]
 pub(super) struct QueueNameArgs {
@@ -22,29 +25,65 @@ pub(super) struct QueueNameArgs {
 
 impl QueueNameArgs {
     fn into_name(self) -> Result<String> {
-        let name = match self.queue {
-            Some(name) => name,
-            None => environment("TASKQ_QUEUE")?.unwrap_or_else(|| DEFAULT_QUEUE.to_owned()),
-        };
-        // An empty name would make the broker invent one.
-        if name.is_empty() {
-            return Err(Error::usage("the queue's name is empty"));
-        }
-        check_name("the queue's name", &name)?;
-        // RabbitMQ leaves them out where it declares a queue, and not where it routes: what is sent would find no queue.
-        if name.contains(['\r', '\n']) {
-            return Err(Error::bad_data(
-                "the queue's name holds a line break, which RabbitMQ leaves out of the names of queues",
-            ));
-        }
+        let name = self.queue.map_or_else(default_name, Ok)?;
+        check_name_of_tasks(&name)?;
         report::about(&name);
         Ok(name)
     }
 
     /// The queue as it is, whatever it is.
     pub(super) fn into_existing(self) -> Result<QueueSpec> {
-        Ok(QueueSpec { name: self.into_name()?, role: Role::Tasks, kind: QueueType::Classic, declare: false })
+        Ok(existing(self.into_name()?))
     }
+}
+
+/// Which queues.
+#[derive(Args)]
+pub(super) struct QueueNamesArgs {
+    /// The queue's name; may be repeated [env: TASKQ_QUEUE] [default: task_queue]
+    #[arg(short, long, value_name = "NAME")]
+    queue: Vec<String>,
+}
+
+impl QueueNamesArgs {
+    /// The queues as they are, each once.
+    pub(super) fn into_existing(self) -> Result<Vec<QueueSpec>> {
+        let names = if self.queue.is_empty() { vec![default_name()?] } else { self.queue };
+        let mut queues: Vec<QueueSpec> = Vec::with_capacity(names.len());
+        for name in names {
+            check_name_of_tasks(&name)?;
+            if queues.iter().all(|queue| queue.name != name) {
+                queues.push(existing(name));
+            }
+        }
+        if let [queue] = queues.as_slice() {
+            report::about(&queue.name);
+        }
+        Ok(queues)
+    }
+}
+
+fn default_name() -> Result<String> {
+    Ok(environment("TASKQ_QUEUE")?.unwrap_or_else(|| DEFAULT_QUEUE.to_owned()))
+}
+
+fn existing(name: String) -> QueueSpec {
+    QueueSpec { name, role: Role::Tasks, kind: QueueType::Classic, declare: false }
+}
+
+fn check_name_of_tasks(name: &str) -> Result<()> {
+    // An empty name would make the broker invent one.
+    if name.is_empty() {
+        return Err(Error::usage("the queue's name is empty"));
+    }
+    check_name("the queue's name", name)?;
+    // RabbitMQ leaves them out where it declares a queue, and not where it routes: what is sent would find no queue.
+    if name.contains(['\r', '\n']) {
+        return Err(Error::bad_data(
+            "the queue's name holds a line break, which RabbitMQ leaves out of the names of queues",
+        ));
+    }
+    Ok(())
 }
 
 /// Which queue, and what it should be.

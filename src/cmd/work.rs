@@ -9,7 +9,7 @@ use clap::ValueEnum;
 
 use super::connection::ConnectionArgs;
 use super::positive_duration;
-use super::queue::{QueueArgs, check_name, delay};
+use super::queue::{DEFAULT_BACKOFF, QueueArgs, check_name, delay};
 use crate::broker::QueueSpec;
 use crate::descriptors;
 use crate::duration;
@@ -88,7 +88,7 @@ pub(super) struct Args {
     #[arg(help_heading = FAIL, long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=1_000_000), requires = "command")]
     attempts: u32,
     /// Pauses after the first failed attempt, the second, ...; the last repeats
-    #[arg(help_heading = FAIL, long, value_name = "LIST", default_value = "5s,30s,2m,10m,1h", value_delimiter = ',', value_parser = delay, requires = "command")]
+    #[arg(help_heading = FAIL, long, value_name = "LIST", default_value = DEFAULT_BACKOFF, value_delimiter = ',', value_parser = delay, requires = "command")]
     backoff: Vec<Duration>,
     /// Deliveries that may end without an answer, as when the worker is killed, before the task is dead
     #[arg(help_heading = FAIL, long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

@@ -71,6 +71,7 @@ mod poison;
 mod retry;
 mod retry_flags;
 mod retry_soak;
+mod status;
 
 mod inherited;
 mod interop;
