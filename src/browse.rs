@@ -9,7 +9,7 @@ mod refresher;
 mod task;
 mod walk;
 
-pub use counted::{Counted, count_surely};
+pub use counted::{Counted, count_surely, count_unsurely};
 pub use interrupt::Interrupt;
 pub use key::Key;
 pub use mover::{Moved, Mover, Moving, WINDOW};

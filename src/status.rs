@@ -2,17 +2,17 @@
 
 mod limits;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::broker::{ConnectionPurpose, Fault, QueueSpec, Session, SessionOptions};
-use crate::browse::{Counted, count_surely};
-use crate::error::{Error, Exit, Result};
+use crate::broker::{ConnectionPurpose, Fault, FaultKind, QueueSpec, Session, SessionOptions};
+use crate::browse::{Counted, count_surely, count_unsurely};
+use crate::error::{Error, Result};
 
 pub use limits::{Broken, Limits, Measure};
 
-/// How many connections may be lost over questions that nobody answers before the broker counts as gone. Each takes as
-/// long as the broker may be silent.
-const MOST_LOST: u32 = 2;
+/// How long all that nobody answers may take, each of which costs the connection: after it, a queue that counts nothing is
+/// not asked any more whether that is so, and another lost connection is an error.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is in one queue and in its companions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub type Told = std::result::Result<u32, Reason>;
 pub enum Reason {
     /// Nobody answers for the queue.
     Unanswered,
-    /// This user may not look at it.
+    /// This user may not look at it, or not read it to make sure that it is empty.
     NotAllowed,
 }
 
@@ -66,7 +66,7 @@ pub fn look(
     pauses: &[Duration],
 ) -> Result<Vec<Result<Status>>> {
     let session = connect(options).map_err(Error::on_first_connect)?;
-    let mut observer = Observer { options, session: Some(session), lost: 0 };
+    let mut observer = Observer { options, session: Some(session), waited: Duration::ZERO };
     let mut looks = Vec::with_capacity(queues.len());
     for queue in queues {
         let status = observer.look_at(queue, pauses);
@@ -88,8 +88,13 @@ fn connect(options: &SessionOptions) -> Result<Session> {
 
 /// How one queue was counted.
 enum Seen {
-    Count { ready: u32, consumers: u32 },
+    Count {
+        ready: u32,
+        consumers: u32,
+    },
     Missing,
+    /// This user may not look at it.
+    Refused(Fault),
     Unknown(Reason, String),
 }
 
@@ -97,7 +102,8 @@ struct Observer<'o> {
     options: &'o SessionOptions,
     /// None: the broker is gone.
     session: Option<Session>,
-    lost: u32,
+    /// For answers that did not come.
+    waited: Duration,
 }
 
 impl Observer<'_> {
@@ -111,11 +117,9 @@ impl Observer<'_> {
                     queue.name
                 )));
             }
-            Seen::Unknown(Reason::NotAllowed, why) => {
-                return Err(Error::new(
-                    Exit::Refused,
-                    format!("the queue {} cannot be looked at: {why}", queue.name),
-                ));
+            Seen::Refused(fault) => {
+                let error = fault.into_error();
+                return Err(error.context(&format!("the queue {} cannot be looked at", queue.name)));
             }
             Seen::Unknown(kind, why) => {
                 unknown.push(Unknown { queue: queue.name.clone(), kind, why });
@@ -133,14 +137,14 @@ impl Observer<'_> {
     }
 
     fn count_companion(&mut self, companion: &QueueSpec, unknown: &mut Vec<Unknown>) -> Result<Told> {
-        Ok(match self.count(companion)? {
-            Seen::Count { ready, .. } => Ok(ready),
-            Seen::Missing => Ok(0),
-            Seen::Unknown(kind, why) => {
-                unknown.push(Unknown { queue: companion.name.clone(), kind, why });
-                Err(kind)
-            }
-        })
+        let (kind, why) = match self.count(companion)? {
+            Seen::Count { ready, .. } => return Ok(Ok(ready)),
+            Seen::Missing => return Ok(Ok(0)),
+            Seen::Refused(fault) => (Reason::NotAllowed, fault.to_string()),
+            Seen::Unknown(kind, why) => (kind, why),
+        };
+        unknown.push(Unknown { queue: companion.name.clone(), kind, why });
+        Ok(Err(kind))
     }
 
     /// A question that nobody answers costs the connection, and then there is another one for the next.
@@ -148,15 +152,20 @@ impl Observer<'_> {
         let Some(session) = &mut self.session else {
             return Err(Error::unavailable("the connection is gone"));
         };
-        let error = match count_surely(session, self.options, queue) {
+        let (began, asking) = (Instant::now(), self.waited < PATIENCE);
+        let counted = match asking {
+            true => count_surely(session, self.options, queue),
+            false => count_unsurely(session, queue),
+        };
+        let error = match counted {
             Ok(counted) => return Ok(seen(counted)),
             Err(error) => error,
         };
         if session.open_channel().is_err() {
-            self.lost += 1;
+            self.waited += began.elapsed();
             self.session = None;
-            if self.lost >= MOST_LOST {
-                return Err(error.context(&queue.name));
+            if !asking {
+                return Err(error);
             }
             self.session = Some(connect(self.options).map_err(|_| error.clone())?);
         }
@@ -165,18 +174,14 @@ impl Observer<'_> {
 }
 
 fn seen(counted: Counted) -> Seen {
-    let unusable = |fault: Fault| {
-        let why = fault.to_string();
-        let kind = match fault.into_error().exit {
-            Exit::Refused => Reason::NotAllowed,
-            _ => Reason::Unanswered,
-        };
-        Seen::Unknown(kind, why)
-    };
     match counted {
         Counted::Known(count) => Seen::Count { ready: count.ready, consumers: count.consumers },
         Counted::Missing => Seen::Missing,
         Counted::Unanswered => Seen::Unknown(Reason::Unanswered, "nobody answers for it".to_owned()),
-        Counted::Unusable(fault) => unusable(fault),
+        Counted::Unsure(fault) => Seen::Unknown(Reason::NotAllowed, fault.to_string()),
+        Counted::Unusable(fault) if fault.kind == FaultKind::Lost => {
+            Seen::Unknown(Reason::Unanswered, fault.to_string())
+        }
+        Counted::Unusable(fault) => Seen::Refused(fault),
     }
 }

@@ -19,6 +19,8 @@ pub enum Counted {
     Unanswered,
     /// It cannot be looked at: the user may not, or its node is away.
     Unusable(Fault),
+    /// It counts nothing, and this user may not read it to make sure.
+    Unsure(Fault),
 }
 
 /// Counts what is in the queue. A quorum queue whose leader does not answer counts no messages, and not even the consumer
@@ -35,6 +37,14 @@ pub fn count_surely(session: &mut Session, options: &SessionOptions, queue: &Que
     }
 }
 
+/// The same without asking: where nothing is counted, that is not known to be so.
+///
+/// # Errors
+/// Those of the connection.
+pub fn count_unsurely(session: &mut Session, queue: &QueueSpec) -> Result<Counted> {
+    count_again(session, &queue.name, Counted::Unanswered)
+}
+
 fn beside_a_consumer(session: &mut Session, options: &SessionOptions, queue: &QueueSpec) -> Result<Counted> {
     let channels = Channels::open(session, 1, WalkMode::Held)?;
     let mut refresher = Refresher::new(options, queue, &Interrupt::ignored());
@@ -44,7 +54,7 @@ fn beside_a_consumer(session: &mut Session, options: &SessionOptions, queue: &Qu
             Ok(consumer) => consumer,
             // Another consumer may have just come, and have the queue for itself.
             Err(fault) if fault.scope == Scope::Channel && fault.kind == FaultKind::Refused => {
-                return count_again(session, &queue.name, Counted::Unusable(fault));
+                return count_again(session, &queue.name, Counted::Unsure(fault));
             }
             Err(fault) => return uncounted(fault),
         };

@@ -46,7 +46,7 @@ impl Place {
         let ready = match count_surely(&mut session, options, &queue)? {
             Counted::Known(Count { ready, .. }) => ready,
             Counted::Missing => return Ok(Opened::Missing(session)),
-            Counted::Unusable(fault) => return Err(fault.into_error()),
+            Counted::Unusable(fault) | Counted::Unsure(fault) => return Err(fault.into_error()),
             Counted::Unanswered => {
                 refuse_a_stream(&mut session, &queue.name)?;
                 let name = &queue.name;

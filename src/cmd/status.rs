@@ -175,18 +175,19 @@ fn object(status: &Status, limits: &Limits) -> Value {
     object
 }
 
-/// Why a number is `?`: a line for each reason.
+/// Why numbers are `?`: a line for each reason.
 fn explain(unknown: &[Unknown]) {
-    // Each names the queue that it is about.
-    for of in unknown.iter().filter(|of| of.kind == Reason::NotAllowed) {
-        log::info!("unknown how much is in {}: {}", of.queue, of.why);
+    let of = |kind: Reason| unknown.iter().filter(move |unknown| unknown.kind == kind);
+    let names = |why: Option<&str>, kind: Reason| {
+        let meant = of(kind).filter(|unknown| why.is_none_or(|why| unknown.why == why));
+        meant.map(|unknown| unknown.queue.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    // What the broker says of that names the queue, and is the same otherwise.
+    if let Some(first) = of(Reason::NotAllowed).next() {
+        log::info!("unknown how much is in {}: {}", names(None, Reason::NotAllowed), first.why);
     }
-    let unanswered = || unknown.iter().filter(|of| of.kind == Reason::Unanswered);
-    let reasons: BTreeSet<&str> = unanswered().map(|of| of.why.as_str()).collect();
-    for why in reasons {
-        let queues = unanswered().filter(|of| of.why == why).map(|of| of.queue.as_str());
-        let queues = queues.collect::<Vec<_>>().join(", ");
-        log::warn!("unknown how much is in {queues}: {why}");
+    for why in of(Reason::Unanswered).map(|unknown| unknown.why.as_str()).collect::<BTreeSet<_>>() {
+        log::warn!("unknown how much is in {}: {why}", names(Some(why), Reason::Unanswered));
     }
 }
 

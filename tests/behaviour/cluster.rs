@@ -180,6 +180,14 @@ fn a_queue_that_cannot_be_counted_is_not_empty() {
     let worker = work(here, script).start();
     worker.says("Received a message: 0");
     leader.freeze();
+    // Whether it waits until there is another leader or not: it never says that there is nothing.
+    let status = sandbox.taskq(["status", "--json", "--backoff", "1s"]).env("TASKQ_URL", here.url()).start();
+    let status = status.end_within(RECOVERY).exits(0);
+    let seen: serde_json::Value = serde_json::from_str(&status.stdout_lines()[0]).unwrap();
+    for (member, least) in [("ready", 1), ("dead", 1)] {
+        let told = seen[member].as_u64();
+        assert!(told.is_none_or(|count| count >= least), "{member}: {seen}\n{}", status.stderr);
+    }
     sandbox.file("go", "");
     let list = sandbox.taskq(["dead", "list"]).env("TASKQ_URL", here.url()).run();
     list.exits_with_one_of(&[0, 69, 75]).never_says("no dead tasks");

@@ -1,9 +1,11 @@
 //! `status`: how much is in queues, and the codes by which monitoring hears of it.
 
 use crate::support::broker::{arguments, durable, number, text};
-use crate::support::{Finished, Sandbox, User};
+use crate::support::script::Script;
+use crate::support::{Finished, Sandbox, amqp};
 use amiquip::{ConsumerOptions, FieldTable};
 use serde_json::{Value, json};
+use std::io::Write;
 
 fn status(sandbox: &Sandbox, args: &[&str]) -> Finished {
     sandbox.taskq(["status"].iter().chain(args)).run()
@@ -205,4 +207,47 @@ fn a_name_does_not_drive_the_terminal() {
     let shown = status(&sandbox, &["--queue", &name, "--max-ready", "0"]).exits(0);
     assert!(shown.stdout_text().contains("\\x1b[2J") && !shown.stdout_text().contains('\u{1b}'));
     status(&sandbox, &["--queue", &format!("{name}2")]).exits(78).in_one_line();
+}
+
+/// A broker on which a queue counts nothing, not even the consumer that it is asked by, as one without a leader does.
+fn without_leaders() -> Script {
+    Script::run(|stream| {
+        let first = amqp::play_until(stream, amqp::OPEN)?;
+        stream.write_all(&amqp::answer(first.channel, amqp::OPEN).unwrap())?;
+        amqp::serve_with(stream, |_| None)
+    })
+}
+
+/// The same, and it ends the connection over such a consumer, as RabbitMQ does after some seconds.
+fn without_consumers() -> Script {
+    Script::run(|stream| {
+        let asked = amqp::play_until(stream, amqp::CONSUME)?;
+        let failed = "INTERNAL_ERROR - failed consuming from quorum queue 'q' in vhost '/': nodedown";
+        assert!(asked.channel > 0);
+        stream.write_all(&amqp::connection_close(541, failed))?;
+        amqp::serve_with(stream, |_| None)
+    })
+}
+
+#[test]
+fn a_queue_that_nobody_answers_for_is_unknown_and_not_empty() {
+    for broker in [without_leaders(), without_consumers()] {
+        let sandbox = Sandbox::new();
+        let look =
+            |args: &[&str]| sandbox.taskq(["status"].iter().chain(args)).env("TASKQ_URL", broker.url()).run();
+        let shown = look(&[]).exits(0).says(&format!("unknown how much is in {}", sandbox.queue));
+        // Its queue of dead tasks does not exist.
+        assert_eq!(cells(&shown), [&sandbox.queue, "?", "?", "?", "?", "0"]);
+        let told = object(&look(&["--json", "--max-ready", "0", "--max-dead", "0"]).exits(75));
+        for member in ["ready", "consumers"] {
+            assert_eq!(told[member], Value::Null);
+        }
+        assert_eq!(
+            (&told["waiting"]["5s"], &told["over"], &told["dead"]),
+            (&Value::Null, &json!([]), &json!(0))
+        );
+        let words = "unknown how many consumers, so --min-consumers 0 may not hold";
+        look(&["--min-consumers", "0", "--quiet"]).exits(75).says(words);
+        look(&["--max-dead", "0"]).exits(0);
+    }
 }

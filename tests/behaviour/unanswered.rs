@@ -74,3 +74,16 @@ fn dead_tasks_are_not_waited_for_where_the_broker_does_not_answer() {
         sandbox.taskq(args).env("TASKQ_URL", broker.url()).start().end().exits(69).in_one_line();
     }
 }
+
+/// What is known without it is told.
+#[test]
+fn status_does_not_wait_for_ever_where_the_broker_does_not_answer() {
+    let sandbox = Sandbox::new();
+    let broker = unanswering_about(".dead");
+    let status = ["status", "--json", "--max-dead", "0"];
+    let told = sandbox.taskq(status).env("TASKQ_URL", broker.url()).start().end().exits(75);
+    let unknown = format!("unknown how much is in {}.dead: no answer", sandbox.queue);
+    let told = told.says(&unknown).says("--max-dead 0");
+    assert_eq!(told.stdout_lines().len(), 1);
+    assert!(told.stdout_text().contains(r#""dead":null"#), "{}", told.stdout_text());
+}
