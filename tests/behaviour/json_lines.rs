@@ -81,6 +81,17 @@ fn waiting_and_dead_tasks() {
 }
 
 #[test]
+fn the_state_of_queues() {
+    let sandbox = Sandbox::new();
+    sandbox.broker().declare(&sandbox.queue);
+    sandbox.taskq(["send", "hello"]).run().exits(0);
+    let plain = sandbox.taskq(["status", "--json"]).run().exits(0).stdout_text();
+    let over = sandbox.taskq(["status", "--json", "--max-ready", "0", "--min-consumers", "0"]).run().exits(1);
+    lines_are("status", &plain, 1);
+    lines_are("status", &over.stdout_text(), 1);
+}
+
+#[test]
 fn tasks_for_persistent_commands() {
     let sandbox = Sandbox::new();
     send_all_kinds(&sandbox);
