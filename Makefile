@@ -156,8 +156,9 @@ rabbitmq4: ## Fetch RabbitMQ 4.0 and the newest, beside the one that is installe
 # about queues that are declared again, counted, missing or away, about permissions, and about messages that are returned,
 # expire, are dead-lettered or too large; how nodes find each other; what its Erlang says about TLS. The others are about
 # taskq's commands, input, output and signals, or play the broker themselves.
-DIFFERENCES := acknowledgement_timeout broker_version cluster copies_refused copy_forms dead dead_lettered dead_names \
-	dead_quorum delay delivery_limit foreign_headers interop limits permissions poison redeclare redeclare_bulk retry retry_flags \
+DIFFERENCES := acknowledgement_timeout broker_version cluster copies_refused copy_forms dead dead_filters \
+	dead_lettered dead_names dead_quorum dead_rate delay delivery_limit foreign_headers interop limits peek permissions \
+	poison redeclare redeclare_bulk retry retry_flags \
 	send_refused staying_up status tls until_done vanished work_limits
 
 $(foreach file,$(DIFFERENCES),$(if $(wildcard tests/behaviour/$(file).rs),,$(error there is no tests/behaviour/$(file).rs)))
