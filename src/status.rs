@@ -153,10 +153,8 @@ impl Observer<'_> {
             return Err(Error::unavailable("the connection is gone"));
         };
         let (began, asking) = (Instant::now(), self.waited < PATIENCE);
-        let counted = match asking {
-            true => count_surely(session, self.options, queue),
-            false => count_unsurely(session, queue),
-        };
+        let counted =
+            if asking { count_surely(session, self.options, queue) } else { count_unsurely(session, queue) };
         let error = match counted {
             Ok(counted) => return Ok(seen(counted)),
             Err(error) => error,

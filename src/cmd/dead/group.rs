@@ -13,8 +13,9 @@ use crate::output;
 const MOST_KINDS: usize = 1000;
 /// Of an error's first line, in characters.
 const LONGEST_LINE: usize = 200;
-/// Hosts that are named.
+/// Hosts that are named in JSON, and in the table.
 const MOST_HOSTS: usize = 10;
+const SHOWN_HOSTS: usize = 3;
 
 pub(super) const COLUMNS: [Column; 6] = [
     Column { name: "TASKS", shrinks: false },
@@ -40,7 +41,6 @@ struct Group {
     since: Option<u64>,
     last: Option<u64>,
     hosts: BTreeSet<String>,
-    more_hosts: bool,
 }
 
 /// All groups.
@@ -66,12 +66,8 @@ impl Groups {
             group.since = Some(group.since.map_or(at, |since| since.min(at)));
             group.last = group.last.max(Some(at));
         }
-        if let Some(host) = &record.host {
-            if group.hosts.len() < MOST_HOSTS {
-                group.hosts.insert(host.clone());
-            } else if !group.hosts.contains(host) {
-                group.more_hosts = true;
-            }
+        if let Some(host) = record.host.as_ref().filter(|_| group.hosts.len() < MOST_HOSTS) {
+            group.hosts.insert(host.clone());
         }
     }
 
@@ -93,8 +89,8 @@ impl Groups {
 }
 
 fn row(kind: &Kind, group: &Group) -> Vec<String> {
-    let mut hosts: Vec<&str> = group.hosts.iter().map(String::as_str).collect();
-    if group.more_hosts {
+    let mut hosts: Vec<&str> = group.hosts.iter().take(SHOWN_HOSTS).map(String::as_str).collect();
+    if group.hosts.len() > SHOWN_HOSTS {
         hosts.push("...");
     }
     vec![
