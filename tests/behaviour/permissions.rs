@@ -127,6 +127,81 @@ fn a_missing_permission_is_named_with_its_object() {
     assert_eq!(sandbox.broker().counts(&sandbox.queue), Some((0, 0)));
 }
 
+/// What README lists as enough for users for whom somebody else has declared the queues: nothing more, for each command.
+#[test]
+fn each_command_works_with_the_least_that_it_needs() {
+    for kind in ["classic", "quorum"] {
+        let sandbox = Sandbox::new();
+        let user = User::add(&sandbox, "least", "opensesame", [NONE; 3]);
+        let url = user.url("opensesame");
+        let (queue, dead) = (only(&sandbox.queue), only(&sandbox.dead_queue()));
+        let all = format!("^{}(\\.(dead|delay\\.[0-9]+))?$", sandbox.queue.replace('.', "\\."));
+        let admin = |args: &[&str]| sandbox.taskq(args).run();
+        let fill = || {
+            admin(&["dead", "purge", "--yes"]).exits(0);
+            for id in ["a", "b"] {
+                admin(&["send", "--id", id, "--queue-type", kind, "body"]).exits(0);
+            }
+            sandbox.work_with(&["--until-empty", "--queue-type", kind], "exit 65").run().exits(1);
+        };
+        admin(&["send", "--queue-type", kind, "body"]).exits(0);
+        sandbox.work_with(&["--until-empty", "--queue-type", kind], "exit 65").run().exits(1);
+        fill();
+        let enough = |permissions: [&str; 3], args: &[&str]| {
+            user.may(permissions);
+            run(&sandbox, &url, args).exits(0)
+        };
+        enough([&queue, DEFAULT_EXCHANGE, NONE], &["send", "--queue-type", kind, "hello"]);
+        enough([NONE, DEFAULT_EXCHANGE, NONE], &["send", "--no-declare", "hello"]);
+        enough([&queue, NONE, &queue], &["work", "--queue-type", kind, "--max-tasks", "1", "--dots"]);
+        enough([NONE, NONE, &queue], &["work", "--no-declare", "--max-tasks", "1", "--dots"]);
+        let work = ["work", "--max-tasks", "1", "--queue-type", kind, "--", "true"];
+        enough([NONE, DEFAULT_EXCHANGE, NONE], &["send", "--no-declare", "hello"]);
+        enough([&all, DEFAULT_EXCHANGE, &all], &work);
+        // A queue of dead tasks that wears out: the second look replaces what the first has worn.
+        for args in [&["dead", "list"][..], &["dead", "show", "a"], &["dead", "list", "--json"]] {
+            enough([NONE, DEFAULT_EXCHANGE, &dead], args).never_says("could not be replaced");
+        }
+        enough([NONE, DEFAULT_EXCHANGE, &dead], &["dead", "requeue", "a"]).says("1 sent again");
+        enough([NONE, NONE, &dead], &["dead", "purge", "--yes"]).says("1 deleted");
+        admin(&["work", "--dots", "--until-empty"]).exits(0);
+        fill();
+        let told = enough([NONE, NONE, &all], &["status", "--json", "--max-dead", "2"]);
+        assert_eq!(told.stderr, "");
+        assert!(told.stdout_text().contains(r#""dead":2"#), "{kind}: {}", told.stdout_text());
+    }
+}
+
+/// What may not be looked at, or not be read to make sure that nothing is in it, is unknown and stops nothing else.
+#[test]
+fn status_tells_what_this_user_may_see() {
+    let sandbox = Sandbox::new();
+    sandbox.work_with(&["--until-empty"], "true").run().exits(0);
+    let user = User::add(&sandbox, "reader", "opensesame", [NONE, NONE, &only(&sandbox.queue)]);
+    let url = user.url("opensesame");
+    let told = run(&sandbox, &url, &["status", "--json"]).exits(0).in_one_line();
+    let seen: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!((&seen["ready"], &seen["consumers"]), (&0.into(), &0.into()));
+    assert!(seen["dead"].is_null() && seen["waiting"]["5s"].is_null(), "{seen}");
+    told.says(&format!("unknown how much is in {}, ", sandbox.dead_queue())).says("lacks the permission");
+    assert_eq!(run(&sandbox, &url, &["--quiet", "status"]).exits(0).stderr, "");
+    run(&sandbox, &url, &["--quiet", "status", "--max-dead", "9"]).exits(77).in_one_line().says("--max-dead");
+    run(&sandbox, &url, &["--quiet", "status", "--max-ready", "9"]).exits(0);
+    // Before 4.2.6 a queue in which there is something can be counted by everybody.
+    user.may([NONE; 3]);
+    let seen_by_all = sandbox.broker().version() < [4, 2, 6];
+    let nothing = run(&sandbox, &url, &["status", "--json"]);
+    if seen_by_all {
+        assert!(nothing.exits(0).stdout_text().contains(r#""ready":null"#));
+        sandbox.broker().publish(&sandbox.queue, "task");
+        sandbox.broker().wait_ready(&sandbox.queue, 1);
+        let told = run(&sandbox, &url, &["status", "--json"]).exits(0).stdout_text();
+        assert!(told.contains(r#""ready":1"#), "{told}");
+    } else {
+        assert!(nothing.exits(77).in_one_line().says("cannot be looked at").stdout.is_empty());
+    }
+}
+
 /// RabbitMQ asks for both for a new queue that hands its messages on, and only since 4 it tells which one is missing.
 #[test]
 fn a_delay_queue_needs_two_permissions_and_both_are_named() {

@@ -47,6 +47,9 @@ const CHECKS: &[(&str, &str, Check)] = &[
     ("sh", "taskq peek", Check::By(looks_at_waiting_tasks)),
     ("sh", "taskq dead list", Check::By(looks_at_dead_tasks)),
     ("sh", "rabbitmqctl set_policy taskq-backup", Check::By(sets_policies)),
+    ("sh", "taskq status --queue", Check::By(watches_queues)),
+    ("console", "$ taskq status", Check::By(shows_how_much_there_is)),
+    ("sh", "rabbitmqctl set_permissions sender", Check::By(sets_permissions)),
     ("sh", "umask 077", Check::By(keeps_the_password_in_a_file)),
     ("sh", "export TASKQ_URL=", Check::By(names_several_brokers)),
     ("erlang", "[{rabbit,", Check::By(is_what_make_cluster_has)),
@@ -423,6 +426,50 @@ fn sets_policies(place: &Place) {
     for name in names {
         place.sh(&format!("rabbitmqctl clear_policy {name}")).run().exits(0);
     }
+}
+
+fn watches_queues(place: &Place) {
+    for queue in ["backup", "images"] {
+        place.sandbox.broker().declare(queue);
+    }
+    let ran =
+        place.sh(place.text()).run().exits(0).says("fewer than --min-consumers 1").says("look at backup");
+    let queues = ran.stdout_lines();
+    assert_eq!(queues.iter().filter(|line| line.starts_with("backup")).count(), 2, "{queues:?}");
+    assert!(queues.iter().any(|line| line.starts_with("images")), "{queues:?}");
+}
+
+fn shows_how_much_there_is(place: &Place) {
+    place.send("--lines", &format!("{}\n", ".".repeat(1000)).repeat(124));
+    let _worker = place.worker("taskq work --threads 4 -- sleep 1000");
+    let broker = place.sandbox.broker();
+    for (companion, count) in [("delay.120000", 4), ("delay.600000", 3), ("dead", 2)] {
+        for _ in 0..count {
+            broker.publish(&format!("task_queue.{companion}"), "task");
+        }
+        broker.wait_ready(&format!("task_queue.{companion}"), count);
+    }
+    until("four of them run", || (broker.counts("task_queue") == Some((120, 4))).then_some(()));
+    place.console();
+}
+
+fn sets_permissions(place: &Place) {
+    let users: Vec<&str> = place.text().lines().filter_map(|line| line.split(' ').nth(2)).collect();
+    assert_eq!(users, ["sender", "monitor"]);
+    for user in &users {
+        place.sh(&format!("rabbitmqctl add_user {user} secret")).run().exits(0);
+    }
+    place.sh(place.text()).run().exits(0);
+    let as_user = |user: &str, command: &str| {
+        let url = place.sandbox.url().replace("guest:guest", &format!("{user}:secret"));
+        place.sh(command).env("TASKQ_URL", url).run()
+    };
+    place.one_dead("backup");
+    as_user("sender", "taskq send --no-declare --queue backup hello").exits(0);
+    as_user("sender", "taskq work --no-declare --queue backup").exits(77);
+    as_user("monitor", "taskq send --no-declare --queue backup hello").exits(77);
+    let told = as_user("monitor", "taskq status --queue backup --max-ready 1 --max-dead 1").exits(0);
+    assert_eq!(told.stderr, "");
 }
 
 fn keeps_the_password_in_a_file(place: &Place) {
