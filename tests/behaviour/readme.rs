@@ -466,7 +466,7 @@ fn sets_permissions(place: &Place) {
     };
     place.one_dead("backup");
     as_user("sender", "taskq send --no-declare --queue backup hello").exits(0);
-    as_user("sender", "taskq work --no-declare --queue backup").exits(77);
+    as_user("sender", "taskq work --no-declare --queue backup --dots").exits(77);
     as_user("monitor", "taskq send --no-declare --queue backup hello").exits(77);
     let told = as_user("monitor", "taskq status --queue backup --max-ready 1 --max-dead 1").exits(0);
     assert_eq!(told.stderr, "");

@@ -229,6 +229,20 @@ fn without_consumers() -> Script {
     })
 }
 
+/// As if it were deleted between the count and the consumer.
+#[test]
+fn a_queue_that_is_deleted_meanwhile_does_not_exist() {
+    let sandbox = Sandbox::new();
+    let broker = Script::run(|stream| {
+        let asked = amqp::play_until(stream, amqp::CONSUME)?;
+        let missing = amqp::channel_close(asked.channel, 404, "NOT_FOUND - no queue 'q' in vhost '/'");
+        stream.write_all(&missing)?;
+        amqp::serve_with(stream, |_| None)
+    });
+    let look = sandbox.taskq(["status"]).env("TASKQ_URL", broker.url()).run();
+    look.exits(78).in_one_line().says(&format!("there is no queue {};", sandbox.queue));
+}
+
 #[test]
 fn a_queue_that_nobody_answers_for_is_unknown_and_not_empty() {
     for broker in [without_leaders(), without_consumers()] {
