@@ -79,6 +79,7 @@ pub fn requeue(
         pace: rate.map(|rate| Pace::new(rate, Instant::now())),
         begun_at: unix_time(),
         interrupt,
+        has_begun: false,
         done: Moved::default(),
         in_doubt: HashSet::new(),
         progress,
@@ -108,6 +109,8 @@ struct Requeue<'r> {
     /// With a rate: tasks that died after this (unix time) stay, though they were sent again by this very command.
     begun_at: u64,
     interrupt: Interrupt,
+    /// The broker has taken copies: what it refuses later may pass.
+    has_begun: bool,
     done: Moved,
     /// Tasks with an id whose copies are confirmed, and of which it is not known whether they were taken out: the
     /// connection was lost. They are when they come again.
@@ -136,7 +139,7 @@ impl Requeue<'_> {
                     }
                 }
                 Ok(_) => continue,
-                Err(error) if self.rate.is_none() => return Err(error),
+                Err(error) if self.rate.is_none() || !self.has_begun => return Err(error),
                 Err(error) => trouble.may_pass(error)?,
             };
             self.is_interrupted_within(pause)?;
@@ -154,6 +157,7 @@ impl Requeue<'_> {
             },
         };
         let publisher = open_publisher(self.options, self.queue)?;
+        self.has_begun = true;
         let answers_each = self.rate.is_none() && self.chosen.is_everything() && most >= place.ready;
         let mode = if answers_each {
             WalkMode::Answered(WINDOW)

@@ -332,3 +332,16 @@ fn who_may_not_look_at_the_queue_of_dead_tasks_can_work_without_a_command() {
     // Whoever may look is refused.
     sandbox.taskq(["work", "--until-empty"]).run().exits(78);
 }
+
+#[test]
+fn who_may_not_write_is_told_so_when_dead_tasks_are_to_be_sent_again() {
+    let sandbox = Sandbox::new();
+    sandbox.taskq(["send", "--queue", &sandbox.dead_queue(), "dead"]).run().exits(0);
+    sandbox.broker().declare(&sandbox.queue);
+    let url = User::add(&sandbox, "reads", "secret", ["^$", "^$", ".*"]).url("secret");
+    for args in [&["--all"][..], &["--all", "--rate", "1/s"], &["--body", "dead"]] {
+        let refused = sandbox.taskq(["dead", "requeue", "--url", &url].iter().chain(args)).run().exits(77);
+        assert!(refused.stderr.contains("permission"), "{args:?}: {}", refused.stderr);
+    }
+    sandbox.broker().wait_ready(&sandbox.dead_queue(), 1);
+}
