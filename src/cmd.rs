@@ -103,7 +103,7 @@ pub fn run() -> Exit {
         (false, true) => Verbosity::Quiet,
         (false, false) => Verbosity::Normal,
     };
-    let format = cli.log_format.map_or_else(LogFormat::of_stderr, LogFormat::from);
+    let format = format_of(cli.log_format);
     if let Err(error) = output::install_logger(verbosity, format) {
         return complain(&Error::internal(format!("cannot start a thread: {}", shortage::reason(&error))));
     }
@@ -167,11 +167,19 @@ fn one_line(complaint: &str) -> String {
     format!("{} ({command} --help)", output::foreign(wrong))
 }
 
-/// Without the logger.
+/// Without the logger. The command line may be wrong, and still say how it wants to be told of that.
 fn complain(error: &Error) -> Exit {
     use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "taskq: error: {}", output::message(&error.to_string()));
+    let words: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let after = words.windows(2).filter(|pair| pair[0] == "--log-format").map(|pair| pair[1].as_str());
+    let joined = words.iter().filter_map(|word| word.strip_prefix("--log-format="));
+    let wanted = after.chain(joined).find_map(|name| Format::from_str(name, false).ok());
+    let _ = std::io::stderr().write_all(format_of(wanted).complaint(&error.to_string()).as_bytes());
     error.exit
+}
+
+fn format_of(wanted: Option<Format>) -> LogFormat {
+    wanted.map_or_else(LogFormat::of_stderr, LogFormat::from)
 }
 
 /// Such as a full disk behind stdout.

@@ -58,8 +58,7 @@ fn level(event: &Event<'_>) -> Level {
         | Event::ConnectedAgain { .. }
         | Event::PublishingAccepted { .. }
         | Event::FinishingCopies { .. }
-        | Event::Stopping { running: 1.., .. } => Level::Info,
-        Event::Stopping { running: 0, .. } => Level::Debug,
+        | Event::Stopping { .. } => Level::Info,
         Event::Failed { .. } => Level::Error,
         _ => Level::Warn,
     }

@@ -308,6 +308,9 @@ fn tell_names(names: &Names) {
 }
 
 fn purge(filter: Filter, most: Option<u32>, yes: bool, place: Target) -> Result<Exit> {
+    if !yes && !std::io::stdin().is_terminal() {
+        return Err(Error::usage("there is nobody to ask: give --yes to delete without asking"));
+    }
     let (options, queue) = place.open()?;
     let selection = Selection::Matching { filter, most };
     let deleted = if yes && selection == Selection::all() {
@@ -335,9 +338,6 @@ fn purge(filter: Filter, most: Option<u32>, yes: bool, place: Target) -> Result<
 }
 
 fn confirmed(question: &str) -> Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Error::usage("there is nobody to ask: give --yes to delete without asking"));
-    }
     // Messages come from a thread of their own.
     output::flush_stderr();
     let mut stderr = std::io::stderr();

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::kv::{Error, Key, Value, VisitSource};
 use log::{Level, Record};
-use nix::sys::stat::fstat;
+use nix::sys::stat::{SFlag, fstat};
 use serde_json::{Map, json};
 
 use super::json::line_of_json;
@@ -51,6 +51,15 @@ impl LogFormat {
         CURRENT.get().copied().unwrap_or(Self::Text)
     }
 
+    /// The line of an error that ends the process before there is a logger.
+    #[must_use]
+    pub fn complaint(self, text: &str) -> String {
+        self.line(
+            &Record::builder().level(Level::Error).args(format_args!("{text}")).build(),
+            SystemTime::now(),
+        )
+    }
+
     /// A whole line. Whoever composed it, it can drive no terminal and holds no password.
     pub(super) fn line(self, record: &Record<'_>, now: SystemTime) -> String {
         let level = record.level();
@@ -91,10 +100,18 @@ impl CommandLines {
     /// either. In the journal a command must not choose the priority of what it prints.
     #[must_use]
     pub fn beside_messages() -> [Self; 2] {
-        let before = (LogFormat::current() == LogFormat::Journal).then(|| Arc::from(&b"<6>"[..]));
-        let stderr = Self { before, end: true };
-        let same = are_the_same(&std::io::stdout(), &std::io::stderr());
-        [if same { stderr.clone() } else { Self::DATA }, stderr]
+        let priority = |is_the_journal: bool| is_the_journal.then(|| Arc::from(&b"<6>"[..]));
+        let stderr = Self { before: priority(LogFormat::current() == LogFormat::Journal), end: true };
+        let (out, err) = (std::io::stdout(), std::io::stderr());
+        let stdout = if are_the_same(&out, &err) {
+            stderr.clone()
+        } else if is_the_journal(&out) || is_the_journal(&err) && is_a_socket(&out) {
+            // Each has a stream of its own to the journal; only one of them is announced.
+            Self { before: priority(true), end: true }
+        } else {
+            Self::DATA
+        };
+        [stdout, stderr]
     }
 
     /// With a tag before each line, and after what stands there already. Tagged lines are for people: the last one is
@@ -156,13 +173,17 @@ fn moment(now: SystemTime) -> String {
     format!("{}.{:03}Z", seconds.trim_end_matches('Z'), now.subsec_millis())
 }
 
-fn is_the_journal(stream: &Stderr) -> bool {
+fn is_the_journal(stream: &impl AsFd) -> bool {
     let announced = std::env::var(JOURNAL).ok();
     let parts = announced.as_deref().and_then(|text| text.split_once(':'));
     let Some((Ok(device), Ok(inode))) = parts.map(|(device, inode)| (device.parse(), inode.parse())) else {
         return false;
     };
     fstat(stream.as_fd()).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (device, inode))
+}
+
+fn is_a_socket(stream: &Stdout) -> bool {
+    fstat(stream.as_fd()).is_ok_and(|stat| stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits())
 }
 
 fn are_the_same(stdout: &Stdout, stderr: &Stderr) -> bool {

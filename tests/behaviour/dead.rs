@@ -293,7 +293,7 @@ fn purge_does_not_delete_tasks_that_died_after_the_question() {
 fn where_no_task_ever_died_there_is_nothing_to_see_and_nothing_wrong() {
     let sandbox = Sandbox::new();
     sandbox.broker().declare(&sandbox.queue);
-    for args in [&["list"][..], &["list", "--json"], &["requeue", "--all"], &["purge", "--yes"], &["purge"]] {
+    for args in [&["list"][..], &["list", "--json"], &["requeue", "--all"], &["purge", "--yes"]] {
         let looked = dead(&sandbox, args).exits(0);
         assert!(looked.stdout.is_empty(), "{args:?}");
     }
@@ -310,7 +310,6 @@ fn a_queue_that_is_not_there_is_not_taken_for_a_healthy_one() {
         &["show", "any"],
         &["requeue", "--all"],
         &["purge", "--yes"],
-        &["purge"],
     ] {
         dead(&sandbox, args).exits(78).in_one_line().says(&sandbox.queue).says("--queue");
     }

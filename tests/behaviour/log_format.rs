@@ -5,6 +5,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 const DOCS: &str = include_str!("../../docs/log.md");
 
@@ -140,4 +141,36 @@ fn the_journal_is_recognised_and_told_priorities() {
     let sandbox = Sandbox::new();
     let sent = sandbox.taskq(["send", "x"]).env("JOURNAL_STREAM", "1:1").run().exits(0);
     assert_eq!(sent.stderr, " [x] Sent x\n");
+}
+
+/// systemd announces one of them.
+#[test]
+fn stdout_may_have_a_stream_of_its_own_to_the_journal() {
+    let sandbox = Sandbox::new();
+    sandbox.taskq(["send", "x"]).run().exits(0);
+    let [(mut out, stdout), (err, stderr)] = [(); 2].map(|()| UnixStream::pair().unwrap());
+    let stat = nix::sys::stat::fstat(stderr.as_fd()).unwrap();
+    let journal = format!("{}:{}", stat.st_dev, stat.st_ino);
+    let worker =
+        sandbox.work_with(&["--until-empty"], "printf '<0>out\\nmore'").env("JOURNAL_STREAM", journal);
+    worker.stdout_to(OwnedFd::from(stdout)).stderr_to(OwnedFd::from(stderr)).run().exits(0);
+    let mut text = String::new();
+    out.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "<6><0>out\n<6>more\n");
+    drop(err);
+}
+
+/// Before there is a logger, too.
+#[test]
+fn a_wrong_command_line_is_told_in_the_form_that_it_asks_for() {
+    let sandbox = Sandbox::new();
+    let say = |args: &[&str]| sandbox.taskq(args).run().exits(2).in_one_line().stderr;
+    let json: Value = serde_json::from_str(&say(&["work", "--log-format", "json", "--bogus"])).unwrap();
+    assert_eq!((&json["level"], &json["event"]), (&"error".into(), &"message".into()));
+    assert!(json["message"].as_str().unwrap().contains("--bogus"), "{json}");
+    let journal = say(&["send", "--delay", "x", "--log-format=journal"]);
+    assert!(journal.starts_with("<3>taskq: error: "), "{journal}");
+    let time = say(&["--log-format", "time", "nothing"]);
+    assert!(time.contains("Z taskq: error: "), "{time}");
+    assert!(say(&["work", "--log-format", "none"]).starts_with("taskq: error: "));
 }
