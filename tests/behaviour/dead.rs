@@ -304,13 +304,9 @@ fn where_no_task_ever_died_there_is_nothing_to_see_and_nothing_wrong() {
 #[test]
 fn a_queue_that_is_not_there_is_not_taken_for_a_healthy_one() {
     let sandbox = Sandbox::new();
-    for args in [
-        &["list"][..],
-        &["list", "--json"],
-        &["show", "any"],
-        &["requeue", "--all"],
-        &["purge", "--yes"],
-    ] {
+    for args in
+        [&["list"][..], &["list", "--json"], &["show", "any"], &["requeue", "--all"], &["purge", "--yes"]]
+    {
         dead(&sandbox, args).exits(78).in_one_line().says(&sandbox.queue).says("--queue");
     }
 }
