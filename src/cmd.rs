@@ -21,6 +21,9 @@ use crate::output::{self, LogFormat, Verbosity};
 use crate::shortage;
 use crate::shutdown;
 
+/// The last heading of `--help`.
+const MESSAGES: &str = "Messages";
+
 /// A task queue for the shell on top of RabbitMQ.
 ///
 /// `taskq send "hello..."` enqueues a task, `taskq work --threads 4` works through the queue. A task is acknowledged when
@@ -34,14 +37,14 @@ struct Cli {
     #[command(subcommand)]
     command: Verb,
     /// Say more about what happens underneath
-    #[arg(short, long, global = true, conflicts_with = "quiet", display_order = LAST - 1)]
+    #[arg(help_heading = MESSAGES, short, long, global = true, conflicts_with = "quiet", display_order = LAST - 1)]
     verbose: bool,
-    /// Say nothing but warnings and errors
-    #[arg(long, global = true, action = ArgAction::SetTrue, display_order = LAST)]
+    /// Say nothing but warnings and errors; what COMMAND prints is not touched (work --output)
+    #[arg(help_heading = MESSAGES, long, global = true, action = ArgAction::SetTrue, display_order = LAST)]
     quiet: bool,
     /// How messages are written: text, time (the same with a UTC time in front), json (an object a line) or journal
     /// (with priorities, which systemd's journal reads) [default: journal where stderr is the journal, else text]
-    #[arg(long, global = true, value_name = "FORMAT", hide_possible_values = true, display_order = LAST - 2)]
+    #[arg(help_heading = MESSAGES, long, global = true, value_name = "FORMAT", hide_possible_values = true, display_order = LAST - 2)]
     log_format: Option<Format>,
 }
 
@@ -78,11 +81,10 @@ const LAST: usize = 998;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0      send: the broker has every task; work: what it had begun is finished
-  1      work --until-empty, --until-done, --max-tasks or --max-time finished, and a task ended dead;
-         status: a limit does not hold
+  0      done; send: the broker has every task; work: what it had begun is finished
+  1      work --until..., --max-...: finished, and a task ended dead; status: a limit does not hold
   2      a wrong flag, URL, duration or number
-  65     data that cannot be sent
+  65     data that cannot be sent; dead: a name that means no task, or several
   69     the broker cannot be reached, or was lost; try again
   70     an error of this machine, such as a full disk, or of taskq
   75     not confirmed in time, or refused for now; try again

@@ -158,46 +158,51 @@ pub fn list(
 }
 
 /// How many of the selected ones there are.
-pub fn count(options: &SessionOptions, queue: &QueueSpec, selection: &Selection) -> Result<u32> {
-    let mut count = 0;
+pub fn count(options: &SessionOptions, queue: &QueueSpec, selection: &Selection) -> Result<(u32, Names)> {
     if *selection == Selection::all() {
-        let Some(place) = open(options, queue)? else { return Ok(0) };
-        count = place.ready;
+        let Some(place) = open(options, queue)? else { return Ok((0, Names::default())) };
         place.session.close();
-    } else {
-        list(options, queue, selection, &mut |task, _| {
-            count += u32::from(task.is_some());
-            Ok(true)
-        })?;
+        return Ok((place.ready, Names::default()));
     }
-    Ok(count)
+    let mut count = 0;
+    let names = list(options, queue, selection, &mut |task, _| {
+        count += u32::from(task.is_some());
+        Ok(true)
+    })?;
+    Ok((count, names))
 }
 
-/// Deletes the oldest of the tasks that the filter describes, at most so many, and returns how many there were. Any that
-/// died after `until` (unix time) stay: others may have taken some of those that were meant.
+/// Deletes the selected tasks, the oldest first and at most so many, and returns how many there were. Any that died after
+/// `until` (unix time) stay: others may have taken some of those that were meant.
 ///
 /// # Errors
 /// As [`list`]; the text says how many were deleted. A signal: what was not deleted by then stays.
 pub fn purge_some(
     options: &SessionOptions,
     queue: &QueueSpec,
-    filter: &Filter,
+    selection: &Selection,
     most: u32,
     until: u64,
-) -> Result<u32> {
-    let Some(mut place) = open(options, queue)? else { return Ok(0) };
+) -> Result<(u32, Names)> {
+    let Some(mut place) = open(options, queue)? else { return Ok((0, selection.of_none())) };
     let interrupt = Interrupt::heard()?;
-    let wanted =
-        |task: &QueuedTask<'_>| task.record.failed_at.is_none_or(|at| at <= until) && filter.matches(task);
+    let (chosen, names) = selection.resolve(&mut place, options, &interrupt)?;
+    let most = most.min(selection.most());
     // No more are handed out than are meant.
-    let count = if *filter == Filter::default() { most.min(place.ready) } else { place.ready };
-    let (deleted, outcome) = purge_from(&mut place, options, &interrupt, (count, most), &wanted);
+    let count = if chosen.is_everything() { most.min(place.ready) } else { place.ready };
+    let wanted =
+        |task: &QueuedTask<'_>| task.record.failed_at.is_none_or(|at| at <= until) && chosen.includes(task);
+    let (deleted, outcome) = if chosen.is_nothing() {
+        (0, Ok(()))
+    } else {
+        purge_from(&mut place, options, &interrupt, (count, most), &wanted)
+    };
     place.session.close();
     outcome.and(interrupt.result()).map_err(|error| {
         let perhaps = if matches!(error.exit, Exit::Signal(_)) { "" } else { ", perhaps some more" };
         error.context(&format!("{deleted} deleted{perhaps}; the others are still in {}", queue.dead().name))
     })?;
-    Ok(deleted)
+    Ok((deleted, names))
 }
 
 fn purge_from(

@@ -56,9 +56,7 @@ impl Interrupt {
     pub fn result(&self) -> Result<()> {
         match self.first.get() {
             None => Ok(()),
-            Some(signal) => {
-                Err(Error::new(Exit::Signal(signal), "ended by a signal; the tasks are still there"))
-            }
+            Some(signal) => Err(Error::new(Exit::Signal(signal), "ended by a signal")),
         }
     }
 }

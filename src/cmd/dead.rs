@@ -21,7 +21,7 @@ use super::queue::{QueueNameArgs, check_name};
 use super::task::{BodyPart, object};
 use crate::broker::{QueueSpec, SessionOptions};
 use crate::calendar::unix_time;
-use crate::dead_tasks::{self, Filter, Names, Rate, Search, Selection, Unclear};
+use crate::dead_tasks::{self, Names, Rate, Search, Selection, Unclear};
 use crate::error::{Error, Exit, Result};
 use crate::output;
 
@@ -47,8 +47,8 @@ struct Target {
 enum Action {
     /// List the dead tasks, oldest first
     List {
-        /// Count them by exit and first line of the error
-        #[arg(long)]
+        /// Count them by exit and first line of the error, numbers aside; since the first attempt that failed
+        #[arg(long, conflicts_with = "limit")]
         group: bool,
         /// One JSON object for each task or group, a line each
         #[arg(long)]
@@ -62,7 +62,7 @@ enum Action {
     },
     /// Show one dead task with its error and its body
     Show {
-        /// Its id, its key, or the beginning of one (of a key, 4 digits or more)
+        /// Its key (beside the id in the list), its id, or what only this one begins with
         #[arg(value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// Only the body, byte for byte; on a terminal with what could drive it escaped
@@ -76,7 +76,7 @@ enum Action {
     },
     /// Send dead tasks to their queue again, as if they were new
     Requeue {
-        /// Their ids, their keys, or the beginnings of some (of a key, 4 digits or more)
+        /// Their keys (beside the ids in the list), their ids, or what only one of these begins with
         #[arg(
             value_name = "ID",
             conflicts_with_all = ["all", "FilterArgs", "limit"],
@@ -86,7 +86,7 @@ enum Action {
         /// All that are dead now
         #[arg(long, conflicts_with = "FilterArgs")]
         all: bool,
-        /// Send so many at most within that time, such as 2/s, 30/m or 100/h; go on when the broker was away
+        /// At most N a second (2/s), a minute (30/m) or an hour (100/h); if the broker goes away, go on later
         #[arg(long, value_name = "N/s", value_parser = rate)]
         rate: Option<Rate>,
         /// Only list what would be sent
@@ -99,8 +99,15 @@ enum Action {
         #[command(flatten)]
         place: Target,
     },
-    /// Delete dead tasks, after a question; those that come after it stay
+    /// Delete dead tasks, all or those that a filter chooses, after a question
     Purge {
+        /// Only these: their keys (beside the ids in the list), their ids, or what only one of these begins with
+        #[arg(
+            value_name = "ID",
+            conflicts_with_all = ["FilterArgs", "limit"],
+            value_parser = NonEmptyStringValueParser::new()
+        )]
+        names: Vec<String>,
         /// Do not ask
         #[arg(long, conflicts_with = "dry_run")]
         yes: bool,
@@ -144,20 +151,18 @@ pub(super) fn run(args: Args) -> Result<Exit> {
                      requeue --help)",
                 ));
             }
-            let selection = if names.is_empty() {
-                matching(filter, &limit)
-            } else {
-                Selection::Named(names.into_iter().collect())
-            };
+            let selection = selection(names, filter, &limit);
             if dry_run { would_be("sent again", &selection, place) } else { requeue(&selection, rate, place) }
         }
-        Action::Purge { yes: _, dry_run: true, filter, limit, place } => {
-            would_be("deleted", &matching(filter, &limit), place)
-        }
-        Action::Purge { yes, dry_run: false, filter, limit, place } => {
-            purge(filter.into_filter(), limit.limit, yes, place)
+        Action::Purge { names, yes, dry_run, filter, limit, place } => {
+            let selection = selection(names, filter, &limit);
+            if dry_run { would_be("deleted", &selection, place) } else { purge(&selection, yes, place) }
         }
     }
+}
+
+fn selection(names: Vec<String>, filter: FilterArgs, limit: &LimitArgs) -> Selection {
+    if names.is_empty() { matching(filter, limit) } else { Selection::Named(names.into_iter().collect()) }
 }
 
 fn matching(filter: FilterArgs, limit: &LimitArgs) -> Selection {
@@ -307,33 +312,41 @@ fn tell_names(names: &Names) {
     }
 }
 
-fn purge(filter: Filter, most: Option<u32>, yes: bool, place: Target) -> Result<Exit> {
+fn purge(selection: &Selection, yes: bool, place: Target) -> Result<Exit> {
     if !yes && !std::io::stdin().is_terminal() {
         return Err(Error::usage("there is nobody to ask: give --yes to delete without asking"));
     }
     let (options, queue) = place.open()?;
-    let selection = Selection::Matching { filter, most };
-    let deleted = if yes && selection == Selection::all() {
-        dead_tasks::purge_all(&options, &queue)?
+    let is_all = *selection == Selection::all();
+    let (deleted, names) = if yes && is_all {
+        (dead_tasks::purge_all(&options, &queue)?, Names::default())
     } else {
         let asked_at = unix_time();
-        let mut count = most.unwrap_or(u32::MAX);
+        let mut most = u32::MAX;
         if !yes {
-            count = dead_tasks::count(&options, &queue, &selection)?;
+            let (count, names) = dead_tasks::count(&options, &queue, selection)?;
+            refuse(&names.unclear, &queue)?;
+            tell_names(&names);
             if count == 0 {
-                tell_of_none(&selection, &queue);
+                tell_of_none(selection, &queue);
                 return Ok(Exit::Success);
             }
-            let them = output::counted(count.into(), "dead task", "dead tasks");
+            let such = if is_all { "" } else { "such " };
+            let them =
+                output::counted(count.into(), &format!("{such}dead task"), &format!("{such}dead tasks"));
             if !confirmed(&format!("Delete {them} from {}? [y/N] ", queue.dead().name))? {
                 log::info!("nothing was deleted");
                 return Ok(Exit::Success);
             }
+            most = count;
         }
-        let Selection::Matching { filter, .. } = &selection else { return Ok(Exit::Success) };
-        dead_tasks::purge_some(&options, &queue, filter, count, asked_at)?
+        dead_tasks::purge_some(&options, &queue, selection, most, asked_at)?
     };
+    if yes {
+        tell_names(&names);
+    }
     log::info!("{deleted} deleted from {}", queue.dead().name);
+    refuse(&names.unclear, &queue)?;
     Ok(Exit::Success)
 }
 

@@ -72,7 +72,7 @@ pub(super) fn run(args: Args) -> Result<Exit> {
     outcome?;
     match cost {
         Some(cost) => log::info!("{cost}"),
-        None if looked_at == 0 => log::info!("no tasks wait in {}", queue.name),
+        None if looked_at == 0 => log::info!("nothing is ready in {}", queue.name),
         None => {}
     }
     Ok(Exit::Success)

@@ -68,6 +68,11 @@ pub(super) fn first_line(error: Option<&str>) -> &str {
     error.unwrap_or_default().lines().find(|line| !line.trim().is_empty()).unwrap_or_default()
 }
 
+/// The last one.
+pub(super) fn last_line(error: Option<&str>) -> &str {
+    error.unwrap_or_default().lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default()
+}
+
 /// `2026-11-28T22:40:31Z`.
 pub(super) fn moment(at: Option<u64>) -> Option<String> {
     at.and_then(Moment::from_unix).map(|moment| moment.to_string())

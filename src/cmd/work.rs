@@ -73,8 +73,8 @@ pub(super) struct Args {
         requires = "command"
     )]
     output: ShownArg,
-    /// Besides, add it to files of each attempt, DIR/ID.ATTEMPT.out and .err, of 10 MiB at most: the end is kept. DIR should
-    /// be on a local disk
+    /// Also keep what COMMAND prints, in files of each attempt: DIR/ID.ATTEMPT.out and .err, of 10 MiB at most (the end). DIR
+    /// should be on a local disk
     #[arg(help_heading = RUN, long, value_name = "DIR", requires = "command")]
     output_dir: Option<PathBuf>,
     /// Tasks that a thread may hold, the one it runs included; with more than 1 some wait here while other threads are free

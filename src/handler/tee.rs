@@ -23,7 +23,7 @@ pub(super) struct Label {
 pub(super) struct Tee {
     relay: Option<Relay>,
     file: Option<TaskFile>,
-    /// The last bytes so far, at most [`TAIL_MAX`]. None on stdout.
+    /// The last bytes so far, at most one more than [`TAIL_MAX`]. None on stdout.
     tail: Option<VecDeque<u8>>,
 }
 
@@ -51,7 +51,13 @@ impl Tee {
 
     /// The last bytes of stderr, at most 2 KiB, since the start or the last [`Tee::forget_tail`].
     pub(super) fn tail(&self) -> Vec<u8> {
-        self.tail.iter().flatten().copied().collect()
+        let mut tail: Vec<u8> = self.tail.iter().flatten().copied().collect();
+        if tail.len() > TAIL_MAX {
+            // It begins with a whole line, where one begins in it.
+            let line = tail.iter().position(|byte| *byte == b'\n').map_or(1, |end| end + 1);
+            tail.drain(..if line < tail.len() { line } else { 1 });
+        }
+        tail
     }
 
     pub(super) fn forget_tail(&mut self) {
@@ -68,8 +74,9 @@ impl OutputSink for Tee {
 
     fn take(&mut self, bytes: &[u8]) {
         if let Some(tail) = &mut self.tail {
-            let last = &bytes[bytes.len().saturating_sub(TAIL_MAX)..];
-            tail.drain(..(tail.len() + last.len()).saturating_sub(TAIL_MAX));
+            // One more tells that something is missing.
+            let last = &bytes[bytes.len().saturating_sub(TAIL_MAX + 1)..];
+            tail.drain(..(tail.len() + last.len()).saturating_sub(TAIL_MAX + 1));
             tail.extend(last);
         }
         if let Some(relay) = &mut self.relay {

@@ -96,6 +96,16 @@ fn one_kind_is_sent_again_and_another_deleted() {
 }
 
 #[test]
+fn tasks_are_deleted_by_name() {
+    let sandbox = three_kinds();
+    let deleted = dead(&sandbox, &["purge", "disk-2", "shot", "nobody", "--yes"]).exits(65);
+    assert!(deleted.stderr.contains("2 deleted") && deleted.stderr.contains("nobody"), "{}", deleted.stderr);
+    assert_eq!(ids(&sandbox, &[]), ["net-1", "disk-1", "net-2", "net-3"]);
+    dead(&sandbox, &["purge", "net", "--yes"]).exits(65).says("several dead tasks");
+    assert_eq!(ids(&sandbox, &[]).len(), 4);
+}
+
+#[test]
 fn names_can_be_tried_first() {
     let sandbox = three_kinds();
     let tried = dead(&sandbox, &["requeue", "disk-2", "shot", "nobody", "--dry-run"]).exits(65);
@@ -124,6 +134,8 @@ fn filters_that_mean_nothing_or_contradict_are_usage_errors() {
         &["list", "--exit", ""],
         &["list", "--older", "yesterday"],
         &["purge", "--yes", "--dry-run"],
+        &["purge", "an-id", "--yes", "--exit", "3"],
+        &["list", "--group", "--limit", "3"],
     ] {
         let refused = dead(&sandbox, args).exits(2);
         assert_eq!(refused.stderr.lines().count(), 1, "{args:?}: {}", refused.stderr);

@@ -31,7 +31,7 @@ fn validate(form: &str, text: &str) -> Finished {
 
 #[test]
 fn another_form_is_noticed() {
-    let group = r#"{"tasks":1,"exit":null,"error":null,"failed_since":null,"failed_last":null,"hosts":[]}"#;
+    let group = r#"{"tasks":1,"exit":null,"error":null,"error_last_line":null,"failed_since":null,"failed_last":null,"hosts":[]}"#;
     lines_are("group", group, 1);
     for wrong in [group.replace("[]", "null"), group.replace("hosts", "host"), group.replace("1,", "-1,")] {
         validate("group", &wrong).exits(1);

@@ -78,7 +78,7 @@ fn where_nothing_waits_there_is_nothing_to_see_and_a_missing_queue_is_an_error()
     sandbox.taskq(["peek"]).run().exits(78).says("there is no queue");
     sandbox.broker().declare(&sandbox.queue);
     let nothing = sandbox.taskq(["peek"]).run().exits(0);
-    assert!(nothing.stdout.is_empty() && nothing.stderr.contains("no tasks wait"), "{}", nothing.stderr);
+    assert!(nothing.stdout.is_empty() && nothing.stderr.contains("nothing is ready"), "{}", nothing.stderr);
     sandbox.taskq(["peek", "-n", "0"]).run().exits(2);
 }
 

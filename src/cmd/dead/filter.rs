@@ -27,10 +27,10 @@ pub(super) struct FilterArgs {
     /// Whose last attempt ended so: a number is that exit status, other text a part of what the list shows
     #[arg(help_heading = WHICH, long, value_name = "EXIT", allow_hyphen_values = true, value_parser = exit)]
     exit: Option<ExitIs>,
-    /// That failed longer ago than this
+    /// Whose last attempt failed longer ago than this
     #[arg(help_heading = WHICH, long, value_name = "DUR", value_parser = positive_duration)]
     older: Option<Duration>,
-    /// That failed within this time
+    /// Whose last attempt failed within this time
     #[arg(help_heading = WHICH, long, value_name = "DUR", value_parser = positive_duration)]
     newer: Option<Duration>,
 }
