@@ -154,7 +154,7 @@ fn a_persistent_command_has_files_for_stderr_alone_and_only_while_it_has_a_task(
         while IFS= read -r task; do
             echo working >&2
             echo OK
-            until [ -e "$1/acknowledged" ]; do sleep 0.05; done
+            while [ -d "$1" ] && [ ! -e "$1/acknowledged" ]; do sleep 0.05; done
             rm "$1/acknowledged"
             echo 'between tasks' >&2
         done"#;
@@ -173,7 +173,7 @@ fn a_persistent_command_has_files_for_stderr_alone_and_only_while_it_has_a_task(
 fn what_is_left_in_the_background_writes_to_the_file_of_its_task() {
     let sandbox = Sandbox::new();
     let directory = sandbox.path(DIR);
-    let script = r#"setsid sh -c 'echo $$ >>"$1/pids"; until [ -e "$1/go" ]; do sleep 0.05; done; echo late' sh "$1" & echo early"#;
+    let script = r#"setsid sh -c 'echo $$ >>"$1/pids"; while [ -d "$1" ] && [ ! -e "$1/go" ]; do sleep 0.05; done; echo late' sh "$1" & echo early"#;
     let worker = sandbox.handling(&options(directory.to_str().unwrap(), &[]), script);
     send(&sandbox, "one", "x");
     worker.says("Done");

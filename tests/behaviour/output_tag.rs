@@ -71,7 +71,7 @@ fn a_persistent_command_prints_for_the_task_that_it_has() {
         while IFS= read -r task; do
             printf 'working' >&2
             echo OK
-            until [ -e "$1/acknowledged" ]; do sleep 0.05; done
+            while [ -d "$1" ] && [ ! -e "$1/acknowledged" ]; do sleep 0.05; done
             rm "$1/acknowledged"
             echo 'between tasks' >&2
         done"#;
@@ -88,7 +88,7 @@ fn a_persistent_command_prints_for_the_task_that_it_has() {
 #[test]
 fn what_is_left_in_the_background_keeps_its_tag() {
     let sandbox = Sandbox::new();
-    let script = r#"setsid sh -c 'echo $$ >>"$1/pids"; until [ -e "$1/go" ]; do sleep 0.05; done; echo late >&2' sh "$1" & echo early >&2"#;
+    let script = r#"setsid sh -c 'echo $$ >>"$1/pids"; while [ -d "$1" ] && [ ! -e "$1/go" ]; do sleep 0.05; done; echo late >&2' sh "$1" & echo early >&2"#;
     let worker = sandbox.handling(&["--output", "tag"], script);
     send(&sandbox, "one", "x");
     worker.says("[one] early\n").says("Done");
