@@ -80,7 +80,7 @@ fn of_a_thousand_tasks_each_is_done_or_dead_after_all_its_attempts() {
     for task in &dead {
         let n: usize = task["body_excerpt"].as_str().unwrap().trim_end_matches("\\n").parse().unwrap();
         assert!(seen.insert(n), "{n} is dead twice");
-        assert_eq!((runs[&n], task["attempts"].as_u64()), (ATTEMPTS, Some(3)), "{task}");
+        assert_eq!((runs[&n], task["attempt"].as_u64()), (ATTEMPTS, Some(3)), "{task}");
         let (exit, error) = (task["exit"].as_str().unwrap(), task["error"].as_str());
         if never_ends(n) {
             assert!(exit.contains("timed out"), "{task}");
