@@ -67,15 +67,16 @@ impl Place {
         if self.wears_out() && self.ready > 0 {
             match open_publisher(options, &self.queue) {
                 Ok(publisher) => return Ok(Refresher::with(publisher, options, &self.queue, interrupt)),
-                Err(error) if error.exit == Exit::TryAgain => {
+                // It is told where a copy is needed.
+                Err(error) if error.exit == Exit::Refused => log::debug!("no copies: {error}"),
+                Err(error) if error.exit == Exit::Configuration => return Err(error),
+                Err(error) => {
                     return Err(Error::try_again(format!(
                         "{error}, and {} cannot be looked at meanwhile: each look counts as a delivery, and what was \
                          delivered too often could not be replaced by a copy",
                         self.queue.name
                     )));
                 }
-                // It is told where a copy is needed.
-                Err(error) => log::debug!("no connection for copies: {error}"),
             }
         }
         Ok(Refresher::new(options, &self.queue, interrupt))
@@ -93,7 +94,12 @@ impl Place {
 /// Try again: the broker takes none now, with the reason. Those of the connection, and of a permission that is missing.
 pub fn open_publisher<T>(options: &SessionOptions, queue: &QueueSpec) -> Result<Publisher<T>> {
     let mut publisher = Publisher::open_verified(options, queue)?;
-    let why = match publisher.probe() {
+    // During an alarm a broker may take one message on a connection before it blocks it.
+    let probed = publisher.probe().and_then(|first| match first {
+        Publishing::Works => publisher.probe(),
+        no => Ok(no),
+    });
+    let why = match probed {
         Ok(Publishing::Works) => return Ok(publisher),
         Ok(Publishing::Blocked(reason)) => format!("the broker has blocked publishing ({reason})"),
         Ok(Publishing::Unknown) => "the broker does not answer what is published".to_owned(),
